@@ -1,0 +1,177 @@
+"""Flags that the commands share, and every user's error as one line.
+
+A command ends with
+
+    if __name__ == '__main__':
+      cli.run(main)
+
+where `main` reads the parsed flags. A mistake of the user's is printed as
+`error: ...` and ends with status 2; our own mistakes keep their traceback.
+"""
+
+import difflib
+import functools
+import importlib.util
+import pathlib
+import re
+import sys
+import traceback
+import types
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from absl import app, flags
+from ml_collections import config_dict, config_flags
+
+from bn_research import errors
+
+# No default: with one, a bad override would fail while this module is imported.
+CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'File of the experiment: path.py or path.py:argument.'
+)
+WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the results.')
+
+
+@functools.cache
+def define_data_dir() -> flags.FlagHolder:
+  """Defines --data_dir, for the commands that read data."""
+  return flags.DEFINE_string(
+    'data_dir', None, "Directory of the datasets; TFDS's own where not given."
+  )
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+  """Parses the flags, calls `main` and exits with what it returns.
+
+  Args:
+    main: The command. A `UserError` that it raises is printed in one line.
+  """
+  for flag in flags.FLAGS.flags_by_module_dict()[__name__]:
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+  app.run(lambda _: _in_one_line(main), flags_parser=_parse)
+
+
+def config_path() -> str:
+  """Returns --config as it was typed: `path.py` or `path.py:argument`."""
+  return config_flags.get_config_filename(flags.FLAGS['config'])
+
+
+def config_overrides() -> dict[str, Any]:
+  """Returns what `--config.key=value` changed, by dotted key."""
+  return dict(config_flags.get_override_values(flags.FLAGS['config']))
+
+
+def config_module(path: str) -> types.ModuleType:
+  """Loads the file of an experiment, for its `sweep()` and `report()`.
+
+  Args:
+    path: `path.py` or `path.py:argument`.
+
+  Raises:
+    UserError: If there is no such file, or it raises.
+  """
+  name, _, _ = path.partition(':')
+  if not pathlib.Path(name).is_file():
+    raise errors.UserError(
+      f'no config file {name}; give --config=path.py or path.py:argument'
+    )
+  spec = importlib.util.spec_from_file_location('experiment', name)
+  if spec is None or spec.loader is None:
+    raise errors.UserError(f'{name} is not a Python file (.py)')
+  module = importlib.util.module_from_spec(spec)
+  _of_the_user(name, spec.loader.exec_module, module)
+  return module
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+  """Parses like absl, with every error of the user's in one line.
+
+  ml_collections tells a bad config by tracebacks and a misspelt key by Python's
+  attribute errors; so the config is loaded and the keys are looked up first.
+  """
+  return _in_one_line(lambda: _checked_parse(argv))
+
+
+def _checked_parse(argv: Sequence[str]) -> list[str]:
+  path = _typed_config(argv)
+  if path is not None:
+    config = _load(path)
+    for argument in argv:
+      if match := re.match(r'--?(?:no)?config\.([^=]+)', argument):
+        _check_key(config, match[1])
+  try:
+    rest = flags.FLAGS(argv)
+  except flags.Error as error:
+    raise errors.UserError(str(error)) from error
+  for name in ('config', 'workdir'):
+    if flags.FLAGS[name].value is None:
+      raise errors.UserError(f'--{name} is required; --help shows the flags')
+  if len(rest) > 1:
+    raise errors.UserError(f'unexpected argument {rest[1]!r}')
+  return rest
+
+
+def _typed_config(argv: Sequence[str]) -> str | None:
+  """Returns what follows the last `--config=` or `--config `."""
+  path = None
+  for i, argument in enumerate(argv):
+    if argument in ('--config', '-config') and i + 1 < len(argv):
+      path = argv[i + 1]
+    elif match := re.match(r'--?config=(.*)', argument):
+      path = match[1]
+  return path
+
+
+def _load(path: str) -> config_dict.ConfigDict:
+  """Returns `get_config(argument)` of the experiment."""
+  name, *argument = path.split(':', 1)
+  module = config_module(path)
+  if not hasattr(module, 'get_config'):
+    raise errors.UserError(f'{name} has no function get_config')
+  config = _of_the_user(name, module.get_config, *argument)
+  if not isinstance(config, config_dict.ConfigDict):
+    raise errors.UserError(f'{name}: get_config must return a ConfigDict')
+  return config
+
+
+def _of_the_user(name: str, call: Callable[..., Any], *args: Any) -> Any:
+  """Calls code of a config file, its errors told by line of that file."""
+  try:
+    return call(*args)
+  except Exception as error:
+    line = getattr(error, 'lineno', None) or max(
+      (
+        frame.lineno or 0
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == name
+      ),
+      default=0,
+    )
+    where = f'{name}:{line}' if line else name
+    raise errors.UserError(
+      f'{where}: {type(error).__name__}: {str(error).splitlines()[0]}'
+    ) from error
+
+
+def _check_key(config: config_dict.ConfigDict, key: str) -> None:
+  """Raises a UserError where `key`, dotted, does not exist in `config`."""
+  node: Any = config
+  for name in key.split('.'):
+    if not isinstance(node, config_dict.ConfigDict):
+      raise errors.UserError(f'unknown config key {key!r}')
+    if name not in node:
+      close = difflib.get_close_matches(name, list(node), n=1)
+      known = f'the keys there are {", ".join(sorted(node))}'
+      hint = f'did you mean {close[0]!r}?' if close else known
+      raise errors.UserError(f'unknown config key {key!r}; {hint}')
+    node = node[name]
+
+
+def _in_one_line(call: Callable[[], Any]) -> Any:
+  try:
+    return call()
+  except errors.UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)
+  except KeyboardInterrupt:
+    sys.exit(130)

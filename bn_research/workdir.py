@@ -1,0 +1,237 @@
+"""The files of one run: their names, how they are written, how they are read.
+
+Imports the standard library and NumPy only, so that sweeps and reports read
+workdirs without waiting for JAX.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import io
+import json
+import os
+import pathlib
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from bn_research import errors
+
+CONFIG = 'config.json'
+METRICS = 'metrics.jsonl'
+STATUS = 'status.json'
+PROBES = 'probes'
+CHECKPOINTS = 'checkpoints'
+
+INCOMPLETE = 'incomplete'
+DONE = 'done'
+DIVERGED = 'diverged'
+FAILED = 'failed'
+
+PathLike = str | os.PathLike[str]
+
+_FIXES = {
+  errno.ENOSPC: 'free some space',
+  errno.EDQUOT: 'free some of your quota',
+  errno.EFBIG: 'raise the limit on file sizes',
+  errno.EROFS: 'choose a writable --workdir',
+  errno.EACCES: 'choose a writable --workdir',
+  errno.EPERM: 'choose a writable --workdir',
+  errno.ENOTDIR: 'choose another --workdir',
+  errno.EEXIST: 'choose another --workdir',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+  """Where a run stands.
+
+  Attributes:
+    status: `INCOMPLETE`, `DONE`, `DIVERGED` or `FAILED`.
+    step: Training steps completed when this was written.
+    reason: Why the run stands here, in one line; empty where there is nothing
+      to say.
+  """
+
+  status: str = INCOMPLETE
+  step: int = 0
+  reason: str = ''
+
+
+@contextlib.contextmanager
+def writing(path: PathLike) -> Iterator[None]:
+  """Turns an error of the disk (full, read-only) into one line for the user.
+
+  Args:
+    path: What is being written; named in the message.
+
+  Raises:
+    UserError: If the body meets an `OSError` that the user can cure.
+  """
+  try:
+    yield
+  except OSError as error:
+    if error.errno not in _FIXES:
+      raise
+    raise errors.UserError(
+      f'cannot write {os.fspath(path)}: {os.strerror(error.errno)};'
+      f' {_FIXES[error.errno]} and run the same command again'
+    ) from error
+
+
+def write_atomically(
+  path: PathLike, write: Callable[[BinaryIO], object]
+) -> None:
+  """Writes a file so that a reader sees the old or the new one, never half.
+
+  Args:
+    path: The file; its directory is made if it is not there.
+    write: Called with a binary file object that ends up as `path`.
+
+  Raises:
+    UserError: If the disk is full, read-only or not ours; `path` then still
+      holds what it held.
+  """
+  path = pathlib.Path(path)
+  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+  with writing(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+      with open(temporary, 'wb') as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+      os.replace(temporary, path)
+    except BaseException:
+      temporary.unlink(missing_ok=True)
+      raise
+
+
+def write_json(path: PathLike, value: Any) -> None:
+  """Writes `value` as indented JSON, atomically."""
+  text = json.dumps(value, indent=2) + '\n'
+  write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_status(workdir: PathLike, status: Status) -> None:
+  """Writes `status.json`."""
+  write_json(pathlib.Path(workdir, STATUS), dataclasses.asdict(status))
+
+
+def read_status(workdir: PathLike) -> Status:
+  """Reads `status.json`; an absent or unreadable one is an incomplete run."""
+  try:
+    fields = json.loads(pathlib.Path(workdir, STATUS).read_text())
+    return Status(
+      str(fields['status']), int(fields['step']), str(fields['reason'])
+    )
+  except (OSError, ValueError, KeyError, TypeError):
+    return Status()
+
+
+def read_record(workdir: PathLike) -> dict[str, Any]:
+  """Reads `config.json` whole: the config and what it ran with.
+
+  Returns:
+    A dict with `config`, `versions`, `devices` and `command`.
+
+  Raises:
+    UserError: If `workdir` holds no readable `config.json`.
+  """
+  path = pathlib.Path(workdir, CONFIG)
+  try:
+    record = json.loads(path.read_text())
+    record['config']
+  except OSError as error:
+    raise errors.UserError(
+      f'{path}: {error.strerror}; is this the workdir of a run?'
+    ) from error
+  except (ValueError, KeyError, TypeError) as error:
+    raise errors.UserError(
+      f'{path} is damaged; remove it and train again'
+    ) from error
+  return record
+
+
+def read_config(workdir: PathLike) -> dict[str, Any]:
+  """Reads the resolved config of a run as nested dicts.
+
+  Raises:
+    UserError: If `workdir` holds no readable `config.json`.
+  """
+  return read_record(workdir)['config']
+
+
+def read_metrics(workdir: PathLike) -> list[dict[str, Any]]:
+  """Reads the rows of `metrics.jsonl`.
+
+  Returns:
+    One dict a row, in the order of steps; none where there is no file. Reading
+    ends at a line that a killed run left unfinished.
+  """
+  try:
+    lines = pathlib.Path(workdir, METRICS).read_bytes().splitlines()
+  except FileNotFoundError:
+    return []
+  rows = []
+  for line in lines:
+    try:
+      rows.append(json.loads(line))
+    except ValueError:
+      break
+  return rows
+
+
+def truncate_metrics(workdir: PathLike, step: int) -> list[dict[str, Any]]:
+  """Drops the rows after `step`, and an unfinished last line.
+
+  Returns:
+    The rows kept.
+  """
+  rows = [row for row in read_metrics(workdir) if row['step'] <= step]
+  text = ''.join(json.dumps(row) + '\n' for row in rows)
+  path = pathlib.Path(workdir, METRICS)
+  write_atomically(path, lambda file: file.write(text.encode()))
+  return rows
+
+
+def write_probe(
+  workdir: PathLike, name: str, arrays: Mapping[str, np.ndarray]
+) -> None:
+  """Writes `probes/NAME.npz`.
+
+  Args:
+    workdir: Where the run writes.
+    name: The name of the probe.
+    arrays: `step` (k,) and one array a probed quantity.
+  """
+  # NumPy seeks while it writes; from memory the file is written in one go.
+  buffer = io.BytesIO()
+  np.savez(buffer, **arrays)  # type: ignore[arg-type]
+  path = pathlib.Path(workdir, PROBES, f'{name}.npz')
+  write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+
+
+def read_probe(workdir: PathLike, name: str) -> dict[str, np.ndarray]:
+  """Reads `probes/NAME.npz`.
+
+  Returns:
+    The arrays by name; `step` (k,) says when the others were taken.
+
+  Raises:
+    UserError: If the run has no such probe, or the file is damaged.
+  """
+  path = pathlib.Path(workdir, PROBES, f'{name}.npz')
+  try:
+    with np.load(path) as arrays:
+      return dict(arrays)
+  except FileNotFoundError as error:
+    raise errors.UserError(
+      f'{path} does not exist; train with the probe {name!r} first'
+    ) from error
+  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    raise errors.UserError(
+      f'{path} is damaged; remove the workdir and train again'
+    ) from error

@@ -1,0 +1,1 @@
+"""How a Normalization plugs into Flax: `layers.nnx` and `layers.linen`."""

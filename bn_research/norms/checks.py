@@ -1,0 +1,65 @@
+"""Errors that name the argument and the fix, in one place for every layer."""
+
+import jax
+import jax.numpy as jnp
+
+Shape = tuple[int, ...]
+
+
+def activations(x: jax.Array, mask: jax.Array | None, **affine) -> None:
+  """Checks the arrays of a call against the activations `x`.
+
+  Raises:
+    TypeError: If `x` is not floating.
+    ValueError: If `x` is empty, or an array does not broadcast against it.
+  """
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    raise TypeError(
+      f'x is {x.dtype}; a normalization needs floating activations: call with '
+      'x.astype(float32).'
+    )
+  if x.size == 0:
+    raise ValueError(
+      f'x of shape {x.shape} has no activations, so it has no statistics; '
+      'leave the empty batch out, or give full shapes and a mask.'
+    )
+  for name, value in {'mask': mask, **affine}.items():
+    if value is not None and not _broadcasts(jnp.shape(value), x.shape):
+      raise ValueError(
+        f'{name} of shape {jnp.shape(value)} does not broadcast against x of '
+        f'shape {x.shape}.'
+      )
+
+
+def _broadcasts(shape: Shape, to: Shape) -> bool:
+  try:
+    return jnp.broadcast_shapes(shape, to) == to
+  except ValueError:
+    return False
+
+
+def state(state, features: Shape, remembers: bool, use_running: bool) -> None:
+  """Checks that the state is the one that the normalization remembers.
+
+  Raises:
+    ValueError: If it is of other features, missing, or never existed.
+  """
+  if not remembers:
+    if use_running:
+      raise ValueError(
+        'use_running=True asks for running statistics, and this normalization '
+        'remembers none; give it a population, such as Ema(), or call with '
+        'use_running=False.'
+      )
+    return
+  if state == ():
+    raise ValueError(
+      'this normalization remembers statistics and got no state; call '
+      f'apply(x, norm.init({features[0] if len(features) == 1 else features}))'
+      '.'
+    )
+  if state.mean.shape != features:
+    raise ValueError(
+      f'the state is of num_features={state.mean.shape} and x has features of '
+      f'shape {features}; init with the number of features of x.'
+    )

@@ -1,0 +1,174 @@
+"""Moments of a set of activations: the one statistics engine.
+
+A set of activations is summarized by how many there are, their mean, and the
+sum of squared deviations from that mean. Two summaries merge into the summary
+of the union exactly (Chan, Golub and LeVeque, 1979), whatever the sizes; no
+mean of means is taken anywhere, and no difference of large squares.
+"""
+
+from functools import partial
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from bn_research.norms import collectives
+
+Axes: TypeAlias = tuple[int, ...]
+
+
+class Moments(NamedTuple):
+  """Count, mean and co-moment of a set of activations.
+
+  Attributes:
+    count: How many activations, float, broadcastable against `mean`.
+    mean: Their mean, at least float32.
+    comoment: Sum of squared deviations from the mean, of the shape of `mean`;
+      for a covariance, sums of products of deviations, (..., d, d).
+  """
+
+  count: jax.Array  # type: ignore[assignment]  # tuple.count is not needed
+  mean: jax.Array
+  comoment: jax.Array
+
+  @property
+  def variance(self) -> jax.Array:
+    """The biased variance or covariance, comoment / count; 0 if empty."""
+    return self.comoment / self._like_comoment(jnp.maximum(self.count, 1))
+
+  def unbiased(self) -> 'Moments':
+    """Returns these moments with `variance` multiplied by n / (n - 1)."""
+    factor = self.count / jnp.maximum(self.count - 1, 1)
+    comoment = self.comoment * self._like_comoment(factor)
+    return self._replace(comoment=comoment)
+
+  def merged(self, axis: int | Axes = 0) -> 'Moments':
+    """Returns the moments of the union of the sets along `axis` of the means.
+
+    With n = Σ nᵢ and m = Σ nᵢ mᵢ / n, the co-moment of the union is
+    Σ (Mᵢ + nᵢ (mᵢ - m)²); for covariances the square is an outer product.
+    Empty sets change nothing. Axes are kept, with size 1.
+    """
+    add = partial(jnp.sum, axis=axis, keepdims=True)
+    counts = jnp.broadcast_to(self.count, self.mean.shape)
+    count = add(counts)
+    mean = add(counts * self.mean) / jnp.maximum(count, 1)
+    apart = self.mean - mean
+    if self.comoment.ndim == self.mean.ndim:
+      between = counts * apart * apart
+    else:
+      between = (counts * apart)[..., :, None] * apart[..., None, :]
+    return Moments(count, mean, add(self.comoment + between))
+
+  def _like_comoment(self, count: jax.Array) -> jax.Array:
+    """Lets `count`, shaped like the mean, divide the co-moment."""
+    is_matrix = self.comoment.ndim > self.mean.ndim
+    return count[..., None] if is_matrix else count
+
+
+def wide(x: jax.Array) -> jax.Array:
+  """Casts to the type of statistics: float32, or wider where `x` is wider."""
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def keep(mask: jax.Array | None, x: jax.Array) -> jax.Array:
+  """Zero where the mask is False; a select, so that NaN behind it is gone."""
+  return x if mask is None else jnp.where(mask, x, 0)
+
+
+def recomputed(f):
+  """Recomputes `f` in the backward pass, so that only its inputs are kept."""
+  return jax.checkpoint(f, prevent_cse=False)
+
+
+def estimate(
+  x: jax.Array,
+  mask: jax.Array | None,
+  axes: Axes,
+  names: tuple[str, ...] = (),
+  centre: bool = True,
+) -> Moments:
+  """Estimates moments over `axes` of `x` and over named mesh axes.
+
+  Two passes over `x` on each device, then one gather of the small results and
+  an exact merge. The derivative, of any order and in both modes, is
+
+    dmean = Σ dx / n,    dcomoment = 2 Σ (x - mean) dx,
+
+  the two sums travelling together: one collective. The backward pass keeps `x`
+  and arrays of the size of the mean.
+
+  Args:
+    x: Activations of any shape, floating.
+    mask: None, or boolean, broadcastable against `x`: False is not in the set
+      and may hold anything, NaN included.
+    axes: Axes of `x` that are pooled; they stay, with size 1.
+    names: Named mesh axes that are pooled too.
+    centre: Whether deviations are from the mean, or (False) from zero: then
+      the mean returned is zero.
+
+  Returns:
+    The moments, in float32 at least.
+  """
+  return _estimate(x, mask, axes, names, centre)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
+def _estimate(x, mask, axes, names, centre):
+  local = _local(x, mask, axes, centre)
+  if not names:
+    return local
+  count = jnp.broadcast_to(local.count, local.mean.shape)
+  stacked = jnp.stack([count, local.mean, local.comoment], axis=-1)
+  gathered = collectives.gather(stacked, names)
+  merged = Moments(*jnp.moveaxis(gathered, -1, 0)).merged(0)
+  return jax.tree.map(lambda leaf: leaf[0], merged)
+
+
+def _local(x, mask, axes, centre) -> Moments:
+  add = partial(jnp.sum, axis=axes, keepdims=True)
+  count = _count(x, mask, axes)
+  x = keep(mask, wide(x))
+  if not centre:
+    total = add(x * x)
+    return Moments(count, jnp.zeros_like(total), total)
+  mean = add(x) / jnp.maximum(count, 1)
+  apart = keep(mask, x - mean)
+  return Moments(count, mean, add(apart * apart))
+
+
+def _count(x, mask, axes) -> jax.Array:
+  """How many are in the set: keeps the dimensions of `x`, small or full."""
+  dtype = jnp.promote_types(x.dtype, jnp.float32)
+  if mask is None:
+    size = 1
+    for axis in axes:
+      size *= x.shape[axis]
+    count = jnp.full((1,) * x.ndim, size, dtype)
+    return collectives.vary_like(count, x)
+  mask = mask.reshape((1,) * (x.ndim - mask.ndim) + mask.shape)
+  unseen = 1
+  for axis in axes:
+    unseen *= x.shape[axis] // mask.shape[axis]
+  count = mask.astype(dtype).sum(axes, keepdims=True)
+  return count * unseen
+
+
+@_estimate.defjvp
+def _estimate_jvp(axes, names, centre, primals, tangents):
+  x, mask = primals
+  moments = _estimate(x, mask, axes, names, centre)
+  sums = partial(_tangent_sums, axes=axes, centre=centre)
+  stacked = recomputed(sums)(x, mask, moments.mean, tangents[0])
+  dsum, dcomoment = collectives.total(stacked, names)
+  dmean = dsum / jnp.maximum(moments.count, 1)
+  return moments, Moments(jnp.zeros_like(moments.count), dmean, dcomoment)
+
+
+def _tangent_sums(x, mask, mean, dx, axes, centre):
+  dx = keep(mask, wide(dx))
+  apart = keep(mask, wide(x) - mean)
+  add = partial(jnp.sum, axis=axes, keepdims=True)
+  dcomoment = 2 * add(apart * dx)
+  dsum = add(dx) if centre else jnp.zeros_like(dcomoment)
+  return jnp.stack([dsum, dcomoment])

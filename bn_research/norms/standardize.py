@@ -1,0 +1,124 @@
+"""The standardizing map: centre, divide by the deviation, scale and shift."""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bn_research.norms import collectives
+from bn_research.norms.moments import keep, recomputed, wide
+
+
+def normalize(
+  x: jax.Array,
+  mask: jax.Array | None,
+  mean: jax.Array | None,
+  var: jax.Array | None,
+  scale: jax.Array | None = None,
+  bias: jax.Array | None = None,
+  epsilon: float = 1e-5,
+) -> jax.Array:
+  """Normalizes with given moments and applies the affine, in one rule.
+
+    y = (x - mean) / √(var + ε) · scale + bias        (zero where masked out)
+
+  One derivative rule for the whole expression, of any order and in both modes.
+  The backward pass keeps `x`, in its own type, and arrays of the size of the
+  moments. The gradient with respect to the moments is complete: together with
+  that of `moments.estimate` it is the derivative of the normalization.
+
+  Args:
+    x: Activations of any shape, floating.
+    mask: None, or boolean, broadcastable against `x`.
+    mean: None for no centring, or broadcastable against `x`.
+    var: None for no scaling, or broadcastable against `x`.
+    scale: None for 1, or broadcastable against `x`.
+    bias: None for 0, or broadcastable against `x`.
+    epsilon: Added to the variance.
+
+  Returns:
+    An array like `x`, in the type of `x`; computed in float32 at least.
+
+  Source: Ioffe and Szegedy (2015), Algorithm 1.
+  """
+  dtype = jnp.promote_types(x.dtype, jnp.float32)
+  zero, one = jnp.zeros((), dtype), jnp.ones((), dtype)
+  if var is None:
+    var, epsilon = one, 0.0
+  return _normalize(
+    x,
+    mask,
+    zero if mean is None else mean,
+    var,
+    one if scale is None else scale,
+    zero if bias is None else bias,
+    epsilon,
+  )
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(6,))
+def _normalize(x, mask, mean, var, scale, bias, epsilon):
+  y = (wide(x) - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
+  return keep(mask, y).astype(x.dtype)
+
+
+@_normalize.defjvp
+def _normalize_jvp(epsilon, primals, tangents):
+  x, mask, mean, var, scale, bias = primals
+  dx, _, dmean, dvar, dscale, dbias = tangents
+  y = _normalize(*primals, epsilon)
+  r = lax.rsqrt(var + epsilon)
+  dr = -0.5 * r * r * r * dvar
+  if _about_as_large(x, mean, var, scale, bias):
+    rule = partial(_tangent_by_terms, dtype=x.dtype)
+    terms = (mean, r, scale, dmean, dr, dscale, dbias)
+    return y, recomputed(rule)(x, mask, dx, *terms)
+  slope, offset = r * dscale + dr * scale, dbias - r * scale * dmean
+  slope, offset = _vary_together(slope, offset, x)
+  rule = partial(_tangent_by_coefficients, dtype=x.dtype)
+  return y, recomputed(rule)(x, mask, dx, mean, r * scale, slope, offset)
+
+
+def _about_as_large(x: jax.Array, *terms: jax.Array) -> bool:
+  """Whether coefficients made of all terms would be about as large as `x`.
+
+  So it is for layer normalization, with moments a row and a scale a column:
+  combining them would double the traffic. For batch normalization it is not
+  combining them that would.
+  """
+  shape = jnp.broadcast_shapes(*(term.shape for term in terms))
+  return 2 * math.prod(shape) > x.size
+
+
+def _tangent_by_coefficients(x, mask, dx, mean, gain, slope, offset, *, dtype):
+  """dy = gain dx + slope (x - mean) + offset, the coefficients being small."""
+  apart = keep(mask, wide(x) - mean)
+  dy = gain * wide(dx) + slope * apart + offset
+  return keep(mask, dy).astype(dtype)
+
+
+def _tangent_by_terms(
+  x, mask, dx, mean, r, scale, dmean, dr, dscale, dbias, *, dtype
+):
+  """The same, moments and affine apart: each is small, together they are not.
+
+  dy = scale (r (dx - dmean) + dr (x - mean)) + dscale r (x - mean) + dbias
+  """
+  apart = keep(mask, wide(x) - mean)
+  dhat = r * (wide(dx) - dmean) + dr * apart
+  dy = scale * dhat + dscale * (r * apart) + dbias
+  return keep(mask, dy).astype(dtype)
+
+
+def _vary_together(slope, offset, x):
+  """Lets two replicated coefficients meet a varying `x` as one array.
+
+  In the backward pass that meeting is a sum over devices, which gives the
+  gradients of the statistics and of the affine at once: one collective.
+  """
+  if not collectives.varying(x) - collectives.varying(slope):
+    return slope, offset
+  pair = jnp.stack(jnp.broadcast_arrays(slope, offset))
+  return tuple(collectives.vary_like(pair, x))

@@ -1,4 +1,4 @@
-"""Figure 1 of the Batch Normalization paper: the same network, with and without.
+"""Figure 1 of the Batch Normalization paper: one network, with and without.
 
 S. Ioffe and C. Szegedy, "Batch Normalization: Accelerating Deep Network
 Training by Reducing Internal Covariate Shift", 2015, arXiv:1502.03167,
@@ -15,7 +15,8 @@ binary, or epsilon and momentum of batch norm. Chosen here:
   axis of the paper's figure; from 0.5 on, both curves fall inside it;
 * weights from N(0, 0.1^2), with which both networks start to learn at once;
 * a pixel is 1 where it is above half of the full intensity;
-* the defaults of `norms.batch_norm`.
+* the defaults of `norms.batch_norm`: epsilon 1e-5, running averages that keep
+  0.99 of the old value a step.
 
 The size of the gap depends on the first two: name them beside any number.
 """
@@ -50,7 +51,9 @@ def get_config(arg='mnist'):
   config.model.norm.name = 'batch_norm'
   config.model.norm.momentum = config_dict.placeholder(float)
   config.model.norm.epsilon = config_dict.placeholder(float)
+  config.model.norm.group_size = config_dict.placeholder(int)
   config.model.norm.gradient = config_dict.placeholder(str)
+  config.model.norm.unbiased = config_dict.placeholder(bool)
 
   config.optimizer = ml_collections.ConfigDict()
   config.optimizer.name = 'sgd'
@@ -75,7 +78,7 @@ def get_config(arg='mnist'):
 
 def sweep():
   return [
-      {'model.norm.name': norm, 'seed': seed}
-      for norm in ('none', 'batch_norm')
-      for seed in range(5)
+    {'model.norm.name': norm, 'seed': seed}
+    for norm in ('none', 'batch_norm')
+    for seed in range(5)
   ]

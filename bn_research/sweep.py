@@ -1,0 +1,44 @@
+"""Trains all runs of an experiment, each in a process of its own.
+
+    python -m bn_research.sweep --config=configs/ioffe2015_fig1.py:digits \\
+        --workdir=runs/fig1 [--config.key=value for every run]
+
+Runs that are finished are left alone, so the same command goes on after an
+interruption.
+"""
+
+import shlex
+
+from absl import flags
+
+from bn_research import cli, errors
+from bn_research.sweeps import driver, points
+
+_DATA_DIR = cli.define_data_dir()
+_JOBS = flags.DEFINE_integer('jobs', 1, 'Runs at a time.', lower_bound=1)
+_DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the commands only.')
+
+
+def main() -> int:
+  """Trains what `sweep()` of the config lists; returns the exit status."""
+  path = cli.config_path()
+  module = cli.config_module(path)
+  if not hasattr(module, 'sweep'):
+    raise errors.UserError(f'{path} has no function sweep')
+  sweep = points.expand(
+    module.sweep(),
+    cli.CONFIG.value,
+    path,
+    str(cli.WORKDIR.value),
+    cli.config_overrides(),
+    [f'--data_dir={_DATA_DIR.value}'] if _DATA_DIR.value else [],
+  )
+  if _DRY_RUN.value:
+    for point in sweep:
+      print(shlex.join(point.command))
+    return 0
+  return driver.run(sweep, _JOBS.value)
+
+
+if __name__ == '__main__':
+  cli.run(main)

@@ -1,0 +1,147 @@
+"""The points of a sweep: names, workdirs and command lines."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+
+from bn_research import errors, workdir
+
+_LONGEST_NAME = 120
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+  """One run of a sweep.
+
+  Attributes:
+    name: A readable name made from the overrides; a file name, too.
+    workdir: Where the run writes.
+    command: The command line that trains it.
+  """
+
+  name: str
+  workdir: pathlib.Path
+  command: tuple[str, ...]
+
+
+def expand(
+  sweep: Sequence[Mapping[str, Any]],
+  config: ml_collections.ConfigDict,
+  path: str,
+  directory: str,
+  overrides: Mapping[str, Any],
+  flags: Sequence[str] = (),
+) -> list[Point]:
+  """Turns the overrides of a sweep into runs, and checks each of them.
+
+  Args:
+    sweep: One flat dict of overrides a run, as `sweep()` of a config gives it.
+    config: The config with `overrides` in it.
+    path: The experiment as it was typed: `path.py` or `path.py:argument`.
+    directory: The workdir of the sweep; that of a run is below it.
+    overrides: What was overridden on the command line; applies to every run.
+    flags: Further flags for every run.
+
+  Raises:
+    UserError: If an override names no key or is of the wrong type, if a swept
+      key was overridden, if two runs are the same, or if a workdir holds a run
+      of another config.
+  """
+  points = {}
+  for changes in sweep:
+    name = name_of(changes)
+    if name in points:
+      raise errors.UserError(f'{path}: sweep() has the run {name} twice')
+    for key in changes.keys() & overrides.keys():
+      raise errors.UserError(
+        f'--config.{key} is given and swept; leave it out, or train that run'
+        ' alone with bn_research.train'
+      )
+    run = pathlib.Path(directory, name)
+    _check_same_config(run, _resolve(config, changes, path))
+    command = (
+      *(sys.executable, '-m', 'bn_research.train', f'--config={path}'),
+      *arguments({**overrides, **changes}),
+      *(f'--workdir={run}', *flags),
+    )
+    points[name] = Point(name, run, command)
+  return list(points.values())
+
+
+def arguments(overrides: Mapping[str, Any]) -> list[str]:
+  """Writes overrides as flags, `--config.key=value`."""
+  for key, value in overrides.items():
+    if value is None:
+      raise errors.UserError(
+        f'{key} = None cannot be written on a command line; change the config'
+      )
+  return [f'--config.{key}={value}' for key, value in overrides.items()]
+
+
+def name_of(overrides: Mapping[str, Any]) -> str:
+  """Returns the name of a run: `model.norm.name=none,seed=0`.
+
+  Only letters, digits and `._=,+-` stay as they are. A name that is not the
+  exact text of its overrides, or too long, ends with a hash of them.
+  """
+  exact = ','.join(f'{key}={value}' for key, value in overrides.items())
+  name = re.sub(r'[^\w.=,+-]+', '_', exact, flags=re.ASCII)
+  if name == exact and 0 < len(name) <= _LONGEST_NAME:
+    return name
+  digest = hashlib.sha256(exact.encode()).hexdigest()[:8]
+  return f'{name[:_LONGEST_NAME]}-{digest}'
+
+
+def _resolve(
+  config: ml_collections.ConfigDict, changes: Mapping[str, Any], path: str
+) -> dict[str, Any]:
+  """Returns the config of one run, flat, as its `config.json` would hold it."""
+  config = config.copy_and_resolve_references()
+  config.lock()
+  for key, value in changes.items():
+    try:
+      config.update_from_flattened_dict({key: value})
+    except KeyError as error:
+      raise errors.UserError(
+        f'{path}: sweep() names {key!r}, which the config does not have'
+      ) from error
+    except TypeError as error:
+      raise errors.UserError(
+        f'{path}: sweep() gives {key!r} the value {value!r}, of another type'
+        ' than the config has there'
+      ) from error
+  return json.loads(config.to_json_best_effort())
+
+
+def _check_same_config(run: pathlib.Path, config: Mapping[str, Any]) -> None:
+  """Raises a UserError where `run` was trained with another config.
+
+  A finished run is not started again, so nothing else would notice.
+  """
+  if not (run / workdir.CONFIG).exists():
+    return
+  recorded = _flat(workdir.read_config(run))
+  wanted = _flat(config)
+  for key in sorted(recorded.keys() | wanted.keys()):
+    if recorded.get(key) != wanted.get(key):
+      raise errors.UserError(
+        f'{run} was trained with {key} = {recorded.get(key)}, not'
+        f' {wanted.get(key)}; give another --workdir'
+      )
+
+
+def _flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, Mapping):
+      flat.update(_flat(value, f'{prefix}{key}.'))
+    else:
+      flat[prefix + key] = value
+  return flat

@@ -2,36 +2,87 @@
 
 Under `shard_map` JAX tracks over which mesh axes a value varies. Where a value
 that does not vary meets one that does, differentiation inserts a sum over the
-axis; the helpers here make that happen where it costs one collective.
+axis; `vary_like` makes that happen where it costs one collective.
 """
 
+import dataclasses
+import math
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-AxisNames = str | Sequence[str] | None
+AxisNames: TypeAlias = str | Sequence[str] | None
+IndexGroups: TypeAlias = Sequence[Sequence[int]] | None
 
 
-def axis_names(names: AxisNames) -> tuple[str, ...]:
-  """Returns `names` as a tuple: `None` is (), a single name is (name,)."""
-  if names is None:
-    return ()
-  return (names,) if isinstance(names, str) else tuple(names)
+@dataclasses.dataclass(frozen=True)
+class Devices:
+  """The devices along named axes of `shard_map`, `pmap` or `vmap`.
+
+  Attributes:
+    names: The axes; none for a single device, or for plain jit.
+    groups: None, or index groups that pool among themselves (`pmap` only).
+  """
+
+  names: tuple[str, ...] = ()
+  groups: tuple[tuple[int, ...], ...] | None = None
+
+  @classmethod
+  def along(cls, names: AxisNames, groups: IndexGroups = None) -> 'Devices':
+    """Returns the devices along one axis, several, or (None) no axis.
+
+    Raises:
+      ValueError: If an axis is not bound; the message says what to do.
+    """
+    if names is None:
+      return cls()
+    names = (names,) if isinstance(names, str) else tuple(names)
+    for name in names:
+      _require_bound(name)
+    return cls(names, None if groups is None else tuple(map(tuple, groups)))
+
+  def gather(self, x: jax.Array) -> jax.Array:
+    """Stacks every device's `x` along a new leading axis, on every device."""
+    to = 'invarying' if self._tracked() and not self.groups else 'varying'
+    stacked = lax.all_gather(
+      x,
+      self.names,
+      to=to,
+      axis_index_groups=self.groups,
+    )
+    return stacked.reshape((-1, *x.shape))
+
+  def total(self, x: jax.Array) -> jax.Array:
+    """Sums `x` over the devices; `x` itself where no axis is named."""
+    if not self.names:
+      return x
+    return lax.psum(x, self.names, axis_index_groups=self.groups)
+
+  def position(self) -> jax.Array:
+    """Returns this device's index in the order in which `gather` stacks."""
+    sizes = [lax.axis_size(name) for name in self.names]
+    index = jnp.zeros((), jnp.int32)
+    for axis, name in enumerate(self.names):
+      index += lax.axis_index(name) * math.prod(sizes[axis + 1 :])
+    return index
+
+  def _tracked(self) -> bool:
+    """Whether this is a `shard_map` that checks replication."""
+    return self.names[0] in varying(lax.axis_index(self.names[0]))
 
 
-def require_bound(names: tuple[str, ...]) -> None:
-  """Raises a ValueError that names the remedy if an axis is not bound."""
-  for name in names:
-    try:
-      lax.axis_size(name)
-    except NameError:
-      raise ValueError(
-        f'axis_name={name!r} is not bound here. Under plain jit, also over a '
-        'mesh, statistics are global already: leave axis_name out. Under '
-        f'shard_map, pmap or vmap, give the map the axis name {name!r}.'
-      ) from None
+def _require_bound(name: str) -> None:
+  try:
+    lax.axis_size(name)
+  except NameError:
+    raise ValueError(
+      f'axis_name={name!r} is not bound here. Under plain jit, also over a '
+      'mesh, statistics are global already: leave axis_name out. Under '
+      f'shard_map, pmap or vmap, give the map the axis name {name!r}.'
+    ) from None
 
 
 def varying(x: jax.Array) -> frozenset[str]:
@@ -45,28 +96,3 @@ def vary_like(x: jax.Array, like: jax.Array) -> jax.Array:
   """Marks `x` as varying over every axis over which `like` varies."""
   missing = tuple(sorted(varying(like) - varying(x)))
   return lax.pcast(x, missing, to='varying') if missing else x
-
-
-def _tracked(names: tuple[str, ...]) -> bool:
-  """Whether this is a `shard_map` that checks replication."""
-  return names[0] in varying(lax.axis_index(names[0]))
-
-
-def gather(x: jax.Array, names: tuple[str, ...]) -> jax.Array:
-  """Stacks every device's `x` along a new leading axis, on every device."""
-  to = 'invarying' if _tracked(names) else 'varying'
-  stacked = lax.all_gather(x, names, to=to)
-  return stacked.reshape((-1, *x.shape))
-
-
-def total(x: jax.Array, names: tuple[str, ...]) -> jax.Array:
-  """Sums `x` over the devices along `names`; `x` itself for no names."""
-  return lax.psum(x, names) if names else x
-
-
-def position(names: tuple[str, ...]) -> jax.Array:
-  """Returns this device's index in the order in which `gather` stacks."""
-  index = jnp.zeros((), jnp.int32)
-  for name in names:
-    index = index * lax.axis_size(name) + lax.axis_index(name)
-  return index

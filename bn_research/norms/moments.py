@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from bn_research.norms import collectives
+from bn_research.norms.collectives import Devices, vary_like
 
 Axes: TypeAlias = tuple[int, ...]
 
@@ -85,10 +85,10 @@ def estimate(
   x: jax.Array,
   mask: jax.Array | None,
   axes: Axes,
-  names: tuple[str, ...] = (),
+  devices: Devices = Devices(),
   centre: bool = True,
 ) -> Moments:
-  """Estimates moments over `axes` of `x` and over named mesh axes.
+  """Estimates moments over `axes` of `x` and over devices.
 
   Two passes over `x` on each device, then one gather of the small results and
   an exact merge. The derivative, of any order and in both modes, is
@@ -103,24 +103,24 @@ def estimate(
     mask: None, or boolean, broadcastable against `x`: False is not in the set
       and may hold anything, NaN included.
     axes: Axes of `x` that are pooled; they stay, with size 1.
-    names: Named mesh axes that are pooled too.
+    devices: Devices over which is pooled too.
     centre: Whether deviations are from the mean, or (False) from zero: then
       the mean returned is zero.
 
   Returns:
     The moments, in float32 at least.
   """
-  return _estimate(x, mask, axes, names, centre)
+  return _estimate(x, mask, axes, devices, centre)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
-def _estimate(x, mask, axes, names, centre):
+def _estimate(x, mask, axes, devices, centre):
   local = _local(x, mask, axes, centre)
-  if not names:
+  if not devices.names:
     return local
   count = jnp.broadcast_to(local.count, local.mean.shape)
   stacked = jnp.stack([count, local.mean, local.comoment], axis=-1)
-  gathered = collectives.gather(stacked, names)
+  gathered = devices.gather(stacked)
   merged = Moments(*jnp.moveaxis(gathered, -1, 0)).merged(0)
   return jax.tree.map(lambda leaf: leaf[0], merged)
 
@@ -145,7 +145,7 @@ def _count(x, mask, axes) -> jax.Array:
     for axis in axes:
       size *= x.shape[axis]
     count = jnp.full((1,) * x.ndim, size, dtype)
-    return collectives.vary_like(count, x)
+    return vary_like(count, x)
   mask = mask.reshape((1,) * (x.ndim - mask.ndim) + mask.shape)
   unseen = 1
   for axis in axes:
@@ -155,12 +155,12 @@ def _count(x, mask, axes) -> jax.Array:
 
 
 @_estimate.defjvp
-def _estimate_jvp(axes, names, centre, primals, tangents):
+def _estimate_jvp(axes, devices, centre, primals, tangents):
   x, mask = primals
-  moments = _estimate(x, mask, axes, names, centre)
+  moments = _estimate(x, mask, axes, devices, centre)
   sums = partial(_tangent_sums, axes=axes, centre=centre)
   stacked = recomputed(sums)(x, mask, moments.mean, tangents[0])
-  dsum, dcomoment = collectives.total(stacked, names)
+  dsum, dcomoment = devices.total(stacked)
   dmean = dsum / jnp.maximum(moments.count, 1)
   return moments, Moments(jnp.zeros_like(moments.count), dmean, dcomoment)
 

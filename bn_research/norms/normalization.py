@@ -23,7 +23,7 @@ class Map(Protocol):
     """Whether a scale is taken away, for a layer to give back."""
     ...
 
-  def estimate(self, x, mask, axes, names) -> moments.Moments:
+  def estimate(self, x, mask, axes, devices) -> moments.Moments:
     """Estimates the moments that the map needs."""
     ...
 
@@ -68,9 +68,9 @@ class Standardize:
     """Whether the map takes a scale away."""
     return self.scale
 
-  def estimate(self, x, mask, axes, names) -> moments.Moments:
+  def estimate(self, x, mask, axes, devices) -> moments.Moments:
     """Estimates mean and variance, or the second moment about zero."""
-    return moments.estimate(x, mask, axes, names, self.centre)
+    return moments.estimate(x, mask, axes, devices, self.centre)
 
   def initial(self, features: tuple[int, ...]) -> Running:
     """Returns mean 0 and variance 1, float32, of shape `features`."""
@@ -164,7 +164,7 @@ class Normalization:
 
   @partial(jax.jit, static_argnums=(0, 6, 7), inline=True)
   def _apply(self, x, state, scale, bias, mask, use_running, update):
-    view = self.scope.view(x.shape)
+    view = self.scope.view(x)
     z, w, scale, bias = jax.tree.map(view.split, (x, mask, scale, bias))
     population = self._population_pair(state, view) if self.remembers else None
     pair = population

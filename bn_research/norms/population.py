@@ -72,7 +72,7 @@ class Ema:
   and the initial value has no weight at all.
 
   Attributes:
-    momentum: Weight of the old value, in [0, 1). PyTorch's `momentum` is one
+    momentum: Weight of the old value, in [0, 1]. PyTorch's `momentum` is one
       minus this.
     debias: Whether the initial value is forgotten exactly.
     unbiased: Whether variances are multiplied by n / (n - 1), n being the
@@ -84,7 +84,7 @@ class Ema:
   unbiased: bool = True
 
   def __post_init__(self):
-    if not 0 <= self.momentum < 1:
+    if not 0 <= self.momentum <= 1 or (self.debias and self.momentum == 1):
       raise ValueError(
         f'momentum={self.momentum} must be in [0, 1): it is the weight of the '
         'old value. To freeze a state, call with update=False.'

@@ -1,9 +1,9 @@
 """The scope axis: which activations share statistics.
 
 A scope sees activations through a `View`, in which at most one axis is cut in
-two (rows into groups, or channels into groups) so that sharing statistics is
-reducing over axes. It estimates the moments that normalize, and those of all
-activations together, from which a population learns.
+two (rows into blocks, or channels into groups). It estimates the moments that
+normalize, and those of all activations together, from which a population
+learns.
 """
 
 import dataclasses
@@ -15,10 +15,12 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-from bn_research.norms import collectives
+from bn_research.norms import meshes
+from bn_research.norms.collectives import AxisNames, Devices, IndexGroups
 from bn_research.norms.moments import Axes, Moments
 
-Estimate = Callable[..., Moments]  # (x, mask, axes, names) -> Moments
+Shape = tuple[int, ...]
+Estimate = Callable[..., Moments]  # (x, mask, axes, devices) -> Moments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,42 +29,48 @@ class View:
 
   Attributes:
     shape: Shape of the activations.
-    cut: None, or the axis that is cut and the size of its outer part.
-    axes: Axes pooled, counted in the view.
+    axes: Axes pooled in the pass over the activations, counted in the view.
+    cut: None, or the axis that is cut, and the size of its outer part.
   """
 
-  shape: tuple[int, ...]
-  cut: tuple[int, int] | None
+  shape: Shape
   axes: Axes
+  cut: tuple[int, int] | None = None
 
   def split(self, x: jax.Array) -> jax.Array:
     """Cuts anything that broadcasts against the activations."""
-    x = x.reshape((1,) * (len(self.shape) - x.ndim) + x.shape)
+    if x.ndim < len(self.shape):
+      x = x.reshape((1,) * (len(self.shape) - x.ndim) + x.shape)
     if self.cut is None:
       return x
     axis, outer = self.cut
-    size = x.shape[axis]
-    parts = (1, 1) if size == 1 else (outer, size // outer)
-    return x.reshape(x.shape[:axis] + parts + x.shape[axis + 1 :])
+    if x.shape[axis] == 1:
+      return jnp.expand_dims(x, axis)
+    if axis == 0:
+      return meshes.split_rows(x, outer)
+    inner = x.shape[axis] // outer
+    return x.reshape(x.shape[:axis] + (outer, inner) + x.shape[axis + 1 :])
 
   def join(self, x: jax.Array) -> jax.Array:
     """Undoes `split`."""
+    if self.cut is not None and self.cut[0] == 0:
+      return meshes.join_rows(x)
     return x.reshape(self.shape)
 
 
 class Scope(Protocol):
   """Which activations share statistics."""
 
-  def features(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+  def features(self, shape: Shape) -> Shape:
     """Returns the shape of what is remembered of such activations."""
     ...
 
-  def expand(self, leaf: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  def expand(self, leaf: jax.Array, shape: Shape) -> jax.Array:
     """Lets a remembered array broadcast against such activations."""
     ...
 
-  def view(self, shape: tuple[int, ...]) -> View:
-    """Returns the view of activations of that shape."""
+  def view(self, x: jax.Array) -> View:
+    """Returns the view of these activations."""
     ...
 
   def moments(
@@ -87,7 +95,9 @@ def canonical_axes(axes: int | Axes, ndim: int) -> Axes:
       )
   canonical = sorted({axis % ndim for axis in axes})
   if len(canonical) != len(axes):
-    raise ValueError(f'axes {axes} name an axis of {ndim} twice.')
+    raise ValueError(
+      f'axes {axes} name one of the {ndim} axes twice; name each once.'
+    )
   return tuple(canonical)
 
 
@@ -96,7 +106,7 @@ class Batch:
   """The mini-batch: all examples and positions, feature by feature.
 
   It is the whole batch that the program sees: under jit over a mesh the whole
-  global batch, under `shard_map` or `pmap` the device's own share unless
+  global batch; under `shard_map` or `pmap` the device's own share, unless
   `axis_name` pools them.
 
   Attributes:
@@ -104,6 +114,8 @@ class Batch:
       batches, in the order of the rows, the last one with what remains.
     axis: Feature axes; every other axis is pooled.
     axis_name: Named mesh axes over which examples are spread.
+    axis_index_groups: Groups of devices that pool among themselves; only
+      `pmap` has them. Elsewhere cut the mesh axis in two and name one.
 
   Source: Ioffe and Szegedy (2015), Section 3.2 for positions; Hoffer et al.
   (2017), Algorithm 1 for ghost batches.
@@ -111,7 +123,8 @@ class Batch:
 
   group_size: int | None = None
   axis: int | Axes = -1
-  axis_name: collectives.AxisNames = None
+  axis_name: AxisNames = None
+  axis_index_groups: IndexGroups = None
 
   def __post_init__(self):
     if self.group_size is not None and self.group_size < 1:
@@ -120,69 +133,88 @@ class Batch:
         'for the whole batch.'
       )
 
-  def features(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+  def features(self, shape: Shape) -> Shape:
     """Returns the sizes of the feature axes."""
     return tuple(shape[a] for a in canonical_axes(self.axis, len(shape)))
 
-  def expand(self, leaf: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  def expand(self, leaf: jax.Array, shape: Shape) -> jax.Array:
     """Lets an array of the shape of the features broadcast."""
     features = canonical_axes(self.axis, len(shape))
-    if features[-1] == len(shape) - 1 and len(features) == 1:
+    if features == (len(shape) - 1,):
       return leaf.reshape((1,) * (len(shape) - 1) + leaf.shape)
-    sizes = tuple(n if a in features else 1 for a, n in enumerate(shape))
-    return leaf.reshape(sizes)
+    return leaf.reshape(
+      [size if a in features else 1 for a, size in enumerate(shape)]
+    )
 
-  def view(self, shape: tuple[int, ...]) -> View:
-    """Returns the view: rows in blocks that no ghost batch cuts."""
-    features = canonical_axes(self.axis, len(shape))
-    pooled = tuple(a for a in range(len(shape)) if a not in features)
-    if self.group_size is None:
-      return View(shape, None, pooled)
+  def view(self, x: jax.Array) -> View:
+    """Returns the view: rows in blocks that no group or device boundary cuts.
+
+    Where that leaves one block there is no cut.
+    """
+    features = canonical_axes(self.axis, x.ndim)
+    pooled = tuple(a for a in range(x.ndim) if a not in features)
+    rows = x.shape[0]
     if 0 in features:
-      raise ValueError(
-        f'axis={self.axis} takes the examples (axis 0) for features; ghost '
-        'batches group examples along axis 0.'
-      )
-    block = math.gcd(self.group_size, shape[0])
-    shifted = tuple(a + 1 for a in pooled)
-    return View(shape, (0, shape[0] // block), shifted)
+      if self.group_size:
+        raise ValueError(
+          f'axis={self.axis} makes features of axis 0; group_size needs the '
+          'examples there.'
+        )
+      return View(x.shape, pooled)
+    group_size = self.group_size or rows
+    block = math.gcd(rows // meshes.num_shards(x), group_size)
+    if block == rows and (self.axis_name is None or self.group_size is None):
+      return View(x.shape, pooled)
+    return View(x.shape, tuple(a + 1 for a in pooled), (0, rows // block))
 
   def moments(
     self, view: View, x: jax.Array, mask: jax.Array | None, estimate: Estimate
   ) -> tuple[Moments, Moments]:
     """Returns moments of each row's group, and of the whole batch."""
-    names = collectives.axis_names(self.axis_name)
-    collectives.require_bound(names)
+    devices = Devices.along(self.axis_name, self.axis_index_groups)
     if view.cut is None:
-      moments = estimate(x, mask, view.axes, names)
+      moments = estimate(x, mask, view.axes, devices)
       return moments, moments
-    blocks = estimate(x, mask, view.axes, ())
-    return self._grouped(view, blocks, names)
+    blocks = estimate(x, mask, view.axes, Devices())
+    blocks = _everywhere(blocks)
+    whole = _gathered(blocks, devices).merged(0)
+    if self.group_size is None:
+      return whole, whole
+    return self._of_groups(view, blocks, devices), whole
 
-  def _grouped(self, view, blocks, names):
+  def _of_groups(self, view, blocks, devices) -> Moments:
     """Merges blocks to groups, and gives each block its group's moments."""
-    own = blocks.mean.shape[0]
-    block = view.shape[0] // own
-    per_group = self.group_size // block
-    start = 0
-    whole = blocks = jax.tree.map(
-      lambda leaf: jnp.broadcast_to(leaf, (own, *leaf.shape[1:])), blocks
-    )
-    if names:
-      whole = jax.tree.map(
-        lambda leaf: collectives.gather(leaf, names).reshape(
-          (-1, *leaf.shape[1:])
-        ),
-        blocks,
-      )
-      if view.shape[0] % self.group_size:
-        blocks, start = whole, collectives.position(names) * own
+    own = view.cut[1]
+    per_group = self.group_size * own // view.shape[0]
+    first = 0
+    if devices.names and own % per_group:  # groups span devices
+      blocks, first = _gathered(blocks, devices), devices.position() * own
     groups = jax.tree.map(partial(_in_groups, size=per_group), blocks)
-    merged = groups.merged(1)
-    handed = jax.tree.map(
-      partial(_to_blocks, size=per_group, start=start, count=own), merged
-    )
-    return handed, whole.merged(0)
+    hand_back = partial(_to_blocks, size=per_group, first=first, count=own)
+    return _everywhere(jax.tree.map(hand_back, groups.merged(1)))
+
+
+def _as_one(move: Callable[[jax.Array], jax.Array], blocks: Moments) -> Moments:
+  """Moves moments between devices as one array: one collective."""
+  count = jnp.zeros_like(blocks.mean) + blocks.count
+  if blocks.comoment.ndim > blocks.mean.ndim:
+    return Moments(move(count), move(blocks.mean), move(blocks.comoment))
+  stacked = jnp.stack([count, blocks.mean, blocks.comoment], axis=-1)
+  return Moments(*jnp.moveaxis(move(stacked), -1, 0))
+
+
+def _everywhere(blocks: Moments) -> Moments:
+  """Small moments of blocks on every device of the mesh in context."""
+  return _as_one(meshes.everywhere, blocks)
+
+
+def _gathered(blocks: Moments, devices: Devices) -> Moments:
+  """Moments of the blocks of all devices, (devices · blocks, ...)."""
+  if not devices.names:
+    return blocks
+  return _as_one(
+    lambda leaf: devices.gather(leaf).reshape((-1, *leaf.shape[1:])), blocks
+  )
 
 
 def _in_groups(leaf: jax.Array, size: int) -> jax.Array:
@@ -192,7 +224,7 @@ def _in_groups(leaf: jax.Array, size: int) -> jax.Array:
   return padded.reshape((-1, size, *leaf.shape[1:]))
 
 
-def _to_blocks(leaf: jax.Array, size: int, start, count: int) -> jax.Array:
-  """(groups, 1, ...) to the `count` blocks from `start`, each its group's."""
+def _to_blocks(leaf: jax.Array, size: int, first, count: int) -> jax.Array:
+  """(groups, 1, ...) to the `count` blocks from `first`, each its group's."""
   repeated = jnp.repeat(leaf[:, 0], size, axis=0)
-  return jax.lax.dynamic_slice_in_dim(repeated, start, count)
+  return jax.lax.dynamic_slice_in_dim(repeated, first, count)

@@ -1,0 +1,69 @@
+"""Plain jit over a device mesh: cutting rows where the devices cut them.
+
+Over a mesh, a sum over the rows is a collective. Two sums that wait for each
+other, as in a stable variance, are two. Moments of blocks of rows that no
+device boundary crosses need none; they are small, so that one gather brings
+all of them everywhere, and they merge exactly.
+"""
+
+import math
+
+import jax
+from jax.sharding import AxisType, PartitionSpec
+
+
+def num_shards(x: jax.Array) -> int:
+  """Into how many equal blocks the mesh in context may cut the rows of `x`.
+
+  Without a mesh in context (`jax.set_mesh`) that is one: the result is the
+  same, at the price of a second collective.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or x.ndim == 0:
+    return 1
+  sizes = mesh.shape
+  types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+  auto = [sizes[a] for a in mesh.axis_names if types[a] is AxisType.Auto]
+  explicit = [sizes[a] for a in _row_axes(x)]
+  return math.gcd(x.shape[0], math.prod(auto + explicit))
+
+
+def _row_axes(x: jax.Array) -> tuple[str, ...]:
+  """The Explicit mesh axes along which the rows of `x` are cut."""
+  spec = jax.typeof(x).sharding.spec
+  names = spec[0] if len(spec) else None
+  if names is None:
+    return ()
+  return (names,) if isinstance(names, str) else tuple(names)
+
+
+def split_rows(x: jax.Array, blocks: int) -> jax.Array:
+  """Reshapes (rows, ...) to (blocks, rows / blocks, ...)."""
+  shape = (blocks, x.shape[0] // blocks, *x.shape[1:])
+  axes = _row_axes(x)
+  if not axes:
+    return x.reshape(shape)
+  spec = PartitionSpec(axes, None, *jax.typeof(x).sharding.spec[1:])
+  return jax.lax.reshape(x, shape, out_sharding=spec)
+
+
+def join_rows(x: jax.Array) -> jax.Array:
+  """Undoes `split_rows`."""
+  shape = (x.shape[0] * x.shape[1], *x.shape[2:])
+  axes = _row_axes(x)
+  if not axes:
+    return x.reshape(shape)
+  spec = PartitionSpec(axes, *jax.typeof(x).sharding.spec[2:])
+  return jax.lax.reshape(x, shape, out_sharding=spec)
+
+
+def everywhere(x: jax.Array) -> jax.Array:
+  """Brings all of a small array to every device of the mesh in context."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return x
+  if AxisType.Explicit in mesh.axis_types:
+    return jax.sharding.reshard(x, PartitionSpec())
+  if AxisType.Auto in mesh.axis_types:
+    return jax.lax.with_sharding_constraint(x, PartitionSpec())
+  return x

@@ -8,12 +8,24 @@ from bn_research.norms.batch import batch_norm, none
 from bn_research.norms.gradients import Gradient
 from bn_research.norms.moments import Moments
 from bn_research.norms.normalization import Map, Normalization, Standardize
+from bn_research.norms.per_example import (
+  group_norm,
+  instance_norm,
+  layer_norm,
+  positional_norm,
+  rms_norm,
+)
 from bn_research.norms.population import Cumulative, Ema, Population, Running
-from bn_research.norms.scope import Batch, Scope
+from bn_research.norms.scopes import Batch, Example, Scope
 
 NAMES: dict[str, Callable[..., Normalization]] = {
   'batch_norm': batch_norm,
+  'group_norm': group_norm,
+  'instance_norm': instance_norm,
+  'layer_norm': layer_norm,
   'none': none,
+  'positional_norm': positional_norm,
+  'rms_norm': rms_norm,
 }
 
 
@@ -46,6 +58,7 @@ __all__ = [
   'Batch',
   'Cumulative',
   'Ema',
+  'Example',
   'Gradient',
   'Map',
   'Moments',
@@ -56,5 +69,10 @@ __all__ = [
   'Standardize',
   'batch_norm',
   'create',
+  'group_norm',
+  'instance_norm',
+  'layer_norm',
   'none',
+  'positional_norm',
+  'rms_norm',
 ]

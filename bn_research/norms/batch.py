@@ -4,7 +4,7 @@ from bn_research.norms import gradients
 from bn_research.norms.collectives import AxisNames
 from bn_research.norms.normalization import Normalization, Standardize
 from bn_research.norms.population import Ema
-from bn_research.norms.scope import Batch
+from bn_research.norms.scopes import Batch
 
 
 def batch_norm(

@@ -38,13 +38,18 @@ def _broadcasts(shape: Shape, to: Shape) -> bool:
     return False
 
 
-def state(state, features: Shape, remembers: bool, use_running: bool) -> None:
+def state(state, features: Shape | None, use_running: bool) -> None:
   """Checks that the state is the one that the normalization remembers.
+
+  Args:
+    state: What the caller gave.
+    features: Shape of the features; None where nothing is remembered.
+    use_running: Whether running statistics are asked for.
 
   Raises:
     ValueError: If it is of other features, missing, or never existed.
   """
-  if not remembers:
+  if features is None:
     if use_running:
       raise ValueError(
         'use_running=True asks for running statistics, and this normalization '

@@ -16,6 +16,8 @@ from bn_research.norms.collectives import Devices, vary_like
 
 Axes: TypeAlias = tuple[int, ...]
 
+_ONE_DEVICE = Devices()
+
 
 class Moments(NamedTuple):
   """Count, mean and co-moment of a set of activations.
@@ -85,7 +87,7 @@ def estimate(
   x: jax.Array,
   mask: jax.Array | None,
   axes: Axes,
-  devices: Devices = Devices(),
+  devices: Devices = _ONE_DEVICE,
   centre: bool = True,
 ) -> Moments:
   """Estimates moments over `axes` of `x` and over devices.

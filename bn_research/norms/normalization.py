@@ -10,7 +10,7 @@ from jax import lax
 
 from bn_research.norms import checks, gradients, moments, standardize
 from bn_research.norms.population import Population, Running, initial
-from bn_research.norms.scope import Scope
+from bn_research.norms.scopes import Scope
 
 State: TypeAlias = Running | tuple[()]
 
@@ -158,8 +158,8 @@ class Normalization:
     x = jnp.asarray(x)
     mask = None if mask is None else jnp.asarray(mask, bool)
     checks.activations(x, mask, scale=scale, bias=bias)
-    features = self.scope.features(x.shape)
-    checks.state(state, features, self.remembers, use_running)
+    features = self.scope.features(x.shape) if self.remembers else None
+    checks.state(state, features, use_running)
     return self._apply(x, state, scale, bias, mask, use_running, update)
 
   @partial(jax.jit, static_argnums=(0, 6, 7), inline=True)

@@ -1,16 +1,9 @@
-"""The scope axis: which activations share statistics.
-
-A scope sees activations through a `View`, in which at most one axis is cut in
-two (rows into blocks, or channels into groups). It estimates the moments that
-normalize, and those of all activations together, from which a population
-learns.
-"""
+"""The mini-batch: whole, in ghost groups, on one device or many."""
 
 import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,87 +11,7 @@ import jax.numpy as jnp
 from bn_research.norms import meshes
 from bn_research.norms.collectives import AxisNames, Devices, IndexGroups
 from bn_research.norms.moments import Axes, Moments
-
-Shape = tuple[int, ...]
-Estimate = Callable[..., Moments]  # (x, mask, axes, devices) -> Moments
-
-
-@dataclasses.dataclass(frozen=True)
-class View:
-  """How a scope looks at activations: one axis cut in two, some axes pooled.
-
-  Attributes:
-    shape: Shape of the activations.
-    axes: Axes pooled in the pass over the activations, counted in the view.
-    cut: None, or the axis that is cut, and the size of its outer part.
-  """
-
-  shape: Shape
-  axes: Axes
-  cut: tuple[int, int] | None = None
-
-  def split(self, x: jax.Array) -> jax.Array:
-    """Cuts anything that broadcasts against the activations."""
-    if x.ndim < len(self.shape):
-      x = x.reshape((1,) * (len(self.shape) - x.ndim) + x.shape)
-    if self.cut is None:
-      return x
-    axis, outer = self.cut
-    if x.shape[axis] == 1:
-      return jnp.expand_dims(x, axis)
-    if axis == 0:
-      return meshes.split_rows(x, outer)
-    inner = x.shape[axis] // outer
-    return x.reshape(x.shape[:axis] + (outer, inner) + x.shape[axis + 1 :])
-
-  def join(self, x: jax.Array) -> jax.Array:
-    """Undoes `split`."""
-    if self.cut is not None and self.cut[0] == 0:
-      return meshes.join_rows(x)
-    return x.reshape(self.shape)
-
-
-class Scope(Protocol):
-  """Which activations share statistics."""
-
-  def features(self, shape: Shape) -> Shape:
-    """Returns the shape of what is remembered of such activations."""
-    ...
-
-  def expand(self, leaf: jax.Array, shape: Shape) -> jax.Array:
-    """Lets a remembered array broadcast against such activations."""
-    ...
-
-  def view(self, x: jax.Array) -> View:
-    """Returns the view of these activations."""
-    ...
-
-  def moments(
-    self, view: View, x: jax.Array, mask: jax.Array | None, estimate: Estimate
-  ) -> tuple[Moments, Moments]:
-    """Returns moments that normalize the view, and those of all activations."""
-    ...
-
-
-def canonical_axes(axes: int | Axes, ndim: int) -> Axes:
-  """Returns `axes` as ascending, non-negative, distinct integers.
-
-  Raises:
-    ValueError: If an axis does not exist or is named twice.
-  """
-  axes = (axes,) if isinstance(axes, int) else tuple(axes)
-  for axis in axes:
-    if not -ndim <= axis < ndim:
-      raise ValueError(
-        f'axis {axis} does not exist in an array of {ndim} axes; use one of '
-        f'{-ndim}..{ndim - 1}.'
-      )
-  canonical = sorted({axis % ndim for axis in axes})
-  if len(canonical) != len(axes):
-    raise ValueError(
-      f'axes {axes} name one of the {ndim} axes twice; name each once.'
-    )
-  return tuple(canonical)
+from bn_research.norms.scopes.view import Estimate, Shape, View, canonical_axes
 
 
 @dataclasses.dataclass(frozen=True)

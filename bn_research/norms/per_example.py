@@ -1,0 +1,142 @@
+"""The named points with the example itself for a scope."""
+
+from bn_research.norms import gradients
+from bn_research.norms.collectives import AxisNames
+from bn_research.norms.normalization import Normalization, Standardize
+from bn_research.norms.scopes import Example
+from bn_research.norms.scopes.example import Pooled
+
+
+def layer_norm(
+  epsilon: float = 1e-6,
+  *,
+  axes: Pooled = 'features',
+  axis_name: AxisNames = None,
+  gradient: str | gradients.Gradient = 'through',
+) -> Normalization:
+  """Layer normalization: each example standardized over its features.
+
+  Args:
+    epsilon: Added to the variance.
+    axes: 'features' for the last axis, at each position apart; 'all' for
+      everything but the first; or axes by number.
+    axis_name: Named mesh axes over which the pooled axes are spread.
+    gradient: What of the statistics is differentiated (see `gradients`).
+
+  Returns:
+    The normalization.
+
+  Source: Ba et al. (2016), equation 3.
+  """
+  return Normalization(
+    Example(axes, axis_name=axis_name),
+    Standardize(epsilon=epsilon),
+    gradient=gradients.resolve(gradient),
+  )
+
+
+def rms_norm(
+  epsilon: float = 1e-6,
+  *,
+  axes: Pooled = 'features',
+  axis_name: AxisNames = None,
+  gradient: str | gradients.Gradient = 'through',
+) -> Normalization:
+  """Root mean square normalization: y = x / √(E x² + ε), nothing centred.
+
+  Args:
+    epsilon: Added to the mean square.
+    axes: As for `layer_norm`.
+    axis_name: As for `layer_norm`.
+    gradient: As for `layer_norm`.
+
+  Returns:
+    The normalization.
+
+  Source: Zhang and Sennrich (2019), equation 4.
+  """
+  return Normalization(
+    Example(axes, axis_name=axis_name),
+    Standardize(centre=False, epsilon=epsilon),
+    gradient=gradients.resolve(gradient),
+  )
+
+
+def instance_norm(
+  epsilon: float = 1e-6,
+  *,
+  gradient: str | gradients.Gradient = 'through',
+) -> Normalization:
+  """Instance normalization: each channel of an example over its positions.
+
+  Args:
+    epsilon: Added to the variance.
+    gradient: As for `layer_norm`.
+
+  Returns:
+    The normalization.
+
+  Source: Ulyanov et al. (2016), equation 4.
+  """
+  return Normalization(
+    Example('positions'),
+    Standardize(epsilon=epsilon),
+    gradient=gradients.resolve(gradient),
+  )
+
+
+def group_norm(
+  num_groups: int | None = None,
+  epsilon: float = 1e-6,
+  *,
+  group_size: int | None = None,
+  gradient: str | gradients.Gradient = 'through',
+) -> Normalization:
+  """Group normalization: an example's channels in groups, over all positions.
+
+  Args:
+    num_groups: Number of groups of neighbouring channels; 32 if neither this
+      nor `group_size` is given.
+    epsilon: Added to the variance.
+    group_size: Instead, the channels of a group.
+    gradient: As for `layer_norm`.
+
+  Returns:
+    The normalization.
+
+  Raises:
+    ValueError: If both numbers are given.
+
+  Source: Wu and He (2018), equation 7.
+  """
+  if num_groups is None and group_size is None:
+    num_groups = 32
+  return Normalization(
+    Example('all', num_groups, group_size),
+    Standardize(epsilon=epsilon),
+    gradient=gradients.resolve(gradient),
+  )
+
+
+def positional_norm(
+  epsilon: float = 1e-5,
+  *,
+  gradient: str | gradients.Gradient = 'through',
+) -> Normalization:
+  """Positional normalization: each position of an image over its channels.
+
+  The arithmetic is that of `layer_norm` over the last axis; what the paper
+  adds is to hand the moments on: take them with `Normalization.measure` and
+  give the deviation and the mean as `scale` and `bias` to a later layer (the
+  moment shortcut).
+
+  Args:
+    epsilon: Added to the variance.
+    gradient: As for `layer_norm`.
+
+  Returns:
+    The normalization.
+
+  Source: Li et al. (2019), equations 1 and 2.
+  """
+  return layer_norm(epsilon, gradient=gradient)

@@ -1,0 +1,13 @@
+"""The scope axis: which activations share statistics.
+
+A scope sees activations through a `View`, in which at most one axis is cut in
+two (rows into blocks, or channels into groups). It estimates the moments that
+normalize, and those of all activations together, from which a population
+learns.
+"""
+
+from bn_research.norms.scopes.batch import Batch
+from bn_research.norms.scopes.example import Example
+from bn_research.norms.scopes.view import Scope, View, canonical_axes
+
+__all__ = ['Batch', 'Example', 'Scope', 'View', 'canonical_axes']

@@ -1,0 +1,94 @@
+"""How a scope sees activations: what every choice of the axis has in common."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from bn_research.norms import meshes
+from bn_research.norms.moments import Axes, Moments
+
+Shape: TypeAlias = tuple[int, ...]
+Estimate: TypeAlias = Callable[
+  ..., Moments
+]  # (x, mask, axes, devices) -> Moments
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+  """How a scope looks at activations: one axis cut in two, some axes pooled.
+
+  Attributes:
+    shape: Shape of the activations.
+    axes: Axes pooled in the pass over the activations, counted in the view.
+    cut: None, or the axis that is cut, and the size of its outer part.
+  """
+
+  shape: Shape
+  axes: Axes
+  cut: tuple[int, int] | None = None
+
+  def split(self, x: jax.Array) -> jax.Array:
+    """Cuts anything that broadcasts against the activations."""
+    if x.ndim < len(self.shape):
+      x = x.reshape((1,) * (len(self.shape) - x.ndim) + x.shape)
+    if self.cut is None:
+      return x
+    axis, outer = self.cut
+    if x.shape[axis] == 1:
+      return jnp.expand_dims(x, axis)
+    if axis == 0:
+      return meshes.split_rows(x, outer)
+    inner = x.shape[axis] // outer
+    return x.reshape((*x.shape[:axis], outer, inner, *x.shape[axis + 1 :]))
+
+  def join(self, x: jax.Array) -> jax.Array:
+    """Undoes `split`."""
+    if self.cut is not None and self.cut[0] == 0:
+      return meshes.join_rows(x)
+    return x.reshape(self.shape)
+
+
+class Scope(Protocol):
+  """Which activations share statistics."""
+
+  def features(self, shape: Shape) -> Shape:
+    """Returns the shape of what is remembered of such activations."""
+    ...
+
+  def expand(self, leaf: jax.Array, shape: Shape) -> jax.Array:
+    """Lets a remembered array broadcast against such activations."""
+    ...
+
+  def view(self, x: jax.Array) -> View:
+    """Returns the view of these activations."""
+    ...
+
+  def moments(
+    self, view: View, x: jax.Array, mask: jax.Array | None, estimate: Estimate
+  ) -> tuple[Moments, Moments]:
+    """Returns moments that normalize the view, and those of all activations."""
+    ...
+
+
+def canonical_axes(axes: int | Axes, ndim: int) -> Axes:
+  """Returns `axes` as ascending, non-negative, distinct integers.
+
+  Raises:
+    ValueError: If an axis does not exist or is named twice.
+  """
+  axes = (axes,) if isinstance(axes, int) else tuple(axes)
+  for axis in axes:
+    if not -ndim <= axis < ndim:
+      raise ValueError(
+        f'axis {axis} does not exist in an array of {ndim} axes; use one of '
+        f'{-ndim}..{ndim - 1}.'
+      )
+  canonical = sorted({axis % ndim for axis in axes})
+  if len(canonical) != len(axes):
+    raise ValueError(
+      f'axes {axes} name one of the {ndim} axes twice; name each once.'
+    )
+  return tuple(canonical)

@@ -82,3 +82,74 @@ def sweep():
     for norm in ('none', 'batch_norm')
     for seed in range(5)
   ]
+
+
+def report():
+  without = {'model.norm.name': 'none'}
+  batch_norm = {'model.norm.name': 'batch_norm'}
+  last = 'hidden_3/input'
+  bands = {
+    'name': 'bands',
+    'probe': 'activations',
+    'array': f'{last}/unit',
+    'ylabel': 'input of one sigmoid',
+  }
+  drift = {'name': 'drift', 'probe': 'activations'}
+  claim = {
+    'source': 'paper, Section 4.1',
+    'published': 'a plot, no number',
+    'this': batch_norm,
+    'that': without,
+  }
+  return {
+    'figures': [
+      {
+        'name': 'figure1',
+        'series': [
+          {'label': 'Without BN', 'where': without},
+          {'label': 'With BN', 'where': batch_norm},
+        ],
+        'panels': [
+          {
+            'name': 'curves',
+            'metric': 'test_accuracy',
+            'title': '(a)',
+            'ylabel': 'test accuracy',
+            'ylim': (0.7, 1.0),
+          },
+          {**bands, 'series': 'Without BN', 'title': '(b) Without BN'},
+          {**bands, 'series': 'With BN', 'title': '(c) With BN'},
+        ],
+      }
+    ],
+    'claims': [
+      {
+        **claim,
+        'claim': 'Batch normalization trains faster',
+        'measured': 'mean test accuracy over the first fifth of the steps',
+        'measure': {'name': 'early', 'metric': 'test_accuracy', 'part': 0.2},
+        'expected': 'higher',
+      },
+      {
+        **claim,
+        'claim': 'Batch normalization ends at a higher test accuracy',
+        'measured': 'test accuracy after the last step',
+        'measure': {'name': 'final', 'metric': 'test_accuracy'},
+        'expected': 'higher',
+      },
+      {
+        **claim,
+        'claim': 'Batch normalization keeps the input of a sigmoid more stable',
+        'measured': 'drift of their percentiles, one unit of the last layer',
+        'measure': {**drift, 'array': f'{last}/unit'},
+        'expected': 'lower',
+      },
+      {
+        **claim,
+        'claim': 'Batch normalization keeps the inputs of a layer more stable',
+        'measured': 'drift of their percentiles, all units of the last layer',
+        'measure': {**drift, 'array': f'{last}/all'},
+        'expected': 'lower',
+      },
+    ],
+  }

@@ -1,0 +1,24 @@
+"""Draws the figures of an experiment and holds its claims against the runs.
+
+    python -m bn_research.report --config=configs/ioffe2015_fig1.py:digits \\
+        --workdir=runs/fig1
+
+Reads the runs below --workdir and writes into its folder `report`.
+"""
+
+from bn_research import cli, errors
+from bn_research.reports import writing
+
+
+def main() -> None:
+  """Writes what `report()` of the config describes."""
+  path = cli.config_path()
+  module = cli.config_module(path)
+  if not hasattr(module, 'report'):
+    raise errors.UserError(f'{path} has no function report')
+  sweep = module.sweep() if hasattr(module, 'sweep') else []
+  writing.write(module.report(), str(cli.WORKDIR.value), set().union(*sweep))
+
+
+if __name__ == '__main__':
+  cli.run(main)

@@ -1,0 +1,1 @@
+"""From workdirs to figures and claims; nothing here trains or imports JAX."""

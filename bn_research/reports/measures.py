@@ -1,0 +1,45 @@
+"""What a claim measures of one run: a number.
+
+A measure is a function of a run and of options that the config gives.
+"""
+
+from bn_research.reports.runs import Run
+
+
+def final(run: Run, metric: str) -> float:
+  """Returns the last value of a metric."""
+  return float(run.curve('step', metric)[1][-1])
+
+
+def early(run: Run, metric: str, part: float) -> float:
+  """Returns the mean of a metric over the first part of a run.
+
+  Of two runs that end alike, the faster one has more of it.
+
+  Args:
+    run: The run.
+    metric: The metric; each of its measurements counts the same.
+    part: Up to which part of the steps, in (0, 1].
+  """
+  steps, values = run.curve('step', metric)
+  return float(values[steps <= part * steps[-1]].mean())
+
+
+def drift(run: Run, probe: str, array: str) -> float:
+  """Returns how far a distribution moves while the run trains.
+
+    √(mean over percentiles p of Var_t p(t))
+
+  Both a shift and a change of width count; a distribution that stands still
+  has 0.
+
+  Args:
+    run: The run.
+    probe: The name of the probe.
+    array: Which of its arrays: (k, q), q percentiles at k steps.
+  """
+  _, values = run.probe(probe, array)
+  return float(values.var(0).mean() ** 0.5)
+
+
+MEASURES = {'final': final, 'early': early, 'drift': drift}

@@ -1,0 +1,52 @@
+"""One report: its specification in, its files and its table out."""
+
+import pathlib
+import sys
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import rich.console
+
+from bn_research import errors
+from bn_research.reports import claims, figures, runs, specs
+
+FOLDER = 'report'
+_PLAIN_WIDTH = 120  # of the table where there is no terminal
+
+
+def write(
+  report: Mapping[str, Any], directory: str, swept: Collection[str]
+) -> None:
+  """Draws the figures, checks the claims, and prints where and what.
+
+  Args:
+    report: `figures` and `claims`: lists of dicts, the fields of
+      `figures.Figure` and of `claims.Claim`.
+    directory: Where the runs are; the files go to its folder `report`.
+    swept: The keys, dotted, in which the configs of the runs may differ.
+
+  Raises:
+    UserError: If the specification is wrong, or the runs lack what it needs.
+  """
+  if unknown := report.keys() - {'figures', 'claims'}:
+    raise errors.UserError(
+      f'report() returns {min(unknown)!r}; it may return figures and claims'
+    )
+  drawings = [
+    specs.build('figure', figures.Figure, spec)
+    for spec in report.get('figures', ())
+  ]
+  statements = [
+    specs.build('claim', claims.Claim, spec)
+    for spec in report.get('claims', ())
+  ]
+  found = runs.load(directory, swept)
+  for figure in drawings:
+    for path in figure.draw(found, pathlib.Path(directory, FOLDER)):
+      print(path)
+  findings = [claims.check(claim, found) for claim in statements]
+  if findings:
+    console = rich.console.Console(
+      width=None if sys.stdout.isatty() else _PLAIN_WIDTH
+    )
+    console.print(claims.table(findings))

@@ -1,0 +1,54 @@
+"""`python -m bn_research.data NAME` prepares a dataset, without TensorFlow."""
+
+import argparse
+import sys
+from typing import NoReturn
+
+from bn_research import errors
+from bn_research.data import builders, prepare
+
+
+class _Parser(argparse.ArgumentParser):
+  def error(self, message: str) -> NoReturn:
+    raise errors.UserError(f'{message}; --help shows the arguments')
+
+
+def main() -> int:
+  """Prepares the dataset of the command line; returns the exit status."""
+  try:
+    print(_prepare())
+  except errors.UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  return 0
+
+
+def _prepare() -> str:
+  """Prepares what the command line names and says what is there now."""
+  parser = _Parser(
+    prog='python -m bn_research.data',
+    description='Prepares a dataset for TFDS, without TensorFlow.',
+  )
+  parser.add_argument('name', help=', '.join(builders.OWN))
+  parser.add_argument(
+    '--data_dir', help="directory of the datasets; TFDS's own where not given"
+  )
+  parser.add_argument(
+    '--from',
+    dest='source',
+    metavar='FOLDER',
+    help='folder of the four original files; downloaded where not given',
+  )
+  arguments = parser.parse_args()
+  builder = prepare.prepare(
+    arguments.name, arguments.data_dir, arguments.source
+  )
+  counts = ', '.join(
+    f'{name} {split.num_examples}'
+    for name, split in builder.info.splits.items()
+  )
+  return f'{builder.name} {builder.version} ({counts}) in {builder.data_path}'
+
+
+if __name__ == '__main__':
+  sys.exit(main())

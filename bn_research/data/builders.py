@@ -1,0 +1,104 @@
+"""TFDS builders by name, and what can be wrong with what they prepared.
+
+Nothing here downloads, so that every error comes within a moment.
+"""
+
+import difflib
+import os
+import re
+import shlex
+from typing import Any
+
+from bn_research import errors
+
+OWN = ('digits', 'fashion_mnist', 'mnist')
+"""The datasets that this package can prepare."""
+
+_NAME = r'\w+(/[\w.\-]+)?(:\d+\.\d+\.\d+)?'
+
+
+def find(name: str, data_dir: str | None = None) -> Any:
+  """Returns the TFDS builder called `name`, whether prepared or not.
+
+  Args:
+    name: `'mnist'`, `'mnist:3.0.1'` or `'emnist/letters'`.
+    data_dir: Where TFDS keeps its datasets; its own default where None.
+
+  Raises:
+    UserError: If there is no such dataset, version or configuration.
+  """
+  import tensorflow_datasets as tfds
+  from google.protobuf import json_format
+
+  from bn_research.data import digits  # noqa: F401  registers its builder
+
+  if not isinstance(name, str) or not re.fullmatch(_NAME, name):
+    raise errors.UserError(
+      f'data.name={name!r} is not a name of TFDS, such as mnist, mnist:3.0.1 '
+      'or emnist/letters'
+    )
+  try:
+    return tfds.builder(name, data_dir=expand(data_dir))
+  except tfds.core.DatasetNotFoundError as error:
+    known = tfds.list_builders(with_community_datasets=False)
+    close = difflib.get_close_matches(name, known, n=1)
+    raise errors.UserError(
+      f'data.name={name!r}: no such dataset; '
+      + (f'did you mean {close[0]!r}?' if close else 'see tfds.list_builders()')
+    ) from error
+  except json_format.ParseError as error:
+    folder = f'{data_dir or tfds.core.constants.DATA_DIR}/{name}'
+    raise errors.UserError(
+      f'a dataset_info.json in {folder} is damaged; delete that folder and '
+      'prepare it again'
+    ) from error
+  except (AssertionError, ImportError, OSError, ValueError) as error:
+    # TFDS puts its arguments, a dict, before the reason.
+    reason = str(error).rpartition('}": ')[2].splitlines()[0]
+    raise errors.UserError(f'data.name={name!r}: {reason}') from error
+
+
+def expand(data_dir: str | None) -> str | None:
+  """Returns `data_dir` with `~` replaced; shells leave it in `--data_dir=~`."""
+  return data_dir and os.path.expanduser(data_dir)
+
+
+def check_prepared(builder: Any, data_dir: str | None = None) -> None:
+  """Raises a UserError where the dataset is not there, whole and readable."""
+  folder = builder.data_path
+  command = how_to_prepare(builder.name, data_dir)
+  if not folder.exists():
+    raise errors.UserError(
+      f'{builder.name} {builder.version} is not prepared in {folder}'
+      f'{_other_versions(folder)}; prepare it: {command}'
+    )
+  if not builder.is_prepared():
+    raise errors.UserError(
+      f'{folder} is half written; delete it and prepare it again: {command}'
+    )
+  found = builder.info.file_format.value
+  if found != 'array_record':
+    raise errors.UserError(
+      f'{folder} is written as {found} and only array_record can be read; '
+      f'delete it, or choose another data_dir, and prepare it: {command}'
+    )
+
+
+def how_to_prepare(name: str, data_dir: str | None) -> str:
+  """Returns the command line that prepares a dataset."""
+  if name in OWN:
+    command = f'python -m bn_research.data {name}'
+  else:
+    command = f'tfds build {name} --file_format=array_record'
+  return command + (f' --data_dir={shlex.quote(data_dir)}' if data_dir else '')
+
+
+def _other_versions(folder: Any) -> str:
+  if not folder.parent.is_dir():
+    return ''
+  versions = sorted(
+    path.name
+    for path in folder.parent.iterdir()
+    if re.fullmatch(r'\d+\.\d+\.\d+', path.name)
+  )
+  return f' (only {", ".join(versions)})' if versions else ''

@@ -1,0 +1,84 @@
+"""Small datasets, prepared for real in folders of their own."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+_REAL = pathlib.Path(__file__).parents[2] / '../shared/data'
+
+
+@pytest.fixture(autouse=True)
+def cache_home(tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  return tmp_path / 'cache'
+
+
+@pytest.fixture
+def real_mnist():
+  """The folder that holds MNIST as TFDS prepared it."""
+  folder = _REAL / 'tfds'
+  if not (folder / 'mnist/3.0.1/dataset_info.json').exists():
+    pytest.skip('MNIST is not prepared in ../shared/data/tfds')
+  return str(folder.resolve())
+
+
+@pytest.fixture
+def raw_mnist():
+  """The folder of the four original files of MNIST."""
+  folder = _REAL / 'raw/mnist'
+  if not folder.exists():
+    pytest.skip('the files of MNIST are not in ../shared/data/raw/mnist')
+  return folder.resolve()
+
+
+@pytest.fixture
+def write(tmp_path):
+  """Returns `write(official_builder, splits)`, which returns the data_dir.
+
+  It writes what is given under the name, version and features of a builder of
+  TFDS, in the way that TFDS does, from PIL images.
+  """
+  import tensorflow_datasets as tfds
+  from tensorflow_datasets.core import registered
+
+  def write(official, splits):
+    class Writer(official):
+      name = official.name
+
+      def _split_generators(self, dl_manager):
+        return {k: self._generate_examples(v) for k, v in splits.items()}
+
+      def _generate_examples(self, examples):
+        yield from enumerate(examples)
+
+    Writer(
+      data_dir=tmp_path / 'data', file_format='array_record'
+    ).download_and_prepare(
+      download_dir=tmp_path / 'downloads',
+      download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+    )
+    return str(tmp_path / 'data')
+
+  with registered.skip_registration():
+    yield write
+
+
+@pytest.fixture
+def small_mnist(write):
+  """Returns (data_dir, images, labels): noise in the shape of MNIST.
+
+  The images and labels are those of train, in the order written.
+  """
+  from PIL import Image
+  from tensorflow_datasets.image_classification import mnist
+
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (40, 28, 28, 1), np.uint8)
+  labels = rng.integers(0, 10, 40)
+  examples = [
+    {'image': Image.fromarray(image[..., 0]), 'label': int(label)}
+    for image, label in zip(images, labels, strict=True)
+  ]
+  data_dir = write(mnist.MNIST, {'train': examples[:30], 'test': examples[30:]})
+  return data_dir, images[:30], labels[:30]

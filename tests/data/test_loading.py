@@ -1,0 +1,214 @@
+import os
+import pathlib
+import shutil
+import time
+
+import ml_collections
+import numpy as np
+import pytest
+
+from bn_research import data, errors
+
+
+def _fails(match, config, data_dir):
+  """Asserts a UserError of one line, at once."""
+  begin = time.perf_counter()
+  with pytest.raises(errors.UserError, match=match) as caught:
+    data.load(config, data_dir)
+  assert '\n' not in str(caught.value)
+  assert time.perf_counter() - begin < 1
+
+
+def _folder(data_dir):
+  return pathlib.Path(data_dir, 'mnist/3.0.1')
+
+
+def _shard(data_dir):
+  return _folder(data_dir) / 'mnist-train.array_record-00000-of-00001'
+
+
+def test_images_and_labels_stay_together(small_mnist):
+  data_dir, images, labels = small_mnist
+  config = ml_collections.ConfigDict({'name': 'mnist', 'binarize': 0.5})
+  train = data.load(config, data_dir).train
+  assert train.images.dtype == np.uint8
+  assert train.labels.dtype == np.int32
+  expected = {i.tobytes(): l for i, l in zip(images, labels, strict=True)}
+  assert len(expected) == len(train.labels) == 30
+  for image, label in zip(train.images, train.labels, strict=True):
+    assert expected[image.tobytes()] == label
+
+
+def test_colour_and_features_that_are_not_asked_for(write):
+  from PIL import Image
+  from tensorflow_datasets.image_classification import cifar
+
+  images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), np.uint8)
+  examples = [
+    {'id': f'train_{i}', 'image': Image.fromarray(image), 'label': i}
+    for i, image in enumerate(images)
+  ]
+  data_dir = write(cifar.Cifar10, {'train': examples, 'test': examples[:2]})
+  dataset = data.load({'name': 'cifar10'}, data_dir)
+  assert dataset.num_classes == 10
+  assert dataset.test.images.shape == (2, 32, 32, 3)
+  np.testing.assert_array_equal(
+    dataset.train.images, images[dataset.train.labels]
+  )
+
+
+def test_real_mnist(real_mnist):
+  config = {'name': 'mnist', 'train': 'train[:1000]'}
+  dataset = data.load(config, real_mnist)
+  assert dataset.train.images.shape == (1000, 28, 28, 1)
+  assert dataset.train.labels[:8].tolist() == [4, 1, 0, 7, 8, 1, 2, 7]
+  assert np.bincount(dataset.test.labels).tolist() == [
+    *(980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009)
+  ]
+
+
+@pytest.mark.parametrize(
+  ('name', 'match'),
+  [
+    ('mnits', "'mnits': no such dataset; did you mean 'mnist'"),
+    ('digit', "did you mean 'digits'"),
+    ('zzzzzz', 'no such dataset; see'),
+    ('huggingface:mnist', 'not a name'),
+    ('', 'not a name'),
+    (None, 'not a name'),
+    ('mnist:9.9.9', r'version 9\.9\.9, only: 3\.0\.1'),
+    ('mnist/letters', "data.name='mnist/letters': BuilderConfig letters"),
+    ('mnist', r'mnist 3\.0\.1 is not .*-m bn_research.data mnist --data_dir=/'),
+    ('cifar10', 'is not prepared .* tfds build cifar10 --file_format=array_r'),
+  ],
+)
+def test_nothing_is_there(name, match, tmp_path):
+  _fails(match, {'name': name}, str(tmp_path))
+
+
+def test_only_another_version_is_there(small_mnist):
+  data_dir, *_ = small_mnist
+  _folder(data_dir).rename(_folder(data_dir).with_name('2.0.0'))
+  _fails(r'only 2\.0\.0', {'name': 'mnist'}, data_dir)
+  other = data.load({'name': 'mnist:2.0.0'}, data_dir)
+  assert len(other.train.labels) == 30
+
+
+def test_half_written(small_mnist):
+  data_dir, *_ = small_mnist
+  (_folder(data_dir) / 'dataset_info.json').unlink()
+  _fails('half written; delete it', {'name': 'mnist'}, data_dir)
+
+
+def test_damaged_description(small_mnist):
+  data_dir, *_ = small_mnist
+  (_folder(data_dir) / 'dataset_info.json').write_text('{')
+  _fails(r'dataset_info\.json .* damaged; delete', {'name': 'mnist'}, data_dir)
+
+
+def test_another_format(small_mnist):
+  data_dir, *_ = small_mnist
+  info = _folder(data_dir) / 'dataset_info.json'
+  info.write_text(info.read_text().replace('array_record"', 'tfrecord"'))
+  _fails('written as tfrecord', {'name': 'mnist'}, data_dir)
+
+
+def _remove(shard):
+  shard.unlink()
+
+
+def _cut(shard):
+  os.truncate(shard, shard.stat().st_size // 2)
+
+
+def _overwrite(shard):
+  content = bytearray(shard.read_bytes())
+  content[100:200] = bytes(100)
+  shard.write_bytes(content)
+
+
+@pytest.mark.parametrize('harm', [_remove, _cut, _overwrite])
+def test_damaged_shard(harm, small_mnist):
+  data_dir, *_ = small_mnist
+  data.load({'name': 'mnist'}, data_dir)  # a kept copy must not hide it
+  harm(_shard(data_dir))
+  _fails('cannot be read: .*; if damaged, delete', {'name': 'mnist'}, data_dir)
+
+
+@pytest.mark.parametrize(
+  ('split', 'match'),
+  [
+    ('validation', "data.test='validation'.*'train', 'test'"),
+    ('train[:0]', 'is empty'),
+    ('train[5:2]', 'is empty'),
+    ('train[40:]', 'incompatible with 30 examples'),
+    ('train[', 'Unrecognized split format'),
+    ('', 'Unrecognized split format'),
+    (None, 'Unknown split'),
+  ],
+)
+def test_split(split, match, small_mnist):
+  data_dir, *_ = small_mnist
+  _fails(match, {'name': 'mnist', 'test': split}, data_dir)
+
+
+def _odd(features):
+  import tensorflow_datasets as tfds
+
+  class Odd(tfds.core.GeneratorBasedBuilder):
+    """Not an image-classification set."""
+
+    name = 'odd'
+    VERSION = tfds.core.Version('1.0.0')
+
+    def _info(self):
+      return tfds.core.DatasetInfo(
+        builder=self, features=tfds.features.FeaturesDict(features)
+      )
+
+    def _split_generators(self, dl_manager):
+      raise NotImplementedError
+
+    def _generate_examples(self):
+      raise NotImplementedError
+
+  return Odd
+
+
+def test_sets_that_are_not_image_classification(write):
+  import tensorflow_datasets as tfds
+  from PIL import Image
+
+  image = tfds.features.Tensor(shape=(2, 2, 1), dtype=np.uint8)
+  real = tfds.features.Tensor(shape=(2, 2, 1), dtype=np.float32)
+  flat = tfds.features.Tensor(shape=(4,), dtype=np.uint8)
+  label = tfds.features.ClassLabel(num_classes=2)
+  grey = np.zeros((2, 2, 1), np.uint8)
+  cases = [
+    ({'image': image}, {'image': grey}, 'no label among image'),
+    ({'label': label}, {'label': 1}, 'no image among label'),
+    (
+      {'image': image, 'label': np.int64},
+      {'image': grey, 'label': 1},
+      'no label among',
+    ),
+    (
+      {'image': real, 'label': label},
+      {'image': np.float32(grey), 'label': 1},
+      'type .*float32',
+    ),
+    (
+      {'image': flat, 'label': label},
+      {'image': grey.ravel(), 'label': 1},
+      r'shape \(4,\)',
+    ),
+    (
+      {'image': tfds.features.Image(), 'label': label},
+      {'image': Image.fromarray(np.zeros((2, 2, 3), np.uint8)), 'label': 1},
+      r'shape \(None, None, 3\)',
+    ),
+  ]
+  for features, example, match in cases:
+    data_dir = write(_odd(features), {'train': [example]})
+    _fails(match, {'name': 'odd'}, data_dir)
+    shutil.rmtree(data_dir)

@@ -3,12 +3,14 @@
 A measure is a function of a run and of options that the config gives.
 """
 
+from collections.abc import Callable
+
 from bn_research.reports.runs import Run
 
 
 def final(run: Run, metric: str) -> float:
   """Returns the last value of a metric."""
-  return float(run.curve('step', metric)[1][-1])
+  return float(run.columns(metric)[0][-1])
 
 
 def early(run: Run, metric: str, part: float) -> float:
@@ -21,7 +23,7 @@ def early(run: Run, metric: str, part: float) -> float:
     metric: The metric; each of its measurements counts the same.
     part: Up to which part of the steps, in (0, 1].
   """
-  steps, values = run.curve('step', metric)
+  steps, values = run.columns('step', metric)
   return float(values[steps <= part * steps[-1]].mean())
 
 
@@ -42,4 +44,8 @@ def drift(run: Run, probe: str, array: str) -> float:
   return float(values.var(0).mean() ** 0.5)
 
 
-MEASURES = {'final': final, 'early': early, 'drift': drift}
+MEASURES: dict[str, Callable[..., float]] = {
+  'final': final,
+  'early': early,
+  'drift': drift,
+}

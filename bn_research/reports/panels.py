@@ -86,13 +86,13 @@ class Curves:
 
   def _columns(self, series: Series) -> tuple[np.ndarray, np.ndarray]:
     """Returns the mean over runs of x, (k,), and y of each run, (runs, k)."""
-    curves = [run.curve(self.x, self.metric) for run in series.runs]
-    if len({len(x) for x, _ in curves}) > 1:
+    columns = [run.columns('step', self.x, self.metric) for run in series.runs]
+    steps, xs, ys = zip(*columns, strict=True)
+    if not all(np.array_equal(other, steps[0]) for other in steps):
       raise errors.UserError(
         f'the runs {series.label!r} measured {self.metric} at different steps;'
         ' draw them as different series'
       )
-    xs, ys = zip(*curves, strict=True)
     return np.mean(xs, 0), np.asarray(ys)
 
 

@@ -43,21 +43,21 @@ class Run:
         raise errors.UserError(f'{self.path}: its config has no key {key!r}')
     return all(self.config[key] == value for key, value in where.items())
 
-  def curve(self, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns two (k,) columns of the rows of metrics that have both.
+  def columns(self, *names: str) -> list[np.ndarray]:
+    """Returns (k,) columns of the rows of metrics that have them all.
 
     Raises:
       UserError: If there is no such row.
     """
-    rows = [row for row in self._rows if x in row and y in row]
+    rows = [row for row in self._rows if row.keys() >= set(names)]
     if not rows:
-      names = sorted(set().union(*self._rows))
+      there = set().union(*self._rows)
+      missing = ', '.join(sorted(set(names) - there) or names)
       raise errors.UserError(
-        f'{self.path} has no metric {y!r} by {x!r}; there are'
-        f' {", ".join(names)}'
+        f'{self.path} has no metric {missing}; there are'
+        f' {", ".join(sorted(there))}'
       )
-    xs, ys = zip(*((row[x], row[y]) for row in rows), strict=True)
-    return np.asarray(xs, float), np.asarray(ys, float)
+    return [np.asarray([row[name] for row in rows], float) for name in names]
 
   def probe(self, name: str, array: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns (k,) steps, and the (k, ...) array that a probe took there.

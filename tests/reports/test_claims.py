@@ -1,0 +1,137 @@
+"""Measures, intervals and verdicts against hand-made numbers."""
+
+import dataclasses
+import types
+
+import numpy as np
+import pytest
+import rich.console
+
+from bn_research import errors, workdir
+from bn_research.reports import claims, measures, runs
+
+CLAIM = claims.Claim(
+  claim='batch norm is better',
+  source='paper',
+  published='plot',
+  measured='accuracy',
+  measure={'name': 'final', 'metric': 'test_accuracy'},
+  this={'model.norm.name': 'batch_norm'},
+  that={'model.norm.name': 'none'},
+  expected='higher',
+)
+
+
+def run_of(steps, values):
+  """A run that has one metric and one probe."""
+  return types.SimpleNamespace(
+    columns=lambda *names: [
+      np.asarray(steps if name == 'step' else values) for name in names
+    ],
+    probe=lambda name, array: (np.asarray(steps), np.asarray(values)),
+  )
+
+
+def test_measures_on_numbers_done_by_hand():
+  run = run_of([0, 10, 20, 50, 100], [0.0, 0.4, 0.8, 0.9, 1.0])
+  assert measures.final(run, 'm') == 1.0
+  assert measures.early(run, 'm', part=0.2) == pytest.approx(0.4)
+  assert measures.early(run, 'm', part=1.0) == pytest.approx(3.1 / 5)
+
+
+def test_drift_counts_shift_and_width_and_nothing_else():
+  still = np.asarray([[-1, 0, 1]] * 4)
+  assert measures.drift(run_of(range(4), still), 'p', 'a') == 0
+  shift = still + np.asarray([0, 2, 0, 2])[:, None]
+  assert measures.drift(run_of(range(4), shift), 'p', 'a') == pytest.approx(1)
+  # Percentiles at +-1 and +-3 by turns: variances 1, 0, 1.
+  width = still * np.asarray([1, 3, 1, 3])[:, None]
+  drift = measures.drift(run_of(range(4), width), 'p', 'a')
+  assert drift == pytest.approx((2 / 3) ** 0.5)
+
+
+def test_the_interval_is_students():
+  # t(0.975; 4) = 2.776445 in the tables; s = sqrt(2.5).
+  half = 2.776445 * 2.5**0.5 / 5**0.5
+  low, high = claims.mean_interval(np.asarray([1.0, 2, 3, 4, 5]))
+  assert (low, high) == pytest.approx((3 - half, 3 + half), rel=1e-6)
+  assert np.isnan(claims.mean_interval(np.asarray([1.0]))).all()
+
+
+def test_the_interval_covers_as_often_as_it_says():
+  rng = np.random.default_rng(0)
+  ends = [claims.mean_interval(x) for x in rng.normal(7, 2, (2000, 5))]
+  covered = np.mean([low <= 7 <= high for low, high in ends])
+  assert 0.935 < covered < 0.965  # 3 standard errors of 0.005
+
+
+def with_finals(five_seeds, differences):
+  """The runs with final accuracies that differ by `differences`."""
+  found = []
+  for run in five_seeds:
+    seed = run.config['seed']
+    if seed < len(differences):
+      value = 0.5 + seed / 10  # a spread over seeds that pairing removes
+      if run.config['model.norm.name'] == 'batch_norm':
+        value += differences[seed]
+      found.append(dataclasses.replace(run))
+      found[-1].__dict__['_rows'] = [{'step': 1000, 'test_accuracy': value}]
+  return found
+
+
+@pytest.mark.parametrize(
+  ('differences', 'expected', 'verdict'),
+  [
+    ([0.02, 0.01, 0.02, 0.03, 0.02], 'higher', claims.HOLDS),
+    ([0.02, 0.01, 0.02, 0.03, 0.02], 'lower', claims.DOES_NOT_HOLD),
+    ([-0.02, -0.01, -0.02, -0.03, -0.02], 'lower', claims.HOLDS),
+    ([-0.02, -0.01, -0.02, -0.03, -0.02], 'higher', claims.DOES_NOT_HOLD),
+    ([0.02, -0.01, 0.02, -0.03, 0.02], 'higher', claims.TOO_FEW),
+    ([0.02, 0.02, 0.02, 0.02], 'higher', claims.TOO_FEW),
+    ([0.02], 'higher', claims.TOO_FEW),
+    ([0.0] * 5, 'higher', claims.DOES_NOT_HOLD),
+  ],
+)
+def test_verdicts(differences, expected, verdict, five_seeds):
+  found = with_finals(five_seeds, differences)
+  claim = dataclasses.replace(CLAIM, expected=expected)
+  finding = claims.check(claim, found)
+  assert finding.verdict == verdict
+  np.testing.assert_allclose(finding.differences, differences, atol=1e-12)
+  assert finding.this - finding.that == pytest.approx(np.mean(differences))
+
+
+def test_only_seeds_that_both_sides_finished_are_compared(fake_run, tmp_path):
+  for seed in range(7):
+    fake_run('none', seed)
+  for seed in range(1, 8):
+    status = workdir.DIVERGED if seed == 3 else workdir.DONE
+    fake_run('batch_norm', seed, status=status)
+  found = runs.load(str(tmp_path), {'seed', 'model.norm.name'})
+  assert len(claims.check(CLAIM, found).differences) == 5
+
+
+def test_one_sided_claims_and_ambiguous_ones_are_refused(five_seeds):
+  without = [r for r in five_seeds if r.config['model.norm.name'] == 'none']
+  with pytest.raises(errors.UserError, match='both sides of the claim'):
+    claims.check(CLAIM, without)
+  both = dataclasses.replace(CLAIM, this={'batch_size': 60})
+  with pytest.raises(errors.UserError, match='of one seed'):
+    claims.check(both, five_seeds)
+  with pytest.raises(errors.UserError, match='choose higher or lower'):
+    dataclasses.replace(CLAIM, expected='more')
+
+
+def test_the_table_says_all_of_it(five_seeds):
+  finding = claims.check(CLAIM, with_finals(five_seeds, [0.01] * 5))
+  console = rich.console.Console(width=300)
+  with console.capture() as capture:
+    console.print(claims.table([finding]))
+  for text in (
+    'batch norm is better (paper)',
+    'accuracy',
+    'plot',
+    '0.7100 against 0.7000: difference +0.0100 [+0.0100, +0.0100], 5 seeds',
+    'holds',
+  ):
+    assert text in capture.get()

@@ -1,0 +1,186 @@
+"""Figures: what is drawn is what was measured."""
+
+import dataclasses
+import hashlib
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+from matplotlib.figure import Figure as Canvas
+
+from bn_research import errors, workdir
+from bn_research.reports import figures, panels, runs
+
+WITHOUT = {'model.norm.name': 'none'}
+WITH = {'model.norm.name': 'batch_norm'}
+FIGURE = figures.Figure(
+  name='figure',
+  series=[
+    {'label': 'without', 'where': WITHOUT},
+    {'label': 'with', 'where': WITH},
+  ],
+  panels=[
+    {'name': 'curves', 'metric': 'test_accuracy', 'ylim': (0.7, 1.0)},
+    {
+      'name': 'bands',
+      'series': 'with',
+      'probe': 'activations',
+      'array': 'last/unit',
+    },
+  ],
+)
+
+
+def series_of(found, where, label='s', num_diverged=0):
+  chosen = [run for run in found if run.matches(where)]
+  return panels.Series(label, chosen, num_diverged, 'C0', '-')
+
+
+def drawn(panel, *series):
+  axes = Canvas().subplots()
+  panel.draw(axes, series)
+  return axes
+
+
+def band(axes, index):
+  """The (2, k) lowest and highest of a filled band, in order of x."""
+  points = axes.collections[index].get_paths()[0].vertices
+  x = np.unique(points[:, 0])
+  y = [points[points[:, 0] == value, 1] for value in x]
+  return np.asarray([[v.min() for v in y], [v.max() for v in y]])
+
+
+def test_curves_are_the_mean_and_range_over_seeds(five_seeds):
+  axes = drawn(panels.Curves('test_accuracy'), series_of(five_seeds, WITHOUT))
+  values = np.asarray(
+    [
+      [row['test_accuracy'] for row in rows if 'test_accuracy' in row]
+      for rows in (
+        workdir.read_metrics(run.path)
+        for run in five_seeds
+        if run.config['model.norm.name'] == 'none'
+      )
+    ]
+  )
+  (line,) = axes.lines
+  np.testing.assert_array_equal(line.get_xdata(), np.arange(0, 1001, 10))
+  np.testing.assert_allclose(line.get_ydata(), values.mean(0))
+  np.testing.assert_allclose(band(axes, 0), [values.min(0), values.max(0)])
+  assert axes.get_legend().get_title().get_text() == 'mean and range, 5 seeds'
+
+
+def test_fewer_than_five_seeds_are_drawn_one_by_one(five_seeds):
+  few = [run for run in five_seeds if run.config['seed'] < 3]
+  axes = drawn(panels.Curves('test_accuracy'), series_of(few, WITHOUT))
+  assert len(axes.lines) == 4
+  assert not axes.collections
+  assert axes.get_legend().get_title().get_text() == 'mean and runs, 3 seeds'
+  mean, *each = [line.get_ydata() for line in axes.lines]
+  np.testing.assert_allclose(np.mean(each, 0), mean)
+
+
+def test_curves_by_seconds(five_seeds):
+  panel = panels.Curves('test_accuracy', x='seconds', xlabel='seconds')
+  axes = drawn(panel, series_of(five_seeds, WITH))
+  np.testing.assert_allclose(axes.lines[0].get_xdata(), np.arange(0, 20.1, 0.2))
+
+
+def test_the_legend_tells_of_runs_that_diverged(five_seeds):
+  axes = drawn(
+    panels.Curves('test_accuracy'), series_of(five_seeds, WITH, 'with', 2)
+  )
+  labels = [text.get_text() for text in axes.get_legend().get_texts()]
+  assert labels == ['with (2 more diverged)']
+
+
+def test_runs_of_different_lengths_are_no_series(fake_run, tmp_path):
+  fake_run('none', 0)
+  fake_run('none', 1, num_steps=50)
+  found = runs.load(str(tmp_path), {'seed', 'num_steps'})
+  with pytest.raises(errors.UserError, match='at different steps'):
+    drawn(panels.Curves('test_accuracy'), series_of(found, WITHOUT))
+
+
+def test_bands_are_the_percentiles_of_the_first_seed(five_seeds):
+  panel = panels.Bands('s', 'activations', 'last/unit')
+  axes = drawn(panel, series_of(five_seeds[::-1], WITH))
+  first = next(run for run in five_seeds if run.matches({**WITH, 'seed': 0}))
+  arrays = workdir.read_probe(first.path, 'activations')
+  lines = np.asarray([line.get_ydata() for line in axes.lines])
+  np.testing.assert_array_equal(lines, arrays['last/unit'].T)
+  np.testing.assert_array_equal(band(axes, 0), arrays['last/unit'].T[[0, 2]])
+  texts = [text.get_text() for text in axes.texts]
+  assert texts == ['15%', '50%', '85%', 'seed 0']
+
+
+def test_bands_share_their_axis_and_curves_keep_theirs(five_seeds):
+  pair = [
+    panels.Curves('test_accuracy', ylim=(0.7, 1.0)),
+    panels.Bands('none', 'activations', 'last/unit'),
+    panels.Bands('norm', 'activations', 'last/unit'),
+  ]
+  all_axes = Canvas().subplots(1, 3)
+  series = [
+    series_of(five_seeds, WITHOUT, 'none'),
+    series_of(five_seeds, WITH, 'norm'),
+  ]
+  for panel, axes in zip(pair, all_axes, strict=True):
+    panel.draw(axes, series)
+  wide = all_axes[1].get_ylim()
+  assert wide[0] < all_axes[2].get_ylim()[0]
+  panels.share_y(pair, all_axes)
+  assert [axes.get_ylim() for axes in all_axes] == [(0.7, 1.0), wide, wide]
+
+
+def test_the_files_are_figures_and_the_same_each_time(five_seeds, tmp_path):
+  digests = []
+  for folder in ('one', 'two'):
+    paths = FIGURE.draw(five_seeds, tmp_path / folder)
+    assert [path.name for path in paths] == ['figure.png', 'figure.pdf']
+    digests.append(
+      [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+    )
+  assert digests[0] == digests[1]
+  with PIL.Image.open(tmp_path / 'one' / 'figure.png') as image:
+    assert image.size == (1440, 480)
+    assert (
+      len(np.unique(np.asarray(image.convert('RGB')).reshape(-1, 3), axis=0))
+      > 50
+    )
+  assert (tmp_path / 'one' / 'figure.pdf').read_bytes().startswith(b'%PDF')
+
+
+@pytest.mark.parametrize(
+  ('panel', 'message'),
+  [
+    ({'name': 'curve'}, "unknown panel 'curve'; there are bands, curves"),
+    ({'name': 'curves'}, "missing a required argument: 'metric'"),
+    ({'name': 'curves', 'metric': 'a', 'log': 1}, "unexpected.*'log'"),
+    (
+      {'name': 'curves', 'metric': 'a'},
+      'has no metric a; there are seconds, step',
+    ),
+    (
+      {'name': 'bands', 'series': 'x', 'probe': 'p', 'array': 'a'},
+      "unknown series 'x'; there are without, with",
+    ),
+  ],
+)
+def test_a_wrong_panel_is_one_line(panel, message, five_seeds, tmp_path):
+  figure = dataclasses.replace(FIGURE, panels=[panel])
+  with pytest.raises(errors.UserError, match=message):
+    figure.draw(five_seeds, tmp_path)
+
+
+def test_a_series_without_runs_is_one_line(five_seeds, tmp_path):
+  series = [{'label': 'layer', 'where': {'model.norm.name': 'layer_norm'}}]
+  figure = dataclasses.replace(FIGURE, series=series)
+  with pytest.raises(errors.UserError, match="of the series 'layer'"):
+    figure.draw(five_seeds, tmp_path)
+
+
+def test_missing_matplotlib_is_one_line(five_seeds, tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'matplotlib', None)
+  with pytest.raises(errors.UserError, match=r"pip install -e '\.\[plots\]'"):
+    FIGURE.draw(five_seeds, tmp_path)

@@ -1,0 +1,92 @@
+"""The command, from its flags to its files, on workdirs of fake runs."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from bn_research import errors
+from bn_research.reports import writing
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+_CONFIG = """
+import ml_collections
+
+def get_config():
+  return ml_collections.ConfigDict({'seed': 0})
+
+def sweep():
+  return [{'model.norm.name': 'none', 'seed': 0}]
+
+def report():
+  none = {'model.norm.name': 'none'}
+  return {
+    'figures': [{
+      'name': 'plot',
+      'series': [{'label': 'none', 'where': none}],
+      'panels': [{'name': 'curves', 'metric': 'test_accuracy'}],
+    }],
+    'claims': [{
+      'claim': 'a thing', 'source': 'paper', 'published': 'plot',
+      'measured': 'accuracy', 'this': none, 'that': none, 'expected': 'higher',
+      'measure': {'name': 'final', 'metric': 'test_accuracy'},
+    }],
+  }
+"""
+
+
+@pytest.fixture
+def command(tmp_path):
+  config = tmp_path / 'config.py'
+  config.write_text(_CONFIG)
+
+  def run(directory):
+    return subprocess.run(
+      [
+        *(sys.executable, '-m', 'bn_research.report'),
+        *(f'--config={config}', f'--workdir={directory}'),
+      ],
+      cwd=ROOT,
+      env={**os.environ, 'LC_ALL': 'C.UTF-8'},
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+
+  return run
+
+
+def test_the_command_says_where_it_put_what(command, fake_run, tmp_path):
+  for seed in range(5):
+    fake_run('none', seed)
+  result = command(tmp_path)
+  assert result.returncode == 0, result.stderr
+  for kind in ('png', 'pdf'):
+    path = tmp_path / 'report' / f'plot.{kind}'
+    assert path.stat().st_size > 1000
+    assert str(path) in result.stdout.splitlines()
+  assert 'does not hold' in result.stdout  # nothing is above itself
+
+
+def test_an_empty_workdir_is_one_line(command, tmp_path):
+  result = command(tmp_path)
+  assert result.returncode == 2
+  (line,) = result.stderr.splitlines()
+  assert line.startswith(f'error: {tmp_path} has no runs; train some with')
+
+
+@pytest.mark.parametrize(
+  ('report', 'message'),
+  [
+    ({'figure': []}, "report.. returns 'figure'; it may return"),
+    ({'figures': [{'name': 'a'}]}, r'figure.*missing.*series'),
+    ({'claims': [{'claim': 'a', 'by': 1}]}, r'claim.*'),
+  ],
+)
+def test_a_wrong_report_is_one_line(report, message, five_seeds, tmp_path):
+  del five_seeds
+  with pytest.raises(errors.UserError, match=message):
+    writing.write(report, str(tmp_path), {'seed', 'model.norm.name'})

@@ -1,0 +1,112 @@
+"""What a report reads, and what it refuses to read."""
+
+import json
+
+import numpy as np
+import pytest
+
+from bn_research import errors, workdir
+from bn_research.reports import runs
+
+SWEPT = {'seed', 'model.norm.name'}
+
+
+def test_a_curve_has_the_rows_where_both_were_measured(fake_run, tmp_path):
+  path = fake_run('none', 0)
+  (run,) = runs.load(str(path), SWEPT)
+  lines = (path / workdir.METRICS).read_text().splitlines()
+  rows = [json.loads(line) for line in lines]
+  assert len(rows) == 102
+  for y, size in (('test_accuracy', 101), ('train_loss', 102)):
+    steps, values = run.columns('step', y)
+    there = [row for row in rows if y in row]
+    assert len(there) == size
+    np.testing.assert_array_equal(steps, [row['step'] for row in there])
+    np.testing.assert_array_equal(values, [row[y] for row in there])
+
+
+def test_runs_are_found_below_and_checkpoints_not_searched(fake_run, tmp_path):
+  path = fake_run('none', 0)
+  inner = path / workdir.CHECKPOINTS / '100' / workdir.CONFIG
+  inner.parent.mkdir(parents=True)
+  inner.write_text('not a run')
+  fake_run('batch_norm', 1)
+  found = runs.load(str(tmp_path), SWEPT)
+  assert [run.config['model.norm.name'] for run in found] == [
+    'batch_norm',
+    'none',
+  ]
+
+
+def test_unfinished_runs_are_left_out_and_named(fake_run, tmp_path, capsys):
+  fake_run('none', 0)
+  for seed, status in enumerate(('incomplete', 'failed', 'diverged'), start=1):
+    fake_run('none', seed, status=status)
+  found = runs.load(str(tmp_path), SWEPT)
+  assert [run.is_done for run in found] == [True, False]
+  out = capsys.readouterr().out
+  assert f'left out, because incomplete: {tmp_path}/norm=none,seed=1' in out
+  assert f'left out, because failed: {tmp_path}/norm=none,seed=2' in out
+
+
+def test_no_runs(tmp_path):
+  for directory in (tmp_path, tmp_path / 'missing'):
+    with pytest.raises(errors.UserError, match='no runs; train some with'):
+      runs.load(str(directory), SWEPT)
+
+
+@pytest.mark.parametrize('status', ['incomplete', 'failed', 'diverged'])
+def test_no_run_is_done(status, fake_run, tmp_path):
+  fake_run('none', 0, status=status)
+  with pytest.raises(errors.UserError, match='no run that is done'):
+    runs.load(str(tmp_path), SWEPT)
+
+
+def test_runs_of_two_experiments_are_not_averaged(fake_run, tmp_path):
+  fake_run('none', 0)
+  fake_run('none', 1, batch_size=30)
+  with pytest.raises(errors.UserError, match='batch_size is 60 and 30'):
+    runs.load(str(tmp_path), SWEPT)
+
+
+def test_an_unfinished_last_line_is_no_harm(fake_run):
+  path = fake_run('none', 0)
+  (run,) = runs.load(str(path), SWEPT)
+  whole = run.columns('step', 'test_accuracy')
+  with open(path / workdir.METRICS, 'a') as file:
+    file.write('{"step": 10')
+  (run,) = runs.load(str(path), SWEPT)
+  np.testing.assert_array_equal(run.columns('step', 'test_accuracy'), whole)
+
+
+@pytest.mark.parametrize('keep', [0, 0.5, 0.999])
+def test_metrics_that_end_too_early_are_damaged(keep, fake_run):
+  path = fake_run('none', 0)
+  text = (path / workdir.METRICS).read_text()
+  (path / workdir.METRICS).write_text(text[: int(keep * len(text))])
+  (run,) = runs.load(str(path), SWEPT)
+  with pytest.raises(errors.UserError, match=r'metrics\.jsonl is damaged'):
+    run.columns('step', 'test_accuracy')
+
+
+def test_a_damaged_line_in_the_middle_is_not_passed_over(fake_run):
+  path = fake_run('none', 0)
+  lines = (path / workdir.METRICS).read_text().splitlines()
+  lines[50] = lines[50][:-5]
+  (path / workdir.METRICS).write_text('\n'.join(lines) + '\n')
+  (run,) = runs.load(str(path), SWEPT)
+  with pytest.raises(errors.UserError, match=r'metrics\.jsonl is damaged'):
+    run.columns('step', 'test_accuracy')
+
+
+def test_what_is_missing_is_named_with_what_is_there(fake_run):
+  path = fake_run('none', 0)
+  (run,) = runs.load(str(path), SWEPT)
+  with pytest.raises(errors.UserError, match='no metric loss; there are'):
+    run.columns('step', 'loss')
+  with pytest.raises(errors.UserError, match=r"no 'first'; there are last/all"):
+    run.probe('activations', 'first')
+  with pytest.raises(errors.UserError, match="probe 'landscape'"):
+    run.probe('landscape', 'last/unit')
+  with pytest.raises(errors.UserError, match=r"no key 'model\.nrom'"):
+    run.matches({'model.nrom': 'none'})

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from bn_research.norms.batch import batch_norm, none
 from bn_research.norms.gradients import Gradient
 from bn_research.norms.moments import Moments
-from bn_research.norms.normalization import Map, Normalization, Standardize
+from bn_research.norms.normalization import Map, Normalization
 from bn_research.norms.per_example import (
   group_norm,
   instance_norm,
@@ -17,6 +17,7 @@ from bn_research.norms.per_example import (
 )
 from bn_research.norms.population import Cumulative, Ema, Population, Running
 from bn_research.norms.scopes import Batch, Example, Scope
+from bn_research.norms.standardize import Standardize
 
 NAMES: dict[str, Callable[..., Normalization]] = {
   'batch_norm': batch_norm,

@@ -2,9 +2,10 @@
 
 from bn_research.norms import gradients
 from bn_research.norms.collectives import AxisNames
-from bn_research.norms.normalization import Normalization, Standardize
+from bn_research.norms.normalization import Normalization
 from bn_research.norms.population import Ema
 from bn_research.norms.scopes import Batch
+from bn_research.norms.standardize import Standardize
 
 
 def batch_norm(

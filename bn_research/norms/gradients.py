@@ -1,17 +1,34 @@
 """The gradient axis: which moments normalize, and what of them is learned from.
 
-A gradient policy is a function of two pairs, that of the batch and that of the
-population (None where nothing is remembered), and returns the pair that
-normalizes. A pair is what the map made of moments: (mean, variance), or (mean,
-whitening matrix); either may be None where the map does without.
+A gradient policy is a function of two pairs, what the map made of the moments
+of the batch and of those of the population (None where nothing is remembered),
+and returns the pair that normalizes. So it decides both the value and, with
+`stop_gradient`, what the optimizer sees of the statistics.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
+import jax
+import jax.numpy as jnp
 from jax import lax
 
-Pair: TypeAlias = tuple[Any, Any]
+
+class Pair(NamedTuple):
+  """What a map makes of moments.
+
+  Attributes:
+    mean: Broadcastable against the activations; None where nothing is centred.
+    spread: The variance, or a whitening matrix; None where nothing is scaled.
+    steps: For a population, int32: updates made so far. None for a batch.
+  """
+
+  mean: Any
+  spread: Any
+  steps: Any = None
+
+
 Gradient: TypeAlias = Callable[[Pair, Pair | None], Pair]
 
 
@@ -38,15 +55,83 @@ def stopped(batch: Pair, population: Pair | None) -> Pair:
 def mean_only(batch: Pair, population: Pair | None) -> Pair:
   """The gradient passes through the mean; the spread is a constant."""
   del population
-  mean, spread = batch
-  return mean, lax.stop_gradient(spread)
+  return batch._replace(spread=lax.stop_gradient(batch.spread))
 
 
 def spread_only(batch: Pair, population: Pair | None) -> Pair:
   """The gradient passes through the spread; the mean is a constant."""
   del population
-  mean, spread = batch
-  return lax.stop_gradient(mean), spread
+  return batch._replace(mean=lax.stop_gradient(batch.mean))
+
+
+Schedule: TypeAlias = float | Callable[[jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ramp:
+  """A schedule: `initial` until `start`, then linear, `final` from `stop` on.
+
+  Attributes:
+    initial: First value.
+    final: Last value.
+    start: Updates after which the value begins to move.
+    stop: Updates after which it has arrived.
+  """
+
+  initial: float
+  final: float
+  start: int
+  stop: int
+
+  def __call__(self, steps: jax.Array) -> jax.Array:
+    """Returns the value after that many updates, float32."""
+    part = (steps - self.start) / max(self.stop - self.start, 1)
+    part = jnp.clip(part.astype(jnp.float32), 0, 1)
+    return self.initial + part * (self.final - self.initial)
+
+
+@dataclasses.dataclass(frozen=True)
+class Renormalized:
+  """The population's value, clipped, with the batch's gradient.
+
+    x̂ = (x - mean) / σ · r + d,    r = σ / σ_population within [1/r_max, r_max],
+                       d = (mean - mean_population) / σ_population within ±d_max
+
+  with r and d held constant in the gradient. Without clipping that is
+  inference's value in training too; r = 1 and d = 0 is batch normalization.
+
+  Attributes:
+    r_max: Bound of r, at least 1; or a function of the updates made so far.
+    d_max: Bound of d; likewise.
+    epsilon: That of the map.
+
+  Source: Ioffe (2017), Algorithm 1.
+  """
+
+  r_max: Schedule = 3.0
+  d_max: Schedule = 5.0
+  epsilon: float = 1e-5
+
+  def __call__(self, batch: Pair, population: Pair | None) -> Pair:
+    """Returns the mean and variance that give x̂ when they normalize."""
+    if population is None:
+      raise ValueError(
+        'renormalization needs running statistics; give the normalization a '
+        'population, such as Ema().'
+      )
+    r_max = _at(self.r_max, population.steps)
+    d_max = _at(self.d_max, population.steps)
+    sigma = jnp.sqrt(batch.spread + self.epsilon)
+    known = jnp.sqrt(population.spread + self.epsilon)
+    r = lax.stop_gradient(jnp.clip(sigma / known, 1 / r_max, r_max))
+    apart = (batch.mean - population.mean) / known
+    d = lax.stop_gradient(jnp.clip(apart, -d_max, d_max))
+    mean = batch.mean - d * sigma / r
+    return Pair(mean, (sigma / r) ** 2 - self.epsilon)
+
+
+def _at(schedule: Schedule, steps: jax.Array) -> jax.Array | float:
+  return schedule(steps) if callable(schedule) else schedule
 
 
 NAMES: dict[str, Gradient] = {

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from bn_research.norms.collectives import Devices, vary_like
 
 Axes: TypeAlias = tuple[int, ...]
+Shape: TypeAlias = tuple[int, ...]
 
 _ONE_DEVICE = Devices()
 

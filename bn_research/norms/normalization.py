@@ -2,17 +2,19 @@
 
 import dataclasses
 from functools import partial
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bn_research.norms import checks, gradients, moments, standardize
-from bn_research.norms.population import Population, Running, initial
+from bn_research.norms import checks
+from bn_research.norms.gradients import Gradient, Pair, through
+from bn_research.norms.moments import Moments, Shape
+from bn_research.norms.population import Population
 from bn_research.norms.scopes import Scope
 
-State: TypeAlias = Running | tuple[()]
+State: TypeAlias = Any  # Running or alike; () where nothing is remembered
 
 
 class Map(Protocol):
@@ -23,67 +25,21 @@ class Map(Protocol):
     """Whether a scale is taken away, for a layer to give back."""
     ...
 
-  def estimate(self, x, mask, axes, devices) -> moments.Moments:
+  def estimate(self, x, mask, axes, devices) -> Moments:
     """Estimates the moments that the map needs."""
     ...
 
-  def initial(self, features: tuple[int, ...]) -> Running:
-    """Returns the state of moments that map an activation to itself."""
+  def initial(self, features: Shape) -> tuple[jax.Array, jax.Array]:
+    """Returns the mean and variance with which nothing changes."""
     ...
 
-  def pair(self, mean: jax.Array, var: jax.Array) -> gradients.Pair:
+  def pair(self, mean: jax.Array, var: jax.Array) -> Pair:
     """Makes of moments what `finish` needs."""
     ...
 
   def finish(self, x, mask, pair, scale, bias) -> jax.Array:
     """Normalizes, scales and shifts."""
     ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Standardize:
-  """Centres and divides by the deviation, or does one of the two.
-
-    centre and scale    (x - mean) / √(var + ε)
-    centre              x - mean
-    scale               x / √(E x² + ε)
-
-  Attributes:
-    centre: Whether the mean is taken away; without, the second moment is about
-      zero (root mean square).
-    scale: Whether to divide.
-    epsilon: Added to the second moment.
-  """
-
-  centre: bool = True
-  scale: bool = True
-  epsilon: float = 1e-5
-
-  def __post_init__(self):
-    if self.epsilon < 0:
-      raise ValueError(f'epsilon={self.epsilon} must not be negative.')
-
-  @property
-  def scales(self) -> bool:
-    """Whether the map takes a scale away."""
-    return self.scale
-
-  def estimate(self, x, mask, axes, devices) -> moments.Moments:
-    """Estimates mean and variance, or the second moment about zero."""
-    return moments.estimate(x, mask, axes, devices, self.centre)
-
-  def initial(self, features: tuple[int, ...]) -> Running:
-    """Returns mean 0 and variance 1, float32, of shape `features`."""
-    return initial(jnp.zeros(features), jnp.ones(features))
-
-  def pair(self, mean: jax.Array, var: jax.Array) -> gradients.Pair:
-    """Returns (mean, var), None where the map does without."""
-    return (mean if self.centre else None, var if self.scale else None)
-
-  def finish(self, x, mask, pair, scale, bias) -> jax.Array:
-    """Normalizes, scales and shifts, in one rule."""
-    mean, var = pair
-    return standardize.normalize(x, mask, mean, var, scale, bias, self.epsilon)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,9 +58,9 @@ class Normalization:
   """
 
   scope: Scope
-  map: Map = Standardize()
+  map: Map
   population: Population | None = None
-  gradient: gradients.Gradient = gradients.through
+  gradient: Gradient = through
 
   @property
   def remembers(self) -> bool:
@@ -120,7 +76,7 @@ class Normalization:
     if self.population is None:
       return ()
     shape = (num_features,) if isinstance(num_features, int) else num_features
-    return self.map.initial(tuple(shape))
+    return self.population.init(*self.map.initial(tuple(shape)))
 
   def apply(
     self,
@@ -169,26 +125,42 @@ class Normalization:
     population = self._population_pair(state, view) if self.remembers else None
     pair = population
     if update or not use_running:
-      local, whole = self.scope.moments(view, z, w, self.map.estimate)
+      local, whole = self.scope.moments(view, z, w, self.map)
     if not use_running:
       batch = self.map.pair(local.mean, local.variance)
       pair = self.gradient(batch, population)
     y = view.join(self.map.finish(z, w, pair, scale, bias))
-    if update and self.population is not None:
-      state = _learn(self.population, state, whole)
+    if update and self.remembers:
+      state = self.learn(state, whole)
     return y, state
 
-  def _population_pair(self, state, view):
-    mean, var = (self.scope.expand(a, view.shape) for a in state[:2])
-    return self.map.pair(view.split(mean), view.split(var))
+  def _population_pair(self, state, view) -> Pair:
+    mean, var = (
+      view.split(self.scope.expand(leaf, view.shape))
+      for leaf in (state.mean, state.var)
+    )
+    return self.map.pair(mean, var)._replace(steps=state.steps)
 
+  def measure(self, x: jax.Array, mask: jax.Array | None = None) -> Moments:
+    """Returns the moments that normalize `x`, broadcastable against it.
 
-def _learn(population, state, whole):
-  """Updates a state with moments brought to the shape of the features."""
-  count = jnp.broadcast_to(whole.count, whole.mean.shape)
-  shaped = moments.Moments(
-    count.reshape(state.mean.shape),
-    whole.mean.reshape(state.mean.shape),
-    whole.comoment.reshape(state.var.shape),
-  )
-  return population.update(state, lax.stop_gradient(shaped))
+    They hold what a per-example normalization takes away, the absolute scale:
+    give `mean` and √`variance` to later layers as `bias` and `scale` (Li et
+    al., 2019), or as features (see `absolute_scale`).
+    """
+    view = self.scope.view(x)
+    z, w = jax.tree.map(view.split, (x, mask))
+    local, _ = self.scope.moments(view, z, w, self.map)
+    return jax.tree.map(view.spread, local)
+
+  def learn(self, state: State, moments: Moments) -> State:
+    """Returns the state after one more batch, given the batch's moments."""
+    if self.population is None or state == ():
+      return state
+    count = jnp.broadcast_to(moments.count, moments.mean.shape)
+    shaped = Moments(
+      count.reshape(state.mean.shape),
+      moments.mean.reshape(state.mean.shape),
+      moments.comoment.reshape(state.var.shape),
+    )
+    return self.population.update(state, lax.stop_gradient(shaped))

@@ -2,9 +2,10 @@
 
 from bn_research.norms import gradients
 from bn_research.norms.collectives import AxisNames
-from bn_research.norms.normalization import Normalization, Standardize
+from bn_research.norms.normalization import Normalization
 from bn_research.norms.scopes import Example
 from bn_research.norms.scopes.example import Pooled
+from bn_research.norms.standardize import Standardize
 
 
 def layer_norm(

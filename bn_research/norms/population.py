@@ -1,12 +1,12 @@
 """The population axis: the moments that inference uses.
 
-Every estimate here is one recurrence, old + rate · (new - old), with a rate
-that depends on the number of updates so far.
+A population makes a state from initial moments and moves it by the moments of
+each batch. Every state has the fields of `Running`.
 """
 
 import dataclasses
 import math
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -31,33 +31,44 @@ class Running(NamedTuple):
   skipped: jax.Array
 
 
-def initial(mean: jax.Array, var: jax.Array) -> Running:
-  """Returns the state before the first update."""
-  # Two arrays: one buffer twice could not be donated.
-  return Running(mean, var, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
-
-
 class Population(Protocol):
   """How moments of batches become moments of the population."""
 
-  def update(self, state: Running, moments: Moments) -> Running:
+  def init(self, mean: jax.Array, var: jax.Array) -> Any:
+    """Returns the state before the first update."""
+    ...
+
+  def update(self, state: Any, moments: Moments) -> Any:
     """Returns the state after one more batch, of moments feature-shaped."""
     ...
 
 
-def _step(state: Running, moments: Moments, rate) -> Running:
-  """old + rate · (new - old), or the old state and a count of skips."""
-  new = (moments.mean, moments.variance)
+def _running(mean: jax.Array, var: jax.Array) -> Running:
+  # Two arrays for the two counts: one buffer twice could not be donated.
+  return Running(mean, var, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def _sound(moments: Moments) -> jax.Array:
+  """Whether every feature has activations and finite moments."""
   sound = jnp.all(moments.count > 0)
-  for value in new:
-    sound &= jnp.all(jnp.isfinite(value))
-  mean, var = (
+  for leaf in (moments.mean, moments.comoment):
+    sound &= jnp.all(jnp.isfinite(leaf))
+  return sound
+
+
+def _moved(state, moments: Moments, rate):
+  """old + rate · (new - old); the old state and a count if not sound."""
+  sound = _sound(moments)
+
+  def move(old, new):
     # At rate 1 this form forgets even an infinite `old`.
-    jnp.where(sound, (1 - rate) * old + rate * value, old)
-    for old, value in zip((state.mean, state.var), new, strict=True)
-  )
-  return Running(
-    mean, var, state.steps + sound, state.skipped + jnp.logical_not(sound)
+    return jnp.where(sound, (1 - rate) * old + rate * new, old)
+
+  return state._replace(
+    mean=move(state.mean, moments.mean),
+    var=move(state.var, moments.variance),
+    steps=state.steps + sound,
+    skipped=state.skipped + ~sound,
   )
 
 
@@ -90,10 +101,14 @@ class Ema:
         'old value. To freeze a state, call with update=False.'
       )
 
+  def init(self, mean: jax.Array, var: jax.Array) -> Running:
+    """Returns the state before the first update."""
+    return _running(mean, var)
+
   def update(self, state: Running, moments: Moments) -> Running:
     """Returns the state after one more batch."""
     moments = moments.unbiased() if self.unbiased else moments
-    return _step(state, moments, self._rate(state.steps, moments.mean.dtype))
+    return _moved(state, moments, self._rate(state.steps, moments.mean.dtype))
 
   def _rate(self, steps: jax.Array, dtype) -> jax.Array:
     rate = jnp.asarray(1 - self.momentum, dtype)
@@ -101,22 +116,143 @@ class Ema:
       return rate
     # 1 - momentum**t loses digits where momentum is near 1; expm1 does not.
     weight = -jnp.expm1((steps + 1).astype(dtype) * math.log(self.momentum))
-    return jnp.where(steps == 0, 1, rate / weight).astype(dtype)
+    return jnp.where(steps == 0, 1, rate / weight)
 
 
 @dataclasses.dataclass(frozen=True)
 class Cumulative:
   """The average of the moments of all batches, each of the same weight.
 
-  Source: Ioffe and Szegedy (2015), Algorithm 2, lines 10 and 11.
-
   Attributes:
     unbiased: Whether variances are multiplied by n / (n - 1).
+
+  Source: Ioffe and Szegedy (2015), Algorithm 2, lines 10 and 11.
   """
 
   unbiased: bool = True
 
+  def init(self, mean: jax.Array, var: jax.Array) -> Running:
+    """Returns the state before the first update."""
+    return _running(mean, var)
+
   def update(self, state: Running, moments: Moments) -> Running:
     """Returns the state after one more batch."""
     moments = moments.unbiased() if self.unbiased else moments
-    return _step(state, moments, 1 / (state.steps + 1).astype(jnp.float32))
+    return _moved(state, moments, 1 / (state.steps + 1).astype(jnp.float32))
+
+
+class PooledRunning(NamedTuple):
+  """`Running`, with the activations seen, to weight what is to come.
+
+  Attributes:
+    mean: As in `Running`.
+    var: As in `Running`; biased.
+    steps: As in `Running`.
+    skipped: As in `Running`.
+    weight: float32, activations seen, of the shape of `mean`.
+  """
+
+  mean: jax.Array
+  var: jax.Array
+  steps: jax.Array
+  skipped: jax.Array
+  weight: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Pooled:
+  """The moments of all activations of all batches together, exactly.
+
+  What differs between the means of batches is part of the variance, which no
+  average of variances has. For re-estimation over a training set.
+  """
+
+  def init(self, mean: jax.Array, var: jax.Array) -> PooledRunning:
+    """Returns the state before the first update."""
+    start = _running(mean, var)._asdict()
+    return PooledRunning(**start, weight=jnp.zeros_like(mean))
+
+  def update(self, state: PooledRunning, moments: Moments) -> PooledRunning:
+    """Returns the state after one more batch."""
+    both = joined(_moments_of(state), moments)
+    moved = _moved(state, both, 1.0)
+    return moved._replace(
+      weight=jnp.where(moved.steps > state.steps, both.count, state.weight)
+    )
+
+
+def _moments_of(state: PooledRunning) -> Moments:
+  is_matrix = state.var.ndim > state.mean.ndim
+  weight = state.weight[..., None] if is_matrix else state.weight
+  return Moments(state.weight, state.mean, weight * state.var)
+
+
+def joined(a: Moments, b: Moments) -> Moments:
+  """Returns the moments of the union of two sets, exactly."""
+  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), a, b)
+  return jax.tree.map(lambda leaf: leaf[0], stacked.merged(0))
+
+
+class AccumulatedRunning(NamedTuple):
+  """`Running`, with the micro-batches that wait for the rest of their batch.
+
+  Attributes:
+    mean: As in `Running`.
+    var: As in `Running`.
+    steps: As in `Running`.
+    skipped: As in `Running`.
+    pending: Moments of the micro-batches seen since the last update.
+    seen: int32, how many those are.
+  """
+
+  mean: jax.Array
+  var: jax.Array
+  steps: jax.Array
+  skipped: jax.Array
+  pending: Moments
+  seen: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Accumulated:
+  """Merges micro-batches of gradient accumulation into one update.
+
+  The update after `every` micro-batches is that of the one big batch.
+
+  Attributes:
+    every: Micro-batches of a batch.
+    population: `Ema` or `Cumulative`: what learns from the big batch.
+  """
+
+  every: int
+  population: Ema | Cumulative
+
+  def __post_init__(self):
+    if self.every < 1:
+      raise ValueError(f'every={self.every} must be at least 1 micro-batch.')
+
+  def init(self, mean: jax.Array, var: jax.Array) -> AccumulatedRunning:
+    """Returns the state before the first update."""
+    pending = jax.tree.map(jnp.zeros_like, Moments(mean, mean, var))
+    start = self.population.init(mean, var)._asdict()
+    return AccumulatedRunning(
+      **start, pending=pending, seen=jnp.zeros((), jnp.int32)
+    )
+
+  def update(
+    self, state: AccumulatedRunning, moments: Moments
+  ) -> AccumulatedRunning:
+    """Returns the state after one more micro-batch."""
+    pending = joined(state.pending, moments)
+    running = Running(*state[:4])
+    moved = self.population.update(running, pending)
+    seen = state.seen + 1
+    full = seen == self.every
+    new, held = jax.tree.map(
+      lambda yes, no: jnp.where(full, yes, no),
+      (moved, jax.tree.map(jnp.zeros_like, pending)),
+      (running, pending),
+    )
+    return AccumulatedRunning(
+      **new._asdict(), pending=held, seen=jnp.where(full, 0, seen)
+    )

@@ -1,5 +1,6 @@
 """The standardizing map: centre, divide by the deviation, scale and shift."""
 
+import dataclasses
 import math
 from functools import partial
 
@@ -8,7 +9,60 @@ import jax.numpy as jnp
 from jax import lax
 
 from bn_research.norms import collectives
-from bn_research.norms.moments import keep, recomputed, wide
+from bn_research.norms.gradients import Pair
+from bn_research.norms.moments import (
+  Moments,
+  Shape,
+  estimate,
+  keep,
+  recomputed,
+  wide,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Standardize:
+  """Centres and divides by the deviation, or does one of the two.
+
+    centre and scale    (x - mean) / √(var + ε)
+    centre              x - mean
+    scale               x / √(E x² + ε)
+
+  Attributes:
+    centre: Whether the mean is taken away; without, the second moment is about
+      zero (root mean square).
+    scale: Whether to divide.
+    epsilon: Added to the second moment.
+  """
+
+  centre: bool = True
+  scale: bool = True
+  epsilon: float = 1e-5
+
+  def __post_init__(self):
+    if self.epsilon < 0:
+      raise ValueError(f'epsilon={self.epsilon} must not be negative.')
+
+  @property
+  def scales(self) -> bool:
+    """Whether the map takes a scale away."""
+    return self.scale
+
+  def estimate(self, x, mask, axes, devices) -> Moments:
+    """Estimates mean and variance, or the second moment about zero."""
+    return estimate(x, mask, axes, devices, self.centre)
+
+  def initial(self, features: Shape) -> tuple[jax.Array, jax.Array]:
+    """Returns mean 0 and variance 1, float32, of shape `features`."""
+    return jnp.zeros(features), jnp.ones(features)
+
+  def pair(self, mean: jax.Array, var: jax.Array) -> Pair:
+    """Returns (mean, var), None where the map does without."""
+    return Pair(mean if self.centre else None, var if self.scale else None)
+
+  def finish(self, x, mask, pair, scale, bias) -> jax.Array:
+    """Normalizes, scales and shifts, in one rule."""
+    return normalize(x, mask, pair.mean, pair.spread, scale, bias, self.epsilon)
 
 
 def normalize(

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from bn_research.norms import meshes
 from bn_research.norms.collectives import AxisNames, Devices, IndexGroups
-from bn_research.norms.moments import Axes, Moments
-from bn_research.norms.scopes.view import Estimate, Shape, View, canonical_axes
+from bn_research.norms.moments import Axes, Moments, Shape
+from bn_research.norms.scopes.view import Estimator, View, canonical_axes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,14 +81,14 @@ class Batch:
     return View(x.shape, tuple(a + 1 for a in pooled), (0, rows // block))
 
   def moments(
-    self, view: View, x: jax.Array, mask: jax.Array | None, estimate: Estimate
+    self, view: View, x: jax.Array, mask: jax.Array | None, map: Estimator
   ) -> tuple[Moments, Moments]:
     """Returns moments of each row's group, and of the whole batch."""
     devices = Devices.along(self.axis_name, self.axis_index_groups)
     if view.cut is None:
-      moments = estimate(x, mask, view.axes, devices)
+      moments = map.estimate(x, mask, view.axes, devices)
       return moments, moments
-    blocks = estimate(x, mask, view.axes, Devices())
+    blocks = map.estimate(x, mask, view.axes, Devices())
     blocks = _everywhere(blocks)
     whole = _gathered(blocks, devices).merged(0)
     if self.group_size is None:

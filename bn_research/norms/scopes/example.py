@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from bn_research.norms.collectives import AxisNames, Devices, IndexGroups
-from bn_research.norms.moments import Axes, Moments
-from bn_research.norms.scopes.view import Estimate, Shape, View, canonical_axes
+from bn_research.norms.moments import Axes, Moments, Shape
+from bn_research.norms.scopes.view import Estimator, View, canonical_axes
 
 Pooled = int | Axes | Literal['features', 'positions', 'all']
 
@@ -75,11 +75,11 @@ class Example:
     return View(x.shape, (*positions, x.ndim), (last, groups))
 
   def moments(
-    self, view: View, x: jax.Array, mask: jax.Array | None, estimate: Estimate
+    self, view: View, x: jax.Array, mask: jax.Array | None, map: Estimator
   ) -> tuple[Moments, Moments]:
     """Returns moments of each example, twice: examples share none."""
     devices = Devices.along(self.axis_name, self.axis_index_groups)
-    moments = estimate(x, mask, view.axes, devices)
+    moments = map.estimate(x, mask, view.axes, devices)
     last = len(view.shape) - 1
     later = last in self._pooled(len(view.shape)) and last not in view.axes
     if later and view.cut is None:

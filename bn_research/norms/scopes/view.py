@@ -1,19 +1,14 @@
 """How a scope sees activations: what every choice of the axis has in common."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 
 from bn_research.norms import meshes
-from bn_research.norms.moments import Axes, Moments
-
-Shape: TypeAlias = tuple[int, ...]
-Estimate: TypeAlias = Callable[
-  ..., Moments
-]  # (x, mask, axes, devices) -> Moments
+from bn_research.norms.collectives import Devices
+from bn_research.norms.moments import Axes, Moments, Shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +45,27 @@ class View:
       return meshes.join_rows(x)
     return x.reshape(self.shape)
 
+  def spread(self, leaf: jax.Array) -> jax.Array:
+    """Lets an array that broadcasts against the view do so uncut."""
+    if self.cut is None:
+      return leaf
+    axis, outer = self.cut
+    inner = self.shape[axis] // outer
+    both = (*leaf.shape[:axis], outer, inner, *leaf.shape[axis + 2 :])
+    leaf = jnp.broadcast_to(leaf, both)
+    merged = (*leaf.shape[:axis], outer * inner, *leaf.shape[axis + 2 :])
+    return leaf.reshape(merged)
+
+
+class Estimator(Protocol):
+  """The part of a map that a scope calls."""
+
+  def estimate(
+    self, x: jax.Array, mask: jax.Array | None, axes: Axes, devices: Devices
+  ) -> Moments:
+    """Estimates the moments that the map needs."""
+    ...
+
 
 class Scope(Protocol):
   """Which activations share statistics."""
@@ -67,7 +83,7 @@ class Scope(Protocol):
     ...
 
   def moments(
-    self, view: View, x: jax.Array, mask: jax.Array | None, estimate: Estimate
+    self, view: View, x: jax.Array, mask: jax.Array | None, map: Estimator
   ) -> tuple[Moments, Moments]:
     """Returns moments that normalize the view, and those of all activations."""
     ...

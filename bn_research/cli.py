@@ -20,7 +20,7 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
 from bn_research import errors
@@ -103,6 +103,9 @@ def _checked_parse(argv: Sequence[str]) -> list[str]:
     rest = flags.FLAGS(argv)
   except flags.Error as error:
     raise errors.UserError(str(error)) from error
+  if flags.FLAGS['verbosity'].using_default_value:
+    # Else `app.run` turns on the chatter of every library.
+    logging.set_verbosity(logging.WARNING)
   for name in ('config', 'workdir'):
     if flags.FLAGS[name].value is None:
       raise errors.UserError(f'--{name} is required; --help shows the flags')

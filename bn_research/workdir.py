@@ -131,6 +131,11 @@ def read_status(workdir: PathLike) -> Status:
     return Status()
 
 
+def has_config(workdir: PathLike) -> bool:
+  """Whether a run has begun in this directory."""
+  return pathlib.Path(workdir, CONFIG).exists()
+
+
 def read_record(workdir: PathLike) -> dict[str, Any]:
   """Reads `config.json` whole: the config and what it ran with.
 

@@ -1,0 +1,58 @@
+"""Networks that are given a norm, and never ask which one it is."""
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from flax import nnx
+
+from bn_research import errors, norms, registry
+from bn_research.layers import nnx as layers
+from bn_research.models import mlp
+
+_MODELS = {'mlp': mlp.MLP}
+
+
+def create(
+  config: Mapping[str, Any],
+  input_shape: Sequence[int],
+  num_classes: int,
+  key: jax.Array,
+) -> nnx.Module:
+  """Creates the model that a config names.
+
+  Args:
+    config: `name`, the model's own options, and `norm` with the `name` and the
+      options of a normalization. Options that are None keep their defaults.
+    input_shape: The shape of one example.
+    num_classes: Number of logits.
+    key: A `jax.random.key`; may be traced, and inside `jit` is where building a
+      model is fast.
+
+  Returns:
+    A module that is called as `model(x, train=..., tap=...)`.
+
+  Raises:
+    UserError: If a name or an option is unknown, or has a wrong value.
+  """
+  options = dict(config)
+  norm = functools.partial(layers.Norm, _normalization(options.pop('norm')))
+  return registry.create(
+    'model',
+    _MODELS,
+    options,
+    num_inputs=math.prod(input_shape),
+    num_classes=num_classes,
+    norm=norm,
+    rngs=nnx.Rngs(key),
+  )
+
+
+def _normalization(config: Mapping[str, Any]) -> norms.Normalization:
+  options = {k: v for k, v in config.items() if v is not None}
+  try:
+    return norms.create(**options)
+  except (TypeError, ValueError) as error:
+    raise errors.UserError(f'config.model.norm: {error}') from error

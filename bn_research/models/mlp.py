@@ -1,0 +1,97 @@
+"""A multilayer perceptron: dense, norm, nonlinearity, and so on."""
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import jax
+from flax import nnx
+
+from bn_research import errors
+
+Tap = Callable[[str, jax.Array], jax.Array]
+NormFactory = Callable[..., nnx.Module]
+
+_NONLINEARITIES: dict[str, Callable[[jax.Array], jax.Array]] = {
+  'elu': jax.nn.elu,
+  'gelu': jax.nn.gelu,
+  'relu': jax.nn.relu,
+  'sigmoid': jax.nn.sigmoid,
+  'silu': jax.nn.silu,
+  'tanh': jax.nn.tanh,
+}
+
+
+class MLP(nnx.Module):
+  """The network of Figure 1 where widths and nonlinearity are the defaults.
+
+  A hidden layer is `h <- g(Norm(W h))`: the norm adds the bias, so W has none.
+
+  Ioffe and Szegedy, 2015, Section 4.1.
+  """
+
+  def __init__(
+    self,
+    *,
+    num_inputs: int,
+    num_classes: int,
+    norm: NormFactory,
+    rngs: nnx.Rngs,
+    widths: Sequence[int] = (100, 100, 100),
+    nonlinearity: str = 'sigmoid',
+    init_scale: float = 0.1,
+  ):
+    """Draws the weights.
+
+    Args:
+      num_inputs: Numbers in one example.
+      num_classes: Number of logits.
+      norm: Called as `norm(num_features, rngs=rngs)` for each hidden layer.
+      rngs: Where the weights are drawn from.
+      widths: Number of units of each hidden layer.
+      nonlinearity: Name of g.
+      init_scale: Standard deviation of every weight, drawn from a Gaussian.
+
+    Raises:
+      UserError: If the nonlinearity is unknown.
+    """
+    if nonlinearity not in _NONLINEARITIES:
+      raise errors.UserError(
+        f'unknown nonlinearity {nonlinearity!r}; there are'
+        f' {", ".join(_NONLINEARITIES)}'
+      )
+    init = nnx.initializers.normal(init_scale)
+    sizes = (num_inputs, *widths)
+    self.dense = nnx.List(
+      nnx.Linear(*size, use_bias=False, kernel_init=init, rngs=rngs)
+      for size in itertools.pairwise(sizes)
+    )
+    self.norms = nnx.List(norm(width, rngs=rngs) for width in widths)
+    self.output = nnx.Linear(
+      sizes[-1], num_classes, kernel_init=init, rngs=rngs
+    )
+    self.nonlinearity = _NONLINEARITIES[nonlinearity]
+
+  def __call__(
+    self,
+    x: jax.Array,
+    *,
+    train: bool,
+    tap: Tap = lambda name, value: value,
+  ) -> jax.Array:
+    """Computes the logits.
+
+    Args:
+      x: (batch, ...) float; an example is flattened.
+      train: Whether the batch's own statistics normalize, and are remembered.
+      tap: Called with the name and the value of the input of every
+        nonlinearity; the nonlinearity sees what it returns.
+
+    Returns:
+      (batch, num_classes) logits.
+    """
+    h = x.reshape(len(x), -1)
+    layers = zip(self.dense, self.norms, strict=True)
+    for i, (dense, norm) in enumerate(layers, start=1):
+      h = norm(dense(h), use_running_average=not train)
+      h = self.nonlinearity(tap(f'hidden_{i}/input', h))
+    return self.output(h)

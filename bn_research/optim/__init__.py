@@ -1,0 +1,104 @@
+"""From the optimizer in a config to an optax transformation."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import optax
+
+from bn_research import registry
+
+
+def create(
+  config: Mapping[str, Any], num_steps: int
+) -> optax.GradientTransformation:
+  """Creates the optimizer that a config names.
+
+  Args:
+    config: `name`, `learning_rate` and the optimizer's own options; `schedule`,
+      where the learning rate is to change during the run, holds the `name` of a
+      schedule and its options. Options that are None keep their defaults.
+    num_steps: The length of the run, in steps.
+
+  Returns:
+    An optax gradient transformation.
+
+  Raises:
+    UserError: If a name or an option is unknown.
+  """
+  options = dict(config)
+  schedule = options.pop('schedule', None) or {'name': 'constant'}
+  options['learning_rate'] = registry.create(
+    'schedule',
+    _SCHEDULES,
+    schedule,
+    learning_rate=options['learning_rate'],
+    num_steps=num_steps,
+  )
+  return registry.create('optimizer', _OPTIMIZERS, options)
+
+
+def _sgd(
+  learning_rate: optax.ScalarOrSchedule,
+  momentum: float = 0.0,
+  nesterov: bool = False,
+) -> optax.GradientTransformation:
+  # With a momentum of 0.0 optax would carry a trace that is never used.
+  return optax.sgd(learning_rate, momentum or None, nesterov)
+
+
+def _adam(
+  learning_rate: optax.ScalarOrSchedule,
+  b1: float = 0.9,
+  b2: float = 0.999,
+  eps: float = 1e-8,
+) -> optax.GradientTransformation:
+  return optax.adam(learning_rate, b1, b2, eps)
+
+
+def _adamw(
+  learning_rate: optax.ScalarOrSchedule,
+  b1: float = 0.9,
+  b2: float = 0.999,
+  eps: float = 1e-8,
+  weight_decay: float = 1e-4,
+) -> optax.GradientTransformation:
+  return optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay)
+
+
+def _rmsprop(
+  learning_rate: optax.ScalarOrSchedule,
+  decay: float = 0.9,
+  eps: float = 1e-8,
+  momentum: float = 0.0,
+) -> optax.GradientTransformation:
+  return optax.rmsprop(learning_rate, decay, eps, momentum=momentum or None)
+
+
+def _constant(learning_rate: float, num_steps: int) -> float:
+  del num_steps
+  return learning_rate
+
+
+def _cosine(
+  learning_rate: float, num_steps: int, alpha: float = 0.0
+) -> optax.Schedule:
+  return optax.cosine_decay_schedule(learning_rate, num_steps, alpha)
+
+
+def _exponential(
+  learning_rate: float, num_steps: int, decay: float = 0.01
+) -> optax.Schedule:
+  return optax.exponential_decay(learning_rate, num_steps, decay)
+
+
+_OPTIMIZERS = {
+  'sgd': _sgd,
+  'adam': _adam,
+  'adamw': _adamw,
+  'rmsprop': _rmsprop,
+}
+_SCHEDULES = {
+  'constant': _constant,
+  'cosine': _cosine,
+  'exponential': _exponential,
+}

@@ -1,0 +1,73 @@
+"""Distributions of the inputs of the nonlinearities: Figure 1(b, c)."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from bn_research import errors
+from bn_research.probes import percentiles as percentiles_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Activations:
+  """Percentiles of what each nonlinearity sees while the model trains.
+
+  Attributes:
+    percentiles: (q,) percentages.
+    unit: Index of the feature that is followed on its own.
+  """
+
+  percentiles: Sequence[float] = (15.0, 50.0, 85.0)
+  unit: int = 0
+
+  def __post_init__(self):
+    if not self.percentiles or not all(0 <= q <= 100 for q in self.percentiles):
+      raise errors.UserError(
+        f'probe.percentiles={tuple(self.percentiles)}; give some of 0 to 100'
+      )
+
+  @property
+  def constants(self) -> dict[str, np.ndarray]:
+    """What is stored once, beside what is measured."""
+    return {'percentiles': np.asarray(self.percentiles, np.float32)}
+
+  def __call__(
+    self, model: Callable[..., jax.Array], x: jax.Array
+  ) -> dict[str, jax.Array]:
+    """Measures one model on one batch, whose own statistics normalize.
+
+    Args:
+      model: Called as `model(x, train=True, tap=...)`; what it would remember
+        of the batch stays in it, for the caller to drop.
+      x: (batch, ...) examples.
+
+    Returns:
+      For each nonlinearity, (q,) over the batch for the unit, as
+      `'hidden_1/input/unit'`, and over all features too, as
+      `'hidden_1/input/all'`.
+
+    Raises:
+      UserError: If a nonlinearity has no such unit.
+    """
+    found: dict[str, jax.Array] = {}
+
+    def tap(name: str, value: jax.Array) -> jax.Array:
+      sets = {'unit': self._of_unit(name, value), 'all': value.ravel()}
+      for key, values in sets.items():
+        found[f'{name}/{key}'] = percentiles_lib.percentiles(
+          values, self.percentiles
+        )
+      return value
+
+    model(x, train=True, tap=tap)
+    return found
+
+  def _of_unit(self, name: str, value: jax.Array) -> jax.Array:
+    if not 0 <= self.unit < value.shape[-1]:
+      raise errors.UserError(
+        f'probe.unit={self.unit}, but {name} has units 0 to'
+        f' {value.shape[-1] - 1}'
+      )
+    return value[..., self.unit].ravel()

@@ -1,0 +1,117 @@
+"""The config of a run: checked once, written down, compared when resumed."""
+
+import importlib.metadata
+import json
+import platform
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+
+from bn_research import errors, workdir
+
+_WHOLE_NUMBERS = {
+  'seed': 0,
+  'num_steps': 1,
+  'batch_size': 1,
+  'num_devices': 1,
+  'eval.num_points': 1,
+  'probe.unit': 0,
+  'probe.num_examples': 1,
+  'probe.num_points': 1,
+}
+_OTHERS = (
+  'data.name',
+  'model.name',
+  'model.norm.name',
+  'optimizer.name',
+  'optimizer.learning_rate',
+  'eval.spacing',
+  'probe.name',
+  'probe.spacing',
+  'checkpoint_seconds',
+)
+# May differ between a run and its continuation: they do not change the curve.
+_FREE = ('num_devices', 'checkpoint_seconds')
+
+
+def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Checks a config and returns it as nested dicts of plain values.
+
+  Args:
+    config: A ConfigDict, or nested dicts.
+
+  Raises:
+    UserError: If a key is missing or its value is out of range.
+  """
+  resolved = _plain(config)
+  flat = dict(_flatten(resolved))
+  for key in (*_WHOLE_NUMBERS, *_OTHERS):
+    if flat.get(key) is None:
+      raise errors.UserError(f'the config has no value for {key!r}')
+  for key, least in _WHOLE_NUMBERS.items():
+    value = flat[key]
+    if not isinstance(value, int) or value < least:
+      raise errors.UserError(
+        f'{key}={value!r}; choose a whole number of at least {least}'
+      )
+  if not flat['checkpoint_seconds'] >= 0:
+    raise errors.UserError(
+      f'checkpoint_seconds={flat["checkpoint_seconds"]}; choose at least 0'
+    )
+  return resolved
+
+
+def write(directory: workdir.PathLike, config: Mapping[str, Any]) -> None:
+  """Writes `config.json`: the config, and all that it ran with."""
+  packages = ('bn_research', 'jax', 'jaxlib', 'flax', 'optax', 'numpy')
+  record = {
+    'config': config,
+    'versions': {
+      'python': platform.python_version(),
+      **{name: importlib.metadata.version(name) for name in packages},
+    },
+    'devices': [str(device) for device in jax.devices()],
+    'command': sys.argv,
+  }
+  workdir.write_json(f'{directory}/{workdir.CONFIG}', record)
+
+
+def check_same(directory: workdir.PathLike, config: Mapping[str, Any]) -> None:
+  """Checks that a workdir, if it has been used, was used for this config.
+
+  Raises:
+    UserError: If it holds a run of another config; names the keys that differ.
+  """
+  if not workdir.has_config(directory):
+    return
+  there = dict(_flatten(workdir.read_config(directory)))
+  here = dict(_flatten(json.loads(json.dumps(config))))
+  differing = [
+    f'{key} is {there.get(key)!r} there and {here.get(key)!r} here'
+    for key in sorted(there.keys() | here.keys())
+    if there.get(key) != here.get(key) and key not in _FREE
+  ]
+  if differing:
+    raise errors.UserError(
+      f'{directory} holds a run of another config ({"; ".join(differing)});'
+      ' choose another --workdir'
+    )
+
+
+def _plain(value: Any) -> Any:
+  if hasattr(value, 'items'):
+    return {key: _plain(item) for key, item in value.items()}
+  return value
+
+
+def _flatten(
+  tree: Mapping[str, Any], prefix: str = ''
+) -> Iterator[tuple[str, Any]]:
+  """Yields dotted keys and the values at the leaves."""
+  for key, value in tree.items():
+    if isinstance(value, Mapping):
+      yield from _flatten(value, f'{prefix}{key}.')
+    else:
+      yield f'{prefix}{key}', value

@@ -1,0 +1,91 @@
+"""How good a model is on examples it was not trained on."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from bn_research.training import step as step_lib
+from bn_research.training.state import TrainState
+
+_MAX_BATCH = 10_000
+
+
+def batches(num_examples: int, num_devices: int) -> np.ndarray:
+  """Cuts all examples into few batches of one size that devices can share.
+
+  Args:
+    num_examples: Size of the split.
+    num_devices: What the size of a batch is a multiple of.
+
+  Returns:
+    (num_batches, batch) int32 indices; -1 where a batch is not full.
+  """
+  num_batches = -(-num_examples // _MAX_BATCH)
+  size = -(-num_examples // (num_batches * num_devices)) * num_devices
+  indices = np.arange(num_batches * size, dtype=np.int32)
+  return np.where(indices < num_examples, indices, -1).reshape(-1, size)
+
+
+def evaluate(
+  state: TrainState,
+  examples: step_lib.Examples,
+  indices: jax.Array,
+  *,
+  graphdef: nnx.GraphDef,
+  to_input: step_lib.ToInput,
+) -> dict[str, jax.Array]:
+  """Measures loss and accuracy with the population's statistics.
+
+  Args:
+    state: The state; its parameters and statistics are read.
+    examples: The examples to evaluate on.
+    indices: (num_batches, batch) int32, as `batches` cuts them.
+    graphdef: The graph of the model.
+    to_input: From stored images to what the network sees.
+
+  Returns:
+    `'accuracy'` and `'loss'`, means over all examples.
+  """
+  model: Any = nnx.merge(graphdef, state.params, state.rest, copy=True)
+
+  def sums(batch: jax.Array) -> tuple[jax.Array, jax.Array]:
+    batch = jax.lax.with_sharding_constraint(batch, PartitionSpec('data'))
+    labels = examples.labels[batch]
+    logits = model(to_input(examples.images[batch]), train=False)
+    is_real = batch >= 0
+    correct = (logits.argmax(-1) == labels) & is_real
+    loss = jnp.where(is_real, step_lib.losses(logits, labels), 0)
+    return correct.sum(), loss.sum()
+
+  correct, loss = jax.lax.map(sums, indices)
+  count = len(examples.labels)
+  return {'accuracy': correct.sum() / count, 'loss': loss.sum() / count}
+
+
+def probe(
+  state: TrainState,
+  images: jax.Array,
+  *,
+  measure: Callable[..., dict[str, jax.Array]],
+  graphdef: nnx.GraphDef,
+  to_input: step_lib.ToInput,
+) -> dict[str, jax.Array]:
+  """Measures a model as it trains, and leaves the state as it is.
+
+  Args:
+    state: The state; its parameters and statistics are read.
+    images: (batch, ...) stored images.
+    measure: What to measure of a model and a batch.
+    graphdef: The graph of the model.
+    to_input: From stored images to what the network sees.
+
+  Returns:
+    What `measure` returns.
+  """
+  model: Any = nnx.merge(graphdef, state.params, state.rest, copy=True)
+  return measure(model, to_input(images))

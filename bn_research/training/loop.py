@@ -1,0 +1,173 @@
+"""One run: from a config to the files of a workdir."""
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+
+from bn_research import data, errors, workdir
+from bn_research.training import (
+  checkpoints,
+  configuration,
+  locking,
+  progress,
+  recorder,
+  stopping,
+)
+from bn_research.training import mesh as mesh_lib
+from bn_research.training.programs import Programs
+
+# A chunk of steps cannot be stopped: this is what a SIGTERM waits for.
+_SECONDS_A_CHUNK = 0.5
+_FIRST_CHUNK = 10
+
+
+def train(
+  config: Mapping[str, Any],
+  directory: workdir.PathLike,
+  data_dir: str | None = None,
+) -> workdir.Status:
+  """Trains, going on from the newest checkpoint where there is one.
+
+  A run that was killed and is called again gives the same bits as one that was
+  not: parameters, metrics (but for `seconds`) and probes.
+
+  Args:
+    config: The config; `docs/architecture.md` lists the keys.
+    directory: The workdir; made if it is not there.
+    data_dir: Where datasets are kept; TFDS's own default where None.
+
+  Returns:
+    How the run ended: done, diverged, or incomplete where SIGTERM or Ctrl-C
+    asked it to stop. A run that was done or diverged already is left as it is.
+
+  Raises:
+    UserError: If config, data, devices or disk do not allow it.
+  """
+  config = configuration.resolve(config)
+  configuration.check_same(directory, config)
+  status = workdir.read_status(directory)
+  if status.status in (workdir.DONE, workdir.DIVERGED):
+    return status
+  dataset = data.load(config['data'], data_dir)
+  mesh = mesh_lib.create(config['num_devices'], config['batch_size'])
+  with jax.set_mesh(mesh), stopping.on_signals() as stop:
+    programs = Programs(config, dataset, mesh)
+    with locking.exclusive(directory):
+      configuration.write(directory, config)
+      with _noting_failure(directory):
+        run = _Run(config, directory, programs)
+        with contextlib.closing(run):
+          return run.until_end_or(stop)
+
+
+@contextlib.contextmanager
+def _noting_failure(directory: workdir.PathLike) -> Iterator[None]:
+  """Writes a status for mistakes of ours; those of users keep theirs."""
+  try:
+    yield
+  except errors.UserError:
+    raise
+  except Exception as error:
+    step = workdir.read_status(directory).step
+    reason = f'{type(error).__name__}: {error}'.splitlines()[0]
+    status = workdir.Status(workdir.FAILED, step, reason)
+    workdir.write_status(directory, status)
+    raise
+
+
+class _Run:
+  """A run under way, from its newest checkpoint to its end."""
+
+  def __init__(
+    self,
+    config: dict[str, Any],
+    directory: workdir.PathLike,
+    programs: Programs,
+  ):
+    self._num_steps: int = config['num_steps']
+    self._directory = directory
+    self._programs = programs
+    self._progress = progress.Progress(self._num_steps)
+    self._checkpoints = checkpoints.Checkpoints(
+      directory,
+      config['checkpoint_seconds'],
+      config['num_devices'],
+      self._progress.say,
+    )
+    self._chunk = _FIRST_CHUNK
+    state = self._checkpoints.restore(programs.abstract)
+    step = -1 if state is None else int(state.step)
+    self._recorder = recorder.Recorder(config, directory, programs, step)
+    self._write_status(workdir.INCOMPLETE, max(step, 0), '')
+    if state is None:
+      state = self._recorder.measure(programs.init(), 0)
+    else:
+      self._progress.say(f'going on from step {step:,}')
+    self._step = max(step, 0)
+    self._progress.start(self._step)
+    self._state = state
+
+  def until_end_or(self, stop: stopping.Stop) -> workdir.Status:
+    """Trains to the last step, a non-finite loss, or a signal."""
+    try:
+      while self._step < self._num_steps and stop.signal is None:
+        self._advance()
+        if self._checkpoints.is_due:
+          self._save()
+    except recorder.Diverged as end:
+      self._recorder.flush()
+      return self._write_status(workdir.DIVERGED, end.step, end.reason)
+    self._save()
+    self._checkpoints.close()
+    if self._step < self._num_steps:
+      return self._write_status(
+        workdir.INCOMPLETE,
+        self._step,
+        f'stopped by {stop.signal}; the same command goes on from here',
+      )
+    self._progress.say(self._summary())
+    return self._write_status(workdir.DONE, self._step, '')
+
+  def close(self) -> None:
+    """Ends what runs beside the training; what was saved is kept."""
+    self._progress.close()
+    self._recorder.close()
+    self._checkpoints.close()
+
+  def _advance(self) -> None:
+    """Takes one chunk of steps and measures what is due after it."""
+    end = min(self._step + self._chunk, self._recorder.next_point(self._step))
+    start = time.monotonic()
+    self._state = self._programs.train(self._state, self._step, end)
+    step, loss = jax.device_get((self._state.step, self._state.loss))
+    if not math.isfinite(loss):
+      raise recorder.Diverged(int(step), 'the training loss', loss)
+    seconds = time.monotonic() - start
+    self._chunk = int((end - self._step) * _SECONDS_A_CHUNK / seconds) + 1
+    self._step = end
+    self._state = self._recorder.measure(self._state, end)
+    self._progress.update(end, self._recorder.last)
+
+  def _save(self) -> None:
+    # In this order: a checkpoint promises all that was measured up to it.
+    self._recorder.flush()
+    self._checkpoints.save(self._state)
+    self._write_status(workdir.INCOMPLETE, self._step, '')
+
+  def _write_status(self, *fields: Any) -> workdir.Status:
+    status = workdir.Status(*fields)
+    workdir.write_status(self._directory, status)
+    return status
+
+  def _summary(self) -> str:
+    seconds = self._progress.seconds
+    probing = (self._recorder.probe_seconds or 0.0) / seconds
+    return (
+      f'{self._progress.rate(self._step):,.0f} steps/s,'
+      f' {probing:.1%} of the time in probes;'
+      f' test accuracy {self._recorder.last["test_accuracy"]:.4f}'
+    )

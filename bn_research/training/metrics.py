@@ -1,0 +1,118 @@
+"""What a run writes while it trains: rows of metrics, arrays of probes."""
+
+import json
+import os
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from bn_research import workdir
+
+
+class Metrics:
+  """Appends rows to `metrics.jsonl`, and gives TensorBoard a copy.
+
+  Attributes:
+    rows: All rows of the run, those of earlier processes included.
+  """
+
+  def __init__(self, directory: workdir.PathLike, step: int):
+    """Goes on after `step`; later rows, of a run that was killed, are dropped.
+
+    Args:
+      directory: The workdir.
+      step: The step that the run goes on from; -1 before anything was measured.
+    """
+    self._directory = pathlib.Path(directory)
+    self.rows = workdir.truncate_metrics(directory, step)
+    self._path = self._directory / workdir.METRICS
+    with workdir.writing(self._path):
+      self._file = open(self._path, 'ab', buffering=0)  # noqa: SIM115
+    self._new: list[tuple[float, dict[str, Any]]] = []
+    self._events: Any = None
+
+  def append(self, row: dict[str, Any]) -> None:
+    """Writes one row: `step`, and scalars by name."""
+    with workdir.writing(self._path):
+      self._file.write(json.dumps(row).encode() + b'\n')
+    self.rows.append(row)
+    self._new.append((time.time(), row))
+
+  def flush(self) -> None:
+    """Makes sure that all rows are on the disk, and TensorBoard's copy."""
+    with workdir.writing(self._path):
+      os.fsync(self._file.fileno())
+      if self._new:
+        self._write_events()
+    self._new.clear()
+
+  def close(self) -> None:
+    """Closes the files."""
+    self._file.close()
+    if self._events is not None:
+      self._events.close()
+
+  def _write_events(self) -> None:
+    # Imported late, and written here rather than by the writer's own thread,
+    # where an error of the disk would be lost.
+    from tensorboardX import event_file_writer, summary
+    from tensorboardX.proto import event_pb2
+
+    if self._events is None:
+      prefix, suffix = str(self._directory / 'events'), f'.{time.time_ns()}'
+      self._events = event_file_writer.EventsWriter(prefix, suffix)
+    for wall_time, row in self._new:
+      for name in sorted(row.keys() - {'step'}):
+        scalar = summary.scalar(name, row[name])
+        self._events.write_event(
+          event_pb2.Event(wall_time=wall_time, step=row['step'], summary=scalar)
+        )
+    self._events.flush()
+
+
+class ProbeLog:
+  """Collects what a probe measured; a file that is replaced as it grows."""
+
+  def __init__(
+    self,
+    directory: workdir.PathLike,
+    name: str,
+    constants: Mapping[str, np.ndarray],
+    step: int,
+  ):
+    """Goes on after `step`; what was measured later is dropped.
+
+    Args:
+      directory: The workdir.
+      name: The name of the probe.
+      constants: Arrays that are stored once.
+      step: The step that the run goes on from; -1 before anything was measured.
+    """
+    self._directory = directory
+    self._name = name
+    self._constants = dict(constants)
+    self._columns: dict[str, list[np.ndarray]] = {'step': []}
+    if step >= 0:
+      self._read(step)
+
+  def append(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
+    """Keeps one measurement; `flush` writes it."""
+    for key, value in {'step': np.int64(step), **arrays}.items():
+      self._columns.setdefault(key, []).append(np.asarray(value))
+
+  def flush(self) -> None:
+    """Writes all measurements."""
+    if self._columns['step']:
+      stacked = {key: np.stack(rows) for key, rows in self._columns.items()}
+      workdir.write_probe(
+        self._directory, self._name, {**stacked, **self._constants}
+      )
+
+  def _read(self, step: int) -> None:
+    arrays = workdir.read_probe(self._directory, self._name)
+    kept = arrays['step'] <= step
+    for key in arrays.keys() - self._constants.keys():
+      self._columns[key] = list(arrays[key][kept])

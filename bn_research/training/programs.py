@@ -1,0 +1,173 @@
+"""The compiled programs of a run, and the data that they read."""
+
+import functools
+from collections.abc import Callable, Mapping
+from concurrent import futures
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from bn_research import data, errors, optim, probes
+from bn_research.training import evaluation, state, step
+from bn_research.training import mesh as mesh_lib
+
+# Longer chunks gain nothing, and their indices take memory.
+_MAX_STEPS = 4096
+_MAX_INDICES = 1 << 20
+
+
+class Programs:
+  """What a run computes, compiled side by side; use in the mesh's context.
+
+  Attributes:
+    max_steps: The most steps that `train` takes at once.
+    abstract: Shapes, dtypes and shardings of the state.
+  """
+
+  def __init__(
+    self, config: Mapping[str, Any], dataset: data.Dataset, mesh: Mesh
+  ):
+    """Puts the data on the devices and begins to compile.
+
+    Args:
+      config: The resolved config.
+      dataset: What to train and to test on.
+      mesh: The devices.
+
+    Raises:
+      UserError: If the config names what does not exist or does not fit.
+    """
+    self._config = config
+    self._mesh = mesh
+    self._whole = mesh_lib.replicated(mesh)
+    self.max_steps = max(
+      1,
+      min(
+        config['num_steps'], _MAX_STEPS, _MAX_INDICES // config['batch_size']
+      ),
+    )
+    self._put(dataset)
+    self._pool = futures.ThreadPoolExecutor()
+    self._compile(dataset)
+    self._pool.shutdown(wait=False)
+
+  def init(self) -> state.TrainState:
+    """Returns the state before the first step."""
+    return self._init(self._key)[1]
+
+  def train(
+    self, train_state: state.TrainState, start: int, stop: int
+  ) -> state.TrainState:
+    """Takes the steps from `start` up to `stop`; `train_state` is used up.
+
+    Args:
+      train_state: The state after `start` steps.
+      start: The first step.
+      stop: One past the last; at most `max_steps` steps are taken.
+
+    Returns:
+      The state after the last step, or after the first with a non-finite loss.
+    """
+    batch_size = self._config['batch_size']
+    indices = data.batch_indices(
+      self._num_examples, batch_size, self._config['seed'], start, stop
+    )
+    padded = np.zeros((self.max_steps, batch_size), np.int32)
+    padded[: stop - start] = indices
+    return self._train(
+      train_state, self._train_data, padded, np.int32(stop - start)
+    )
+
+  def evaluate(self, train_state: state.TrainState) -> dict[str, float]:
+    """Returns `'accuracy'` and `'loss'` on the test split."""
+    results = self._evaluate(train_state, self._test_data, self._test_batches)
+    return {key: float(value) for key, value in results.items()}
+
+  def probe(self, train_state: state.TrainState) -> dict[str, np.ndarray]:
+    """Returns what the probe finds."""
+    return jax.device_get(self._probe(train_state, self._probe_images))
+
+  def zero(self) -> jax.Array:
+    """Returns a new float32 zero on the devices."""
+    return mesh_lib.replicate(np.zeros((), np.float32), self._mesh)
+
+  def _put(self, dataset: data.Dataset) -> None:
+    train, test = dataset.train, dataset.test
+    count = self._config['probe']['num_examples']
+    if count > len(train.images):
+      raise errors.UserError(
+        f'probe.num_examples={count}, but there are {len(train.images)}'
+        ' training examples'
+      )
+    # Evenly spread, so that a dataset sorted by class is covered too.
+    probed = np.arange(count) * len(train.images) // count
+    self._num_examples = len(train.images)
+    put = functools.partial(mesh_lib.replicate, mesh=self._mesh)
+    self._train_data = step.Examples(*put(tuple(train)))
+    self._test_data = step.Examples(*put(tuple(test)))
+    self._probe_images = put(train.images[probed])
+    self._test_batches = put(
+      evaluation.batches(len(test.images), self._mesh.size)
+    )
+    self._key = put(jax.random.key(self._config['seed']))
+
+  def _compile(self, dataset: data.Dataset) -> None:
+    config = self._config
+    optimizer = optim.create(config['optimizer'], config['num_steps'])
+    create = functools.partial(
+      state.create,
+      config=config['model'],
+      input_shape=dataset.train.images.shape[1:],
+      num_classes=dataset.num_classes,
+      optimizer=optimizer,
+    )
+    # One use is not worth the time of full optimization.
+    quickly = {'xla_backend_optimization_level': 1}
+    self._init = self._ahead(create, self._key, options=quickly)
+    graphdef, shapes = jax.eval_shape(create, self._key)
+    self.abstract = jax.tree.map(self._like, shapes)
+    parts = {
+      'graphdef': graphdef,
+      'to_input': functools.partial(
+        data.to_input, binarize=config['data'].get('binarize')
+      ),
+    }
+    shape = (self.max_steps, config['batch_size'])
+    self._train = self._ahead(
+      functools.partial(step.train_steps, optimizer=optimizer, **parts),
+      self.abstract,
+      self._train_data,
+      self._like(jax.ShapeDtypeStruct(shape, np.int32)),
+      self._like(jax.ShapeDtypeStruct((), np.int32)),
+      donate_argnums=0,
+    )
+    self._evaluate = self._ahead(
+      functools.partial(evaluation.evaluate, **parts),
+      self.abstract,
+      self._test_data,
+      self._test_batches,
+    )
+    self._probe = self._ahead(
+      functools.partial(
+        evaluation.probe, measure=probes.create(config['probe']), **parts
+      ),
+      self.abstract,
+      self._probe_images,
+    )
+
+  def _like(self, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._whole)
+
+  def _ahead(
+    self,
+    function: Callable[..., Any],
+    *args: Any,
+    options: dict[str, Any] | None = None,
+    **jit_options: Any,
+  ) -> Callable[..., Any]:
+    """Traces now, compiles in the background, waits for it when called."""
+    jitted = jax.jit(function, out_shardings=self._whole, **jit_options)
+    compiled = self._pool.submit(jitted.lower(*args).compile, options)
+    return lambda *args: compiled.result()(*args)

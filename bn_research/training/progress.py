@@ -1,0 +1,93 @@
+"""How far a run is: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+  """Shows step, rate, time left and the last measurement."""
+
+  def __init__(self, num_steps: int):
+    """Shows nothing yet.
+
+    Args:
+      num_steps: The length of the run.
+    """
+    self._num_steps = num_steps
+    self._bar: Any = None
+    self.start(0)
+
+  def start(self, step: int) -> None:
+    """Begins to count time, at `step`."""
+    self._first = step
+    self._start = self._last_line = time.monotonic()
+    if self._bar is None and sys.stdout.isatty():
+      self._bar = _bar(self._num_steps)
+
+  def update(self, step: int, row: Mapping[str, Any]) -> None:
+    """Shows that `step` steps are done.
+
+    Args:
+      step: Steps completed.
+      row: The last row of metrics.
+    """
+    if self._bar is not None:
+      self._bar.update(
+        self._bar.task_ids[0],
+        completed=step,
+        text=f'{self.rate(step):,.0f} steps/s  {_measured(row)}',
+      )
+    elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
+      self._last_line = time.monotonic()
+      left = (self._num_steps - step) / self.rate(step)
+      self.say(
+        f'step {step:,} of {self._num_steps:,}  {self.rate(step):,.0f} steps/s'
+        f'  {left:,.0f} s left  {_measured(row)}'
+      )
+
+  def rate(self, step: int) -> float:
+    """Returns steps per second since the start."""
+    return max(step - self._first, 1) / self.seconds
+
+  @property
+  def seconds(self) -> float:
+    """The time since the start."""
+    return max(time.monotonic() - self._start, 1e-9)
+
+  def say(self, line: str) -> None:
+    """Prints one line, above the bar where there is one."""
+    if self._bar is not None:
+      self._bar.console.print(line, markup=False, highlight=False)
+    else:
+      print(line, flush=True)
+
+  def close(self) -> None:
+    """Ends the bar."""
+    if self._bar is not None:
+      self._bar.stop()
+
+
+def _measured(row: Mapping[str, Any]) -> str:
+  names = ('train_loss', 'test_accuracy')
+  return '  '.join(
+    f'{name.replace("_", " ")} {row[name]:.4f}' for name in names if name in row
+  )
+
+
+def _bar(num_steps: int) -> Any:
+  from rich import progress
+
+  bar = progress.Progress(
+    progress.TextColumn('step'),
+    progress.MofNCompleteColumn(),
+    progress.BarColumn(),
+    progress.TimeRemainingColumn(),
+    progress.TextColumn('{task.fields[text]}'),
+  )
+  bar.add_task('', total=num_steps, text='')
+  bar.start()
+  return bar

@@ -1,0 +1,128 @@
+"""When a run is measured, and where the measurements go."""
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from bn_research import probes, workdir
+from bn_research.training import metrics, schedule
+from bn_research.training.programs import Programs
+from bn_research.training.state import TrainState
+
+
+class Diverged(Exception):
+  """A loss is not finite.
+
+  Attributes:
+    step: The step at which it was seen.
+    reason: Which loss, in one line.
+  """
+
+  def __init__(self, step: int, name: str, loss: float):
+    super().__init__(f'{name} is {loss} at step {step}')
+    self.step = step
+    self.reason = str(self)
+
+
+class Recorder:
+  """Evaluates and probes at the steps that the config asks for.
+
+  Attributes:
+    last: The last row of metrics.
+    probe_seconds: The time that the probe has taken in this process, but for
+      its first use, which waits for the compiler.
+  """
+
+  def __init__(
+    self,
+    config: Mapping[str, Any],
+    directory: workdir.PathLike,
+    programs: Programs,
+    step: int,
+  ):
+    """Goes on after `step`.
+
+    Args:
+      config: The resolved config.
+      directory: The workdir.
+      programs: What evaluates and probes.
+      step: The step that the run goes on from; -1 where it begins.
+    """
+    self._programs = programs
+    self._eval_points = _points(config, 'eval')
+    self._probe_points = _points(config, 'probe')
+    self._points = np.union1d(self._eval_points, self._probe_points)
+    self._metrics = metrics.Metrics(directory, step)
+    self._probe_log = metrics.ProbeLog(
+      directory,
+      config['probe']['name'],
+      probes.create(config['probe']).constants,
+      step,
+    )
+    self.last = self._metrics.rows[-1] if self._metrics.rows else {}
+    self._start = time.monotonic() - self.last.get('seconds', 0.0)
+    self.probe_seconds: float | None = None
+
+  def next_point(self, step: int) -> int:
+    """Returns the first step after `step` at which something is measured."""
+    return int(self._points[np.searchsorted(self._points, step, 'right')])
+
+  def measure(self, state: TrainState, step: int) -> TrainState:
+    """Measures what is due at `step`.
+
+    Args:
+      state: The state after `step` steps.
+      step: The number of steps.
+
+    Returns:
+      The state; the sum of losses begins anew where a row was written.
+
+    Raises:
+      Diverged: If the loss on the test split is not finite.
+    """
+    if step in self._probe_points:
+      self._probe(state, step)
+    if step in self._eval_points:
+      self._append_row(state, step)
+      state = state._replace(loss_sum=self._programs.zero())
+    return state
+
+  def flush(self) -> None:
+    """Makes sure that all is on the disk; to be called before a checkpoint."""
+    self._metrics.flush()
+    self._probe_log.flush()
+
+  def close(self) -> None:
+    """Closes the files."""
+    self._metrics.close()
+
+  def _probe(self, state: TrainState, step: int) -> None:
+    start = time.monotonic()
+    self._probe_log.append(step, self._programs.probe(state))
+    if self.probe_seconds is None:
+      self.probe_seconds = 0.0
+    else:
+      self.probe_seconds += time.monotonic() - start
+
+  def _append_row(self, state: TrainState, step: int) -> None:
+    result = self._programs.evaluate(state)
+    if not math.isfinite(result['loss']):
+      raise Diverged(step, 'the test loss', result['loss'])
+    row: dict[str, Any] = {'step': step}
+    if step:
+      since = self._eval_points[np.searchsorted(self._eval_points, step) - 1]
+      row['train_loss'] = float(state.loss_sum) / int(step - since)
+    row['test_accuracy'] = result['accuracy']
+    row['test_loss'] = result['loss']
+    row['seconds'] = round(time.monotonic() - self._start, 3)
+    self._metrics.append(row)
+    self.last = row
+
+
+def _points(config: Mapping[str, Any], key: str) -> np.ndarray:
+  return schedule.points(
+    config['num_steps'], config[key]['num_points'], config[key]['spacing']
+  )

@@ -1,0 +1,128 @@
+"""One step of training, and many of them in one program."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from bn_research.training.state import TrainState
+
+
+class Examples(NamedTuple):
+  """Examples that wait on the device.
+
+  Attributes:
+    images: (num_examples, ...) uint8.
+    labels: (num_examples,) int32.
+  """
+
+  images: jax.Array
+  labels: jax.Array
+
+
+ToInput = Callable[[jax.Array], jax.Array]
+
+
+def losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """Cross-entropy of each example: -log softmax(logits)[label].
+
+  Args:
+    logits: (batch, num_classes).
+    labels: (batch,) int32.
+
+  Returns:
+    (batch,) losses in nats.
+  """
+  return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def train_step(
+  state: TrainState,
+  images: jax.Array,
+  labels: jax.Array,
+  *,
+  graphdef: nnx.GraphDef,
+  optimizer: optax.GradientTransformation,
+) -> TrainState:
+  """Takes one step down the gradient of the mean loss of a batch.
+
+  Args:
+    state: The state before the step.
+    images: (batch, ...) float32, what the network sees.
+    labels: (batch,) int32.
+    graphdef: The graph of the model.
+    optimizer: The optimizer.
+
+  Returns:
+    The state after the step.
+  """
+
+  def loss_fn(params: nnx.State) -> tuple[jax.Array, nnx.State]:
+    # Without a copy, statistics of this trace would land in the outer one.
+    model: Any = nnx.merge(graphdef, params, state.rest, copy=True)
+    loss = losses(model(images, train=True), labels).mean()
+    _, _, *rest = nnx.split(model, nnx.Param, ...)
+    return loss, nnx.as_pure(rest[0])
+
+  grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+  (loss, rest), grads = grad_fn(state.params)
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  return TrainState(
+    step=state.step + 1,
+    params=optax.apply_updates(state.params, updates),
+    rest=rest,
+    opt_state=opt_state,
+    loss=loss,
+    loss_sum=state.loss_sum + loss,
+  )
+
+
+def train_steps(
+  state: TrainState,
+  examples: Examples,
+  indices: jax.Array,
+  num_steps: jax.Array,
+  *,
+  graphdef: nnx.GraphDef,
+  optimizer: optax.GradientTransformation,
+  to_input: ToInput,
+) -> TrainState:
+  """Takes many steps; stops after the first whose loss is not finite.
+
+  The number of steps is traced, so that one compiled program serves chunks of
+  every length; and as the program is the same, so are the bits.
+
+  Args:
+    state: The state before the first step.
+    examples: The training examples.
+    indices: (max_steps, batch) int32, the examples of each step.
+    num_steps: () int32, how many rows of `indices` to use.
+    graphdef: The graph of the model.
+    optimizer: The optimizer.
+    to_input: From stored images to what the network sees.
+
+  Returns:
+    The state after the last step taken.
+  """
+  start = state.step
+
+  def unfinished(state: TrainState) -> jax.Array:
+    return (state.step - start < num_steps) & jnp.isfinite(state.loss)
+
+  def body(state: TrainState) -> TrainState:
+    batch = jax.lax.with_sharding_constraint(
+      indices[state.step - start], PartitionSpec('data')
+    )
+    return train_step(
+      state,
+      to_input(examples.images[batch]),
+      examples.labels[batch],
+      graphdef=graphdef,
+      optimizer=optimizer,
+    )
+
+  return jax.lax.while_loop(unfinished, body, state)

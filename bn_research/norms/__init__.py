@@ -1,79 +1,121 @@
 """What a normalization is: x̂ = Norm(x, X), one choice on each of four axes."""
 
-import difflib
-import inspect
-from collections.abc import Callable
-
-from bn_research.norms.batch import batch_norm, none
-from bn_research.norms.gradients import Gradient
-from bn_research.norms.moments import Moments
+from bn_research.norms.batch import (
+  batch_norm,
+  batch_renorm,
+  mean_only_batch_norm,
+  none,
+  power_norm,
+  virtual_batch_norm,
+)
+from bn_research.norms.divide import Divide
+from bn_research.norms.gradients import (
+  Gradient,
+  Pair,
+  Ramp,
+  Renormalized,
+  mean_only,
+  spread_only,
+  stopped,
+  through,
+)
+from bn_research.norms.moments import Moments, estimate
+from bn_research.norms.names import NAMES, create
 from bn_research.norms.normalization import Map, Normalization
 from bn_research.norms.per_example import (
+  absolute_scale,
+  divisive_norm,
+  filter_response_norm,
   group_norm,
   instance_norm,
   layer_norm,
+  local_contrast_norm,
+  local_response_norm,
   positional_norm,
   rms_norm,
 )
-from bn_research.norms.population import Cumulative, Ema, Population, Running
-from bn_research.norms.scopes import Batch, Example, Scope
-from bn_research.norms.standardize import Standardize
-
-NAMES: dict[str, Callable[..., Normalization]] = {
-  'batch_norm': batch_norm,
-  'group_norm': group_norm,
-  'instance_norm': instance_norm,
-  'layer_norm': layer_norm,
-  'none': none,
-  'positional_norm': positional_norm,
-  'rms_norm': rms_norm,
-}
-
-
-def create(name: str, **options) -> Normalization:
-  """Returns the named normalization, for configs.
-
-  Raises:
-    ValueError: For an unknown name, option or value; one line with the fix.
-  """
-  if name not in NAMES:
-    close = difflib.get_close_matches(name, NAMES, 1)
-    hint = f'did you mean {close[0]!r}? ' if close else ''
-    raise ValueError(
-      f'unknown normalization {name!r}; {hint}There are: '
-      f'{", ".join(sorted(NAMES))}.'
-    )
-  factory = NAMES[name]
-  parameters = inspect.signature(factory).parameters
-  takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-  for option in options:
-    if not takes_any and option not in parameters:
-      raise ValueError(
-        f'{name} takes no option {option!r}; it takes: {", ".join(parameters)}.'
-      )
-  return factory(**options)
-
+from bn_research.norms.population import (
+  Accumulated,
+  Cumulative,
+  Ema,
+  Pooled,
+  Population,
+  Running,
+  joined,
+)
+from bn_research.norms.scopes import (
+  Batch,
+  Example,
+  Neighbourhood,
+  Reference,
+  Scope,
+  View,
+)
+from bn_research.norms.standardize import Standardize, normalize
+from bn_research.norms.statistic_free import (
+  EvoNormB0,
+  EvoNormS0,
+  Squash,
+  dynamic_erf,
+  dynamic_tanh,
+  thresholded_linear_unit,
+  weight_norm,
+  weight_standardization,
+)
 
 __all__ = [
   'NAMES',
+  'Accumulated',
   'Batch',
   'Cumulative',
+  'Divide',
   'Ema',
+  'EvoNormB0',
+  'EvoNormS0',
   'Example',
   'Gradient',
   'Map',
   'Moments',
+  'Neighbourhood',
   'Normalization',
+  'Pair',
+  'Pooled',
   'Population',
+  'Ramp',
+  'Reference',
+  'Renormalized',
   'Running',
   'Scope',
+  'Squash',
   'Standardize',
+  'View',
+  'absolute_scale',
   'batch_norm',
+  'batch_renorm',
   'create',
+  'divisive_norm',
+  'dynamic_erf',
+  'dynamic_tanh',
+  'estimate',
+  'filter_response_norm',
   'group_norm',
   'instance_norm',
+  'joined',
   'layer_norm',
+  'local_contrast_norm',
+  'local_response_norm',
+  'mean_only',
+  'mean_only_batch_norm',
   'none',
+  'normalize',
   'positional_norm',
+  'power_norm',
   'rms_norm',
+  'spread_only',
+  'stopped',
+  'thresholded_linear_unit',
+  'through',
+  'virtual_batch_norm',
+  'weight_norm',
+  'weight_standardization',
 ]

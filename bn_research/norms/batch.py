@@ -4,8 +4,12 @@ from bn_research.norms import gradients
 from bn_research.norms.collectives import AxisNames
 from bn_research.norms.normalization import Normalization
 from bn_research.norms.population import Ema
-from bn_research.norms.scopes import Batch
+from bn_research.norms.scopes import Batch, Reference
 from bn_research.norms.standardize import Standardize
+
+# The schedules of Ioffe (2017), Section 4.1.
+_R_MAX = gradients.Ramp(1.0, 3.0, 5000, 40000)
+_D_MAX = gradients.Ramp(0.0, 5.0, 5000, 25000)
 
 
 def batch_norm(
@@ -42,6 +46,128 @@ def batch_norm(
     map=Standardize(epsilon=epsilon),
     population=Ema(momentum, unbiased=unbiased),
     gradient=gradients.resolve(gradient),
+  )
+
+
+def mean_only_batch_norm(
+  momentum: float = 0.99,
+  *,
+  group_size: int | None = None,
+  axis_name: AxisNames = None,
+  gradient: str | gradients.Gradient = 'through',
+) -> Normalization:
+  """Mean-only batch normalization: y = x - E x.
+
+  Args:
+    momentum: As for `batch_norm`.
+    group_size: As for `batch_norm`.
+    axis_name: As for `batch_norm`.
+    gradient: As for `batch_norm`.
+
+  Returns:
+    The normalization.
+
+  Source: Salimans and Kingma (2016), Section 4.
+  """
+  return Normalization(
+    Batch(group_size=group_size, axis_name=axis_name),
+    Standardize(scale=False),
+    Ema(momentum),
+    gradients.resolve(gradient),
+  )
+
+
+def power_norm(
+  momentum: float = 0.99,
+  epsilon: float = 1e-5,
+  *,
+  group_size: int | None = None,
+  axis_name: AxisNames = None,
+  gradient: str | gradients.Gradient = 'through',
+) -> Normalization:
+  """Power normalization of the batch, PN-V: y = x / √(E x² + ε).
+
+  The paper goes on to running statistics of the gradient in the backward pass;
+  those are not a function of (batch, population), and not here.
+
+  Args:
+    momentum: As for `batch_norm`.
+    epsilon: Added to the mean square.
+    group_size: As for `batch_norm`.
+    axis_name: As for `batch_norm`.
+    gradient: As for `batch_norm`.
+
+  Returns:
+    The normalization.
+
+  Source: Shen et al. (2020), Section 4.1.
+  """
+  return Normalization(
+    Batch(group_size=group_size, axis_name=axis_name),
+    Standardize(centre=False, epsilon=epsilon),
+    Ema(momentum, unbiased=False),
+    gradients.resolve(gradient),
+  )
+
+
+def batch_renorm(
+  momentum: float = 0.99,
+  epsilon: float = 1e-5,
+  *,
+  r_max: gradients.Schedule = _R_MAX,
+  d_max: gradients.Schedule = _D_MAX,
+  group_size: int | None = None,
+  axis_name: AxisNames = None,
+) -> Normalization:
+  """Batch renormalization: inference's value in training, the batch's gradient.
+
+  Args:
+    momentum: As for `batch_norm`.
+    epsilon: Added to the variance.
+    r_max: Bound of the ratio of deviations; a number, or a function of the
+      updates made so far. The default is the paper's schedule.
+    d_max: Bound of the difference of means; likewise.
+    group_size: As for `batch_norm`.
+    axis_name: As for `batch_norm`.
+
+  Returns:
+    The normalization.
+
+  Source: Ioffe (2017), Algorithm 1 and Section 4.1.
+  """
+  return Normalization(
+    Batch(group_size=group_size, axis_name=axis_name),
+    Standardize(epsilon=epsilon),
+    Ema(momentum, unbiased=False),
+    gradients.Renormalized(r_max, d_max, epsilon),
+  )
+
+
+def virtual_batch_norm(
+  reference_size: int,
+  momentum: float = 0.99,
+  epsilon: float = 1e-5,
+  *,
+  gradient: str | gradients.Gradient = 'through',
+) -> Normalization:
+  """Virtual batch normalization: each example with a fixed reference batch.
+
+  Args:
+    reference_size: Rows of the reference batch, which come first in `x`.
+    momentum: As for `batch_norm`; of the moments of the reference batch.
+    epsilon: Added to the variance.
+    gradient: As for `batch_norm`.
+
+  Returns:
+    The normalization.
+
+  Source: Salimans et al. (2016), Section 3.5.
+  """
+  return Normalization(
+    Reference(reference_size),
+    Standardize(epsilon=epsilon),
+    Ema(momentum),
+    gradients.resolve(gradient),
   )
 
 

@@ -1,7 +1,9 @@
 """A normalization: one choice on each of four axes, and two pure functions."""
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Protocol, TypeAlias
 
 import jax
@@ -12,21 +14,19 @@ from bn_research.norms import checks
 from bn_research.norms.gradients import Gradient, Pair, through
 from bn_research.norms.moments import Moments, Shape
 from bn_research.norms.population import Population
-from bn_research.norms.scopes import Scope
+from bn_research.norms.scopes import Estimator, Scope
 
 State: TypeAlias = Any  # Running or alike; () where nothing is remembered
 
+_NOTHING: Mapping[str, jax.Array] = MappingProxyType({})
 
-class Map(Protocol):
+
+class Map(Estimator, Protocol):
   """What is done with the moments of the scope."""
 
   @property
   def scales(self) -> bool:
     """Whether a scale is taken away, for a layer to give back."""
-    ...
-
-  def estimate(self, x, mask, axes, devices) -> Moments:
-    """Estimates the moments that the map needs."""
     ...
 
   def initial(self, features: Shape) -> tuple[jax.Array, jax.Array]:
@@ -67,6 +67,16 @@ class Normalization:
     """Whether there are moments of a population to normalize with."""
     return self.population is not None
 
+  @property
+  def scales(self) -> bool:
+    """Whether a scale is taken away, for a layer to give back."""
+    return self.map.scales
+
+  def learned(self, num_features: int) -> dict[str, jax.Array]:
+    """Returns what is learned beside scale and bias: nothing here."""
+    del num_features
+    return {}
+
   def init(self, num_features: int | tuple[int, ...]) -> State:
     """Returns the state before the first batch; () if nothing is remembered.
 
@@ -85,6 +95,7 @@ class Normalization:
     *,
     scale: jax.Array | None = None,
     bias: jax.Array | None = None,
+    learned: Mapping[str, jax.Array] = _NOTHING,
     use_running: bool = False,
     update: bool = True,
     mask: jax.Array | None = None,
@@ -96,6 +107,7 @@ class Normalization:
       state: From `init`, or the last call.
       scale: None, or broadcastable against `x`: multiplies the result.
       bias: None, or broadcastable against `x`: added to the result.
+      learned: Parameters as from `learned`; none here.
       use_running: Whether the population's moments normalize, instead of those
         of `x`. Training False, inference True.
       update: Whether the state learns from the moments of `x`. Independent of
@@ -111,6 +123,7 @@ class Normalization:
       ValueError: If shapes do not fit, `x` has no activations, or running
         moments are asked for where none are remembered.
     """
+    del learned
     x = jnp.asarray(x)
     mask = None if mask is None else jnp.asarray(mask, bool)
     checks.activations(x, mask, scale=scale, bias=bias)

@@ -1,9 +1,14 @@
-"""The named points with the example itself for a scope."""
+"""The named points with the example, or part of it, for a scope."""
+
+import jax
+import jax.numpy as jnp
 
 from bn_research.norms import gradients
 from bn_research.norms.collectives import AxisNames
+from bn_research.norms.divide import Divide
+from bn_research.norms.moments import Moments
 from bn_research.norms.normalization import Normalization
-from bn_research.norms.scopes import Example
+from bn_research.norms.scopes import Example, Neighbourhood
 from bn_research.norms.scopes.example import Pooled
 from bn_research.norms.standardize import Standardize
 
@@ -141,3 +146,112 @@ def positional_norm(
   Source: Li et al. (2019), equations 1 and 2.
   """
   return layer_norm(epsilon, gradient=gradient)
+
+
+def filter_response_norm(
+  epsilon: float = 1e-6,
+  *,
+  gradient: str | gradients.Gradient = 'through',
+) -> Normalization:
+  """Filter response normalization: each channel's root mean square.
+
+  To be followed by `thresholded_linear_unit`.
+
+  Args:
+    epsilon: Added to the mean square.
+    gradient: As for `layer_norm`.
+
+  Returns:
+    The normalization.
+
+  Source: Singh and Krishnan (2020), equations 1 and 2.
+  """
+  return Normalization(
+    Example('positions'),
+    Standardize(centre=False, epsilon=epsilon),
+    gradient=gradients.resolve(gradient),
+  )
+
+
+def local_response_norm(
+  size: int = 5, alpha: float = 1e-4, beta: float = 0.75, offset: float = 2.0
+) -> Normalization:
+  """Local response normalization over neighbouring channels.
+
+    y = x / (offset + α Σ x²)^β
+
+  Args:
+    size: Channels of the window, odd.
+    alpha: Weight of the sum of squares. PyTorch's `alpha` is `size` times as
+      large.
+    beta: The power.
+    offset: Keeps small responses as they are.
+
+  Returns:
+    The normalization.
+
+  Source: Krizhevsky et al. (2012), Section 3.3.
+  """
+  return Normalization(
+    Neighbourhood(size, 'features', border='zeros'),
+    Divide(offset, alpha * size, beta),
+  )
+
+
+def local_contrast_norm(
+  size: int = 9, sigma: float = 2.0, epsilon: float = 1e-4
+) -> Normalization:
+  """Local contrast normalization over Gaussian windows in space.
+
+  The paper divides by the larger of the local deviation and a constant; here
+  the constant is added under the root, which is smooth.
+
+  Args:
+    size: Width of the window, odd.
+    sigma: Deviation of its weights, in positions.
+    epsilon: Added to the local variance.
+
+  Returns:
+    The normalization; each channel by itself.
+
+  Source: Jarrett et al. (2009), Section 2.1.
+  """
+  return Normalization(
+    Neighbourhood(size, 'positions', sigma), Standardize(epsilon=epsilon)
+  )
+
+
+def divisive_norm(size: int = 5, epsilon: float = 1.0) -> Normalization:
+  """Divisive normalization over windows in space.
+
+  Args:
+    size: Width of the window, odd.
+    epsilon: σ², the square of the smoothing term.
+
+  Returns:
+    The normalization; each channel by itself.
+
+  Source: Ren et al. (2017), equation 3.
+  """
+  return Normalization(
+    Neighbourhood(size, 'positions'), Standardize(epsilon=epsilon)
+  )
+
+
+def absolute_scale(moments: Moments, epsilon: float = 1e-6) -> jax.Array:
+  """The absolute scale that a per-example normalization takes away.
+
+    (mean, log √(var + ε)), stacked along a new last axis
+
+  Statistics of a single example discard the absolute scale of its activations
+  (Ioffe and Szegedy, 2015, Section 2); give this to a later layer as features.
+
+  Args:
+    moments: From `Normalization.measure`.
+    epsilon: That of the normalization.
+
+  Returns:
+    An array of the shape of the mean, and a last axis of 2.
+  """
+  log_deviation = 0.5 * jnp.log(moments.variance + epsilon)
+  return jnp.stack([moments.mean, log_deviation], axis=-1)

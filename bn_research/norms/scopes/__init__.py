@@ -8,6 +8,22 @@ learns.
 
 from bn_research.norms.scopes.batch import Batch
 from bn_research.norms.scopes.example import Example
-from bn_research.norms.scopes.view import Scope, View, canonical_axes
+from bn_research.norms.scopes.neighbourhood import Neighbourhood
+from bn_research.norms.scopes.reference import Reference
+from bn_research.norms.scopes.view import (
+  Estimator,
+  Scope,
+  View,
+  canonical_axes,
+)
 
-__all__ = ['Batch', 'Example', 'Scope', 'View', 'canonical_axes']
+__all__ = [
+  'Batch',
+  'Estimator',
+  'Example',
+  'Neighbourhood',
+  'Reference',
+  'Scope',
+  'View',
+  'canonical_axes',
+]

@@ -50,6 +50,8 @@ class View:
     if self.cut is None:
       return leaf
     axis, outer = self.cut
+    if leaf.shape[axis : axis + 2] == (1, 1):
+      return leaf.squeeze(axis)
     inner = self.shape[axis] // outer
     both = (*leaf.shape[:axis], outer, inner, *leaf.shape[axis + 2 :])
     leaf = jnp.broadcast_to(leaf, both)
@@ -59,6 +61,11 @@ class View:
 
 class Estimator(Protocol):
   """The part of a map that a scope calls."""
+
+  @property
+  def centre(self) -> bool:
+    """Whether moments are about the mean, or (False) about zero."""
+    ...
 
   def estimate(
     self, x: jax.Array, mask: jax.Array | None, axes: Axes, devices: Devices

@@ -1,0 +1,58 @@
+"""The dividing map of local response normalization: a power of its own."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from bn_research.norms.collectives import Devices
+from bn_research.norms.gradients import Pair
+from bn_research.norms.moments import (
+  Axes,
+  Moments,
+  Shape,
+  estimate,
+  keep,
+  wide,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Divide:
+  """y = x / (offset + gain · E x²)^power.
+
+  Attributes:
+    offset: Keeps small responses as they are.
+    gain: Weight of the mean square.
+    power: 1/2 for a root mean square.
+
+  Source: Krizhevsky et al. (2012), Section 3.3.
+  """
+
+  offset: float = 2.0
+  gain: float = 5e-4
+  power: float = 0.75
+
+  centre = False
+  scales = False
+
+  def estimate(
+    self, x: jax.Array, mask: jax.Array | None, axes: Axes, devices: Devices
+  ) -> Moments:
+    """Estimates the second moment about zero."""
+    return estimate(x, mask, axes, devices, centre=False)
+
+  def initial(self, features: Shape) -> tuple[jax.Array, jax.Array]:
+    """Returns mean 0 and mean square 1."""
+    return jnp.zeros(features), jnp.ones(features)
+
+  def pair(self, mean: jax.Array, var: jax.Array) -> Pair:
+    """Returns what divides."""
+    return Pair(None, (self.offset + self.gain * var) ** -self.power)
+
+  def finish(self, x, mask, pair, scale, bias) -> jax.Array:
+    """Divides, scales and shifts."""
+    y = wide(x) * pair.spread
+    y = y if scale is None else y * scale
+    y = y if bias is None else y + bias
+    return keep(mask, y).astype(x.dtype)

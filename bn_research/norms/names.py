@@ -1,0 +1,65 @@
+"""The named points, for configs: a literal table, and `create`."""
+
+import difflib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from bn_research.norms import batch, per_example, statistic_free
+
+NAMES: dict[str, Callable[..., Any]] = {
+  'none': batch.none,
+  'batch_norm': batch.batch_norm,
+  'mean_only_batch_norm': batch.mean_only_batch_norm,
+  'power_norm': batch.power_norm,
+  'batch_renorm': batch.batch_renorm,
+  'virtual_batch_norm': batch.virtual_batch_norm,
+  'layer_norm': per_example.layer_norm,
+  'rms_norm': per_example.rms_norm,
+  'instance_norm': per_example.instance_norm,
+  'group_norm': per_example.group_norm,
+  'positional_norm': per_example.positional_norm,
+  'filter_response_norm': per_example.filter_response_norm,
+  'local_response_norm': per_example.local_response_norm,
+  'local_contrast_norm': per_example.local_contrast_norm,
+  'divisive_norm': per_example.divisive_norm,
+  'dynamic_tanh': statistic_free.dynamic_tanh,
+  'dynamic_erf': statistic_free.dynamic_erf,
+  'evonorm_b0': statistic_free.EvoNormB0,
+  'evonorm_s0': statistic_free.EvoNormS0,
+}
+
+
+def create(name: str, **options) -> Any:
+  """Returns the named normalization.
+
+  Args:
+    name: A key of `NAMES`.
+    **options: Arguments of the factory of that name.
+
+  Returns:
+    A `Normalization`, or what has its calls.
+
+  Raises:
+    ValueError: For an unknown name, option or value; one line with the fix.
+  """
+  if name not in NAMES:
+    close = difflib.get_close_matches(name, NAMES, 1)
+    hint = f'did you mean {close[0]!r}? ' if close else ''
+    raise ValueError(
+      f'unknown normalization {name!r}; {hint}There are: {", ".join(NAMES)}.'
+    )
+  factory = NAMES[name]
+  parameters = inspect.signature(factory).parameters.values()
+  if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+    known = [p.name for p in parameters]
+    for option in options:
+      if option not in known:
+        raise ValueError(
+          f'{name} takes no option {option!r}; it takes: '
+          f'{", ".join(known) or "none"}.'
+        )
+  try:
+    return factory(**options)
+  except TypeError as error:
+    raise ValueError(f'{name}: {error}') from error

@@ -1,0 +1,108 @@
+"""A window around each activation: channels, or positions."""
+
+import dataclasses
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bn_research.norms.moments import Axes, Moments, Shape, keep, wide
+from bn_research.norms.scopes.view import Estimator, View, canonical_axes
+
+
+@dataclasses.dataclass(frozen=True)
+class Neighbourhood:
+  """Each activation with those near it in the same example.
+
+  The mean is that of the window around an activation. The second moment is
+  that of its neighbours, each centred on the mean of a window of its own (as in
+  local contrast and divisive normalization), or not centred.
+
+  Attributes:
+    size: Width of the window along each axis, odd.
+    axes: 'features' for a window of channels, 'positions' for one in space, or
+      axes by number.
+    sigma: None for equal weights, or the deviation of Gaussian ones.
+    border: Beyond the border there is nothing ('exclude'), or zeros that count
+      ('zeros').
+
+  Source: Jarrett et al. (2009), Section 2.1; Ren et al. (2017), equation 3.
+  """
+
+  size: int = 5
+  axes: int | Axes | Literal['features', 'positions'] = 'positions'
+  sigma: float | None = None
+  border: Literal['exclude', 'zeros'] = 'exclude'
+
+  def __post_init__(self):
+    if self.size < 1 or self.size % 2 == 0:
+      raise ValueError(f'size={self.size} must be odd, to have a middle.')
+    if self.border not in ('exclude', 'zeros'):
+      raise ValueError(f"border={self.border!r} must be 'exclude' or 'zeros'.")
+
+  def features(self, shape: Shape) -> Shape:
+    """Raises, because neighbourhoods have no statistics in common."""
+    raise ValueError(
+      f'a population remembers statistics that examples share; {self} shares '
+      'none: leave the population out.'
+    )
+
+  def expand(self, leaf: jax.Array, shape: Shape) -> jax.Array:
+    """Raises, as `features` does."""
+    return leaf.reshape(self.features(shape))
+
+  def view(self, x: jax.Array) -> View:
+    """Returns the view: nothing is cut."""
+    return View(x.shape, self._axes(x.ndim))
+
+  def moments(
+    self, view: View, x: jax.Array, mask: jax.Array | None, map: Estimator
+  ) -> tuple[Moments, Moments]:
+    """Returns moments of the window around each activation, twice."""
+    around = partial(self._window_sum, axes=view.axes)
+    count = self._count(x, mask, around)
+    x = keep(mask, wide(x))
+    mean = jnp.zeros_like(x)
+    if map.centre:
+      mean = around(x) / jnp.maximum(count, jnp.finfo(count.dtype).tiny)
+    apart = keep(mask, x - mean)
+    moments = Moments(count, mean, around(apart * apart))
+    return moments, moments
+
+  def _axes(self, ndim: int) -> Axes:
+    if self.axes == 'features':
+      return (ndim - 1,)
+    if self.axes == 'positions':
+      return tuple(range(1, ndim - 1))
+    return canonical_axes(self.axes, ndim)
+
+  def _weights(self) -> np.ndarray:
+    """Weights along one axis, with an average of 1."""
+    if self.sigma is None:
+      return np.ones(self.size)
+    apart = np.arange(self.size) - self.size // 2
+    weights = np.exp(-0.5 * (apart / self.sigma) ** 2)
+    return weights * (self.size / weights.sum())
+
+  def _count(self, x, mask, around) -> jax.Array:
+    """Sum of weights in the window around each activation."""
+    here = keep(mask, jnp.ones(x.shape, wide(x).dtype))
+    if self.border == 'exclude':
+      return around(here)
+    absent = 1 - here
+    full = float(self.size) ** len(self._axes(x.ndim))
+    return full - around(absent)
+
+  def _window_sum(self, x: jax.Array, axes: Axes) -> jax.Array:
+    """Sums over the window, one axis after the other: weights are separable."""
+    half = self.size // 2
+    for axis in axes:
+      pad = [(half, half) if a == axis else (0, 0) for a in range(x.ndim)]
+      padded = jnp.pad(x, pad)
+      x = sum(
+        weight * jax.lax.slice_in_dim(padded, k, k + x.shape[axis], axis=axis)
+        for k, weight in enumerate(self._weights().tolist())
+      )
+    return x

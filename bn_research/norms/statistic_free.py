@@ -1,0 +1,261 @@
+"""Neighbours of normalization, so that comparisons are whole.
+
+They have the calls of a `Normalization`, `init`, `learned` and `apply`, and
+plug in where one does; but they are not points of the product: their result is
+not an affine function of the activation given its moments.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bn_research.norms import checks
+from bn_research.norms.moments import keep, wide
+from bn_research.norms.normalization import Normalization
+from bn_research.norms.population import Ema
+from bn_research.norms.scopes import Batch, Example
+from bn_research.norms.standardize import Standardize
+
+Learned = Mapping[str, jax.Array]
+
+
+def _affine(y, x, mask, scale, bias) -> jax.Array:
+  """Scales and shifts, and returns to the type of `x`."""
+  y = y if scale is None else y * scale
+  y = y if bias is None else y + bias
+  return keep(mask, y).astype(x.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Squash:
+  """A sigmoid in place of a normalization: no statistics at all.
+
+    tanh    y = tanh(α x) · scale + bias
+    erf     y = erf(α x + s) · scale + bias
+
+  Attributes:
+    function: 'tanh' or 'erf'.
+    alpha: Initial slope; learned, one for the layer.
+
+  Source: Zhu et al. (2025), equation 1 (dynamic tanh); Chen et al. (2025)
+  (dynamic erf).
+  """
+
+  function: str = 'tanh'
+  alpha: float = 0.5
+
+  remembers = False
+  scales = True
+
+  def init(self, num_features: int) -> tuple[()]:
+    """Returns (), because nothing is remembered."""
+    del num_features
+    return ()
+
+  def learned(self, num_features: int) -> dict[str, jax.Array]:
+    """Returns the slope, and for erf the shift, each of shape ()."""
+    del num_features
+    alpha = {'alpha': jnp.asarray(self.alpha, jnp.float32)}
+    return (
+      alpha if self.function == 'tanh' else {**alpha, 'shift': jnp.zeros(())}
+    )
+
+  def apply(
+    self,
+    x: jax.Array,
+    state: tuple[()] = (),
+    *,
+    scale: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    learned: Learned,
+    use_running: bool = False,
+    update: bool = True,
+    mask: jax.Array | None = None,
+  ) -> tuple[jax.Array, tuple[()]]:
+    """Squashes `x`; arguments as those of `Normalization.apply`."""
+    del use_running, update
+    checks.activations(x, mask, scale=scale, bias=bias)
+    z = keep(mask, wide(x)) * learned['alpha']
+    if self.function == 'tanh':
+      return _affine(jnp.tanh(z), x, mask, scale, bias), state
+    y = jax.scipy.special.erf(z + learned['shift'])
+    return _affine(y, x, mask, scale, bias), state
+
+
+def dynamic_tanh(alpha: float = 0.5) -> Squash:
+  """Dynamic tanh: y = tanh(α x), with α learned from `alpha` on.
+
+  Source: Zhu et al. (2025), equation 1.
+  """
+  return Squash('tanh', alpha)
+
+
+def dynamic_erf(alpha: float = 0.5) -> Squash:
+  """Dynamic erf: y = erf(α x + s), with α learned from `alpha` on, s from 0.
+
+  Source: Chen et al. (2025).
+  """
+  return Squash('erf', alpha)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvoNormB0:
+  """y = x / max(σ_batch, v x + σ_instance) · scale + bias, v learned.
+
+  Attributes:
+    momentum: Of the running variance of the batch.
+    epsilon: Added to both variances.
+
+  Source: Liu et al. (2020), Table 2.
+  """
+
+  momentum: float = 0.99
+  epsilon: float = 1e-5
+
+  remembers = True
+  scales = True
+
+  @property
+  def _batch(self) -> Normalization:
+    return Normalization(
+      Batch(), Standardize(epsilon=self.epsilon), Ema(self.momentum)
+    )
+
+  def init(self, num_features: int) -> Any:
+    """Returns the running statistics of the batch."""
+    return self._batch.init(num_features)
+
+  def learned(self, num_features: int) -> dict[str, jax.Array]:
+    """Returns `v` (num_features,)."""
+    return {'v': jnp.ones(num_features)}
+
+  def apply(
+    self,
+    x: jax.Array,
+    state: Any = (),
+    *,
+    scale: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    learned: Learned,
+    use_running: bool = False,
+    update: bool = True,
+    mask: jax.Array | None = None,
+  ) -> tuple[jax.Array, Any]:
+    """Normalizes and activates; arguments as for `Normalization.apply`."""
+    checks.activations(x, mask, scale=scale, bias=bias)
+    moments = self._batch.measure(x, mask)
+    variance = state.var if use_running else moments.variance
+    instance = Normalization(
+      Example('positions'), Standardize(epsilon=self.epsilon)
+    ).measure(x, mask)
+    z = keep(mask, wide(x))
+    own = learned['v'] * z + jnp.sqrt(instance.variance + self.epsilon)
+    y = z / jnp.maximum(jnp.sqrt(variance + self.epsilon), own)
+    state = self._batch.learn(state, moments) if update else state
+    return _affine(y, x, mask, scale, bias), state
+
+
+@dataclasses.dataclass(frozen=True)
+class EvoNormS0:
+  """y = x sigmoid(v x) / σ_group · scale + bias, v learned.
+
+  Attributes:
+    num_groups: Groups of channels.
+    epsilon: Added to the variance.
+
+  Source: Liu et al. (2020), Table 2.
+  """
+
+  num_groups: int = 32
+  epsilon: float = 1e-5
+
+  remembers = False
+  scales = True
+
+  def init(self, num_features: int) -> tuple[()]:
+    """Returns (), because nothing is remembered."""
+    del num_features
+    return ()
+
+  def learned(self, num_features: int) -> dict[str, jax.Array]:
+    """Returns `v` (num_features,)."""
+    return {'v': jnp.ones(num_features)}
+
+  def apply(
+    self,
+    x: jax.Array,
+    state: tuple[()] = (),
+    *,
+    scale: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    learned: Learned,
+    use_running: bool = False,
+    update: bool = True,
+    mask: jax.Array | None = None,
+  ) -> tuple[jax.Array, tuple[()]]:
+    """Normalizes and activates; arguments as for `Normalization.apply`."""
+    del use_running, update
+    checks.activations(x, mask, scale=scale, bias=bias)
+    group = Normalization(
+      Example('all', self.num_groups), Standardize(epsilon=self.epsilon)
+    ).measure(x, mask)
+    z = keep(mask, wide(x))
+    y = z * jax.nn.sigmoid(learned['v'] * z)
+    y = y * jax.lax.rsqrt(group.variance + self.epsilon)
+    return _affine(y, x, mask, scale, bias), state
+
+
+def thresholded_linear_unit(x: jax.Array, threshold: jax.Array) -> jax.Array:
+  """max(x, threshold): the learned activation after filter response norm.
+
+  Source: Singh and Krishnan (2020), equation 4.
+  """
+  return jnp.maximum(x, threshold.astype(x.dtype))
+
+
+def weight_standardization(
+  kernel: jax.Array, gain: jax.Array | None = None, epsilon: float = 1e-5
+) -> jax.Array:
+  """Standardizes a kernel (..., inputs, outputs), each output over its inputs.
+
+  A kernel is to its outputs what a batch is to its features: this is the batch
+  scope on weights. Source: Qiao et al. (2019), equation 5.
+
+  Args:
+    kernel: Of a dense layer or a convolution, outputs last.
+    gain: None, or (outputs,): multiplies the result.
+    epsilon: Added to the variance.
+
+  Returns:
+    An array like `kernel`.
+  """
+  y, _ = Normalization(Batch(), Standardize(epsilon=epsilon)).apply(
+    kernel, scale=gain
+  )
+  return y
+
+
+def weight_norm(
+  direction: jax.Array, length: jax.Array, epsilon: float = 1e-12
+) -> jax.Array:
+  """w = length · v / ‖v‖, each output over its inputs.
+
+  With `mean_only_batch_norm` after the layer this is the pair of the paper.
+  Source: Salimans and Kingma (2016), equation 2.
+
+  Args:
+    direction: v, of the shape of the kernel, outputs last.
+    length: (outputs,).
+    epsilon: Added to the squared norm.
+
+  Returns:
+    The kernel.
+  """
+  axes = tuple(range(direction.ndim - 1))
+  v = wide(direction)
+  squares = jnp.sum(v * v, axes, keepdims=True)
+  kernel = v * jax.lax.rsqrt(squares + epsilon) * length
+  return kernel.astype(direction.dtype)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bn_research import errors, workdir
+from bn_research import dotted, errors, workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +114,11 @@ def load(directory: str, swept: Collection[str]) -> list[Run]:
       f'{directory} has no run that is done; go on with the command that trains'
     )
   runs = [
-    Run(path, dict(_flat(workdir.read_config(path))), workdir.read_status(path))
+    Run(
+      path,
+      dotted.flatten(workdir.read_config(path)),
+      workdir.read_status(path),
+    )
     for path in sorted(paths[workdir.DONE] + paths[workdir.DIVERGED])
   ]
   _check_one_experiment(runs, swept)
@@ -139,13 +143,3 @@ def _check_one_experiment(runs: Sequence[Run], swept: Collection[str]) -> None:
           f'{first.path} and {run.path} are of different experiments: {key} is'
           f' {one} and {other}; give a --workdir that holds one of them'
         )
-
-
-def _flat(
-  config: Mapping[str, Any], prefix: str = ''
-) -> Iterator[tuple[str, Any]]:
-  for key, value in config.items():
-    if isinstance(value, Mapping):
-      yield from _flat(value, f'{prefix}{key}.')
-    else:
-      yield prefix + key, value

@@ -11,7 +11,7 @@ from typing import Any
 
 import ml_collections
 
-from bn_research import errors, workdir
+from bn_research import dotted, errors, workdir
 
 _LONGEST_NAME = 120
 
@@ -102,7 +102,7 @@ def name_of(overrides: Mapping[str, Any]) -> str:
 def _resolve(
   config: ml_collections.ConfigDict, changes: Mapping[str, Any], path: str
 ) -> dict[str, Any]:
-  """Returns the config of one run, flat, as its `config.json` would hold it."""
+  """Returns the config of one run as its `config.json` would hold it."""
   config = config.copy_and_resolve_references()
   config.lock()
   for key, value in changes.items():
@@ -127,21 +127,11 @@ def _check_same_config(run: pathlib.Path, config: Mapping[str, Any]) -> None:
   """
   if not (run / workdir.CONFIG).exists():
     return
-  recorded = _flat(workdir.read_config(run))
-  wanted = _flat(config)
+  recorded = dotted.flatten(workdir.read_config(run))
+  wanted = dotted.flatten(config)
   for key in sorted(recorded.keys() | wanted.keys()):
     if recorded.get(key) != wanted.get(key):
       raise errors.UserError(
         f'{run} was trained with {key} = {recorded.get(key)}, not'
         f' {wanted.get(key)}; give another --workdir'
       )
-
-
-def _flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  flat = {}
-  for key, value in config.items():
-    if isinstance(value, Mapping):
-      flat.update(_flat(value, f'{prefix}{key}.'))
-    else:
-      flat[prefix + key] = value
-  return flat

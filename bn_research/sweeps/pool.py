@@ -108,7 +108,7 @@ def _outcome(attempt: _Attempt) -> Outcome:
   if status.status != workdir.INCOMPLETE:
     return Outcome(attempt.point, status.status, seconds, status.reason)
   if code > 0:
-    reason = _last_line(attempt.point.workdir / LOG)
+    reason = _last_line(attempt.point.workdir / LOG).removeprefix('error: ')
     return Outcome(attempt.point, workdir.FAILED, seconds, reason)
   # A run that catches SIGTERM saves, and exits with 0.
   name = signal.Signals(-code or signal.SIGTERM).name

@@ -55,7 +55,7 @@ def test_outcomes(tmp_path):
     'diverged': (workdir.DIVERGED, 'the loss is nan'),
     'failed': (workdir.FAILED, 'no space'),
     'raised': (workdir.FAILED, 'ValueError: seven'),
-    'user': (workdir.FAILED, 'error: no data'),
+    'user': (workdir.FAILED, 'no data'),
   }
   for outcome in outcomes.values():
     assert starts(outcome.point) == 1

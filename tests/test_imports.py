@@ -1,0 +1,152 @@
+"""Imports run one way, as docs/architecture.md draws them."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+OURS = 'bn_research'
+
+# What each room may import of ours, beside itself and the helpers.
+ROOMS = {
+  'norms': set(),
+  'layers': {'norms'},
+  'models': {'norms', 'layers'},
+  'data': set(),
+  'optim': {'norms'},
+  'probes': {'norms'},
+  'training': {
+    *('norms', 'layers', 'models', 'data', 'optim', 'probes'),
+    *('workdir',),
+  },
+  'sweeps': {'workdir'},
+  'reports': {'workdir'},
+  'workdir': set(),
+  'errors': set(),
+  'cli': set(),
+  'train': {'cli', 'training', 'workdir'},
+  'sweep': {'cli', 'sweeps'},
+  'report': {'cli', 'reports'},
+}
+# Small helpers without an opinion: everyone but `norms` may use them.
+HELPERS = {'errors', 'registry', 'dotted'}
+
+# What else some rooms may import, beside the standard library; others, anything.
+OTHERS = {
+  'norms': {'jax', 'numpy'},
+  'workdir': {'numpy'},
+  'errors': set(),
+  'sweeps': {'ml_collections'},
+  'reports': {'numpy', 'scipy', 'rich', 'matplotlib'},
+}
+
+
+def modules_of(path):
+  """Yields the full name of every module that a file imports, at any depth."""
+  package = path.relative_to(ROOT).with_suffix('').parts[:-1]
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      base = package[: len(package) - node.level + 1] if node.level else ()
+      module = '.'.join((*base, *filter(None, [node.module])))
+      # `from package import module`: which of both it is does not matter here.
+      yield from (f'{module}.{alias.name}' for alias in node.names)
+
+
+def room_of(path):
+  return path.relative_to(ROOT / OURS).with_suffix('').parts[0]
+
+
+def check(path, name):
+  """Returns what is wrong with an import, or None."""
+  room = room_of(path)
+  top, *rest = name.split('.')
+  if top != OURS:
+    is_standard = top in sys.stdlib_module_names
+    allowed = OTHERS.get(room)
+    if allowed is None or is_standard or top in allowed:
+      return None
+    return f'{path.relative_to(ROOT)} imports {name}'
+  other = rest[0] if rest else ''
+  helpers = set() if room == 'norms' else HELPERS
+  if other in {room, *ROOMS.get(room, ()), *helpers}:
+    return None
+  return f'{path.relative_to(ROOT)} imports {name}'
+
+
+FILES = sorted((ROOT / OURS).rglob('*.py'))
+
+
+def test_every_room_is_on_the_plan():
+  rooms = {room_of(path) for path in FILES} - {'__init__'}
+  assert rooms <= ROOMS.keys() | HELPERS
+
+
+@pytest.mark.parametrize(
+  'path', FILES, ids=[str(path.relative_to(ROOT)) for path in FILES]
+)
+def test_imports_run_one_way(path):
+  wrong = [check(path, name) for name in modules_of(path)]
+  assert [text for text in wrong if text] == []
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'configs').rglob('*.py')))
+def test_configs_import_nothing_of_ours(path):
+  tops = {name.split('.')[0] for name in modules_of(path)}
+  assert tops <= {'ml_collections', *sys.stdlib_module_names}
+
+
+@pytest.mark.parametrize(
+  ('file', 'text', 'is_wrong'),
+  [
+    ('norms/a.py', 'from bn_research import errors', True),
+    ('norms/a.py', 'import flax', True),
+    ('norms/a.py', 'from bn_research.norms import moments', False),
+    ('norms/a.py', 'from . import moments', False),
+    ('norms/a.py', 'from .. import layers', True),
+    ('norms/deep/a.py', 'from ...layers import nnx', True),
+    ('norms/a.py', 'import functools, jax.numpy as jnp', False),
+    ('layers/a.py', 'from bn_research import models', True),
+    ('layers/a.py', 'def f():\n  import bn_research.training', True),
+    ('layers/a.py', 'import bn_research', True),
+    ('probes/a.py', 'from bn_research.training import loop', True),
+    ('sweeps/a.py', 'from bn_research import training', True),
+    ('sweeps/a.py', 'import jax', True),
+    ('reports/a.py', 'import jax.numpy', True),
+    ('training/a.py', 'from bn_research import models, workdir', False),
+  ],
+)
+def test_the_check_itself_can_fail(file, text, is_wrong, monkeypatch):
+  path = ROOT / OURS / file
+  monkeypatch.setattr(pathlib.Path, 'read_text', lambda _: text)
+  assert any(check(path, name) for name in modules_of(path)) == is_wrong
+
+
+@pytest.mark.parametrize('module', ['sweep', 'report', 'train'])
+def test_commands_start_without_heavy_imports(module):
+  heavy = [
+    'jax',
+    'flax',
+    'optax',
+    'tensorflow_datasets',
+    'orbax',
+    'matplotlib',
+    'sklearn',
+  ]
+  program = f"""
+import sys
+import bn_research.{module}
+print(sorted({heavy | {'matplotlib'}} & sys.modules.keys()))
+"""
+  result = subprocess.run(
+    [sys.executable, '-c', program],
+    cwd=ROOT,
+    check=True,
+    capture_output=True,
+    text=True,
+  )
+  assert result.stdout == '[]\n'

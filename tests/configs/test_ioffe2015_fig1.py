@@ -20,7 +20,6 @@ VARIANTS = ('digits', 'mnist', 'quick')
 @pytest.mark.parametrize('variant', VARIANTS)
 def test_what_the_paper_says(variant):
   config = EXPERIMENT.get_config(variant)
-  assert config.is_locked
   assert config.batch_size == 60
   assert config.model.widths == (100, 100, 100)
   assert config.model.nonlinearity == 'sigmoid'

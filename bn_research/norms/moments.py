@@ -26,8 +26,9 @@ class Moments(NamedTuple):
   Attributes:
     count: How many activations, float, broadcastable against `mean`.
     mean: Their mean, at least float32.
-    comoment: Sum of squared deviations from the mean, of the shape of `mean`;
-      for a covariance, sums of products of deviations, (..., d, d).
+    comoment: Sum of squared deviations from the mean, of the shape of `mean`.
+      For covariances, sums of products of deviations within blocks of d
+      channels, (..., blocks, d, d) to a mean (..., channels).
   """
 
   count: jax.Array  # type: ignore[assignment]  # tuple.count is not needed
@@ -38,6 +39,10 @@ class Moments(NamedTuple):
   def variance(self) -> jax.Array:
     """The biased variance or covariance, comoment / count; 0 if empty."""
     return self.comoment / self._like_comoment(jnp.maximum(self.count, 1))
+
+  def with_variance(self, variance: jax.Array) -> 'Moments':
+    """Returns these moments with another variance, or covariance."""
+    return self._replace(comoment=self._like_comoment(self.count) * variance)
 
   def unbiased(self) -> 'Moments':
     """Returns these moments with `variance` multiplied by n / (n - 1)."""
@@ -57,16 +62,32 @@ class Moments(NamedTuple):
     count = add(counts)
     mean = add(counts * self.mean) / jnp.maximum(count, 1)
     apart = self.mean - mean
-    if self.comoment.ndim == self.mean.ndim:
-      between = counts * apart * apart
+    if self.is_covariance:
+      between = self._like_comoment(counts) * self._outer(apart)
     else:
-      between = (counts * apart)[..., :, None] * apart[..., None, :]
+      between = counts * apart * apart
     return Moments(count, mean, add(self.comoment + between))
+
+  @property
+  def is_covariance(self) -> bool:
+    """Whether the co-moment is of products, not of squares."""
+    return self.comoment.ndim > self.mean.ndim
 
   def _like_comoment(self, count: jax.Array) -> jax.Array:
     """Lets `count`, shaped like the mean, divide the co-moment."""
-    is_matrix = self.comoment.ndim > self.mean.ndim
-    return count[..., None] if is_matrix else count
+    return count[..., :1, None, None] if self.is_covariance else count
+
+  def _outer(self, apart: jax.Array) -> jax.Array:
+    blocks = in_blocks(apart, self.comoment.shape[-1])
+    return blocks[..., :, None] * blocks[..., None, :]
+
+
+def in_blocks(x: jax.Array, size: int) -> jax.Array:
+  """(..., channels) to (..., blocks, size); zeros fill the last block."""
+  lacking = -x.shape[-1] % size
+  if lacking:
+    x = jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((0, lacking),))
+  return x.reshape((*x.shape[:-1], -1, size))
 
 
 def wide(x: jax.Array) -> jax.Array:

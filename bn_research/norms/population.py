@@ -19,7 +19,8 @@ class Running(NamedTuple):
 
   Attributes:
     mean: float32, shape of the features.
-    var: float32, variance of that shape, or covariance with one more axis.
+    var: float32, variance of that shape, or covariances of blocks of d
+      channels, (blocks, d, d).
     steps: int32, how many updates were made.
     skipped: int32, how many updates were not made, because the moments were of
       no activation or not finite.
@@ -182,9 +183,7 @@ class Pooled:
 
 
 def _moments_of(state: PooledRunning) -> Moments:
-  is_matrix = state.var.ndim > state.mean.ndim
-  weight = state.weight[..., None] if is_matrix else state.weight
-  return Moments(state.weight, state.mean, weight * state.var)
+  return Moments(state.weight, state.mean, state.var).with_variance(state.var)
 
 
 def joined(a: Moments, b: Moments) -> Moments:

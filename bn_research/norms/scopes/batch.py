@@ -7,6 +7,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bn_research.norms import meshes
 from bn_research.norms.collectives import AxisNames, Devices, IndexGroups
@@ -108,12 +109,19 @@ class Batch:
 
 
 def _as_one(move: Callable[[jax.Array], jax.Array], blocks: Moments) -> Moments:
-  """Moves moments between devices as one array: one collective."""
+  """Moves moments, (blocks, ...), between devices as one array."""
+  # Not broadcast_to: the count must be sharded as the mean is.
   count = jnp.zeros_like(blocks.mean) + blocks.count
-  if blocks.comoment.ndim > blocks.mean.ndim:
-    return Moments(move(count), move(blocks.mean), move(blocks.comoment))
-  stacked = jnp.stack([count, blocks.mean, blocks.comoment], axis=-1)
-  return Moments(*jnp.moveaxis(move(stacked), -1, 0))
+  leaves = blocks._replace(count=count)
+  flat = [leaf.reshape((leaf.shape[0], -1)) for leaf in leaves]
+  ends = np.cumsum([leaf.shape[1] for leaf in flat]).tolist()
+  moved = jnp.split(move(jnp.concatenate(flat, 1)), ends[:-1], axis=1)
+  return Moments(
+    *(
+      new.reshape((-1, *leaf.shape[1:]))
+      for new, leaf in zip(moved, leaves, strict=True)
+    )
+  )
 
 
 def _everywhere(blocks: Moments) -> Moments:

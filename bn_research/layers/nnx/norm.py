@@ -1,4 +1,4 @@
-"""Normalizations as flax.nnx modules."""
+"""Any Normalization as an nnx module."""
 
 import jax
 import jax.numpy as jnp
@@ -114,3 +114,12 @@ class Norm(nnx.Module):
         is_leaf=_is_variable,
       )
     return y
+
+  def set_view(self, use_running_average: bool | None = None) -> None:
+    """Sets what `nnx.view` asks for.
+
+    Args:
+      use_running_average: None for no change.
+    """
+    if use_running_average is not None:
+      self.use_running_average = use_running_average

@@ -1,0 +1,67 @@
+"""One call of a drop-in linen layer."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+from flax import errors
+from flax.linen import dtypes
+
+from bn_research.layers import drop_in
+from bn_research.norms import Normalization
+
+
+def normalize(
+  layer: Any,
+  normalization: Normalization,
+  x: jax.Array,
+  state: Any = (),
+  *,
+  features: int | Iterable[int],
+  **how: Any,
+) -> tuple[jax.Array, Any]:
+  """Declares the parameters, scale first, and applies.
+
+  Args:
+    layer: The linen module that is being called.
+    normalization: What it does.
+    x: Activations.
+    state: The normalization's.
+    features: The axes of `x` along which the parameters lie.
+    **how: Other arguments of `normalization.apply`.
+
+  Returns:
+    The result, and the next state.
+  """
+  axes = drop_in.axes(features, x.ndim)
+  scale = parameter(layer, 'scale', x, axes) if layer.use_scale else None
+  use_bias = getattr(layer, 'use_bias', False)  # RMSNorm has none
+  bias = parameter(layer, 'bias', x, axes) if use_bias else None
+  if layer.is_initializing():
+    normalization = drop_in.on_one_device(normalization)
+  return drop_in.apply(
+    normalization,
+    x,
+    state,
+    scale=scale,
+    bias=bias,
+    features=axes,
+    dtype=dtypes.canonicalize_dtype(x, scale, bias, dtype=layer.dtype),
+    **how,
+  )
+
+
+def parameter(
+  layer: Any, name: str, x: jax.Array, axes: drop_in.Axes
+) -> jax.Array:
+  """Declares a parameter of the shape of axes of `x`.
+
+  Raises:
+    ValueError: If there is one of another shape.
+  """
+  init = getattr(layer, f'{name}_init')
+  shape = tuple(x.shape[a] for a in axes)
+  try:
+    return layer.param(name, init, shape, layer.param_dtype)
+  except errors.ScopeParamShapeError:
+    raise drop_in.misfit(x, axes) from None

@@ -1,0 +1,102 @@
+"""Flax's nnx layers that normalize an example by itself."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from bn_research.layers import drop_in
+from bn_research.layers.nnx.promotion import promote, value
+
+
+class LayerNorm(nnx.LayerNorm):
+  """Layer normalization with the arguments and variables of `nnx.LayerNorm`.
+
+  Over several `feature_axes`, `num_features` is the product of their sizes. See
+  `layers.nnx` for what differs from Flax.
+
+  Source: Ba et al. (2016), equation 3.
+  """
+
+  def __call__(
+    self, x: jax.Array, *, mask: jax.Array | None = None
+  ) -> jax.Array:
+    """Normalizes over `reduction_axes`.
+
+    Args:
+      x: Activations, floating.
+      mask: None, or broadcastable against `x`: where False, `x` takes no part,
+        may hold anything, and the result is 0.
+
+    Returns:
+      An array of the shape of `x`.
+
+    Raises:
+      TypeError: If `x` is not floating.
+      ValueError: If shapes do not fit.
+    """
+    norm = drop_in.layer_norm(self, jnp.ndim(x))
+    return _normalize(self, norm, x, self.feature_axes, mask)
+
+
+class RMSNorm(nnx.RMSNorm):
+  """Root mean square normalization as in `nnx.RMSNorm`: y = x / √(E x² + ε).
+
+  See `layers.nnx` for what differs from Flax.
+
+  Source: Zhang and Sennrich (2019), equation 4.
+  """
+
+  def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Normalizes over `reduction_axes`; see `LayerNorm`."""
+    norm = drop_in.rms_norm(self, jnp.ndim(x))
+    return _normalize(self, norm, x, self.feature_axes, mask)
+
+
+class GroupNorm(nnx.GroupNorm):
+  """Group normalization with the arguments and variables of `nnx.GroupNorm`.
+
+  Any `reduction_axes` with the last among them are right; Flax's result is
+  another array where axis 1 is none of them. A mask need not have the channels.
+  See `layers.nnx` for what else differs.
+
+  Source: Wu and He (2018), equation 7.
+  """
+
+  def __call__(
+    self, x: jax.Array, *, mask: jax.Array | None = None
+  ) -> jax.Array:
+    """Normalizes groups of channels over positions; see `LayerNorm`."""
+    norm = drop_in.group_norm(self, jnp.ndim(x), self.num_groups, None)
+    return _normalize(self, norm, x, -1, mask)
+
+
+class InstanceNorm(nnx.InstanceNorm):
+  """Instance normalization as in `nnx.InstanceNorm`.
+
+  See `layers.nnx` for what differs from Flax.
+
+  Source: Ulyanov et al. (2016), equation 4.
+  """
+
+  def __call__(
+    self, x: jax.Array, *, mask: jax.Array | None = None
+  ) -> jax.Array:
+    """Normalizes each channel over its positions; see `LayerNorm`."""
+    norm = drop_in.instance_norm(self, jnp.ndim(x))
+    return _normalize(self, norm, x, self.feature_axes, mask)
+
+
+def _normalize(layer, normalization, x, features, mask) -> jax.Array:
+  bias = getattr(layer, 'bias', None)  # RMSNorm has none
+  parameters = (value(layer.scale), value(bias))
+  x, _, (scale, bias), dtype = promote(layer, jnp.asarray(x), (), parameters)
+  y, _ = drop_in.apply(
+    normalization,
+    x,
+    scale=scale,
+    bias=bias,
+    features=drop_in.axes(features, x.ndim),
+    dtype=dtype,
+    mask=mask,
+  )
+  return y

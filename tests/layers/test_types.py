@@ -1,0 +1,141 @@
+"""Types of results, of statistics and of what lies between."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+_GRID = [
+  # activations, parameters, dtype
+  ('float32', 'float32', 'bfloat16'),
+  ('float32', 'bfloat16', None),
+  ('bfloat16', 'float32', None),
+  ('bfloat16', 'bfloat16', None),
+  ('bfloat16', 'float32', 'bfloat16'),
+  ('bfloat16', 'bfloat16', 'float32'),
+  ('bfloat16', 'float32', 'float16'),
+  ('float16', 'float16', None),
+  ('float16', 'bfloat16', None),
+  ('float16', 'float32', 'float16'),
+]
+
+
+def _draw(shape, dtype, mean=0.5):
+  random = np.random.default_rng(0)
+  return jnp.asarray(random.normal(mean, 2, shape), dtype)
+
+
+def _unpromoted(arrays, dtype):
+  """What to give Flax's nnx as `promote_dtype` for float32 statistics."""
+  del dtype
+  return arrays
+
+
+@pytest.mark.parametrize('name', ['BatchNorm', 'RMSNorm', 'GroupNorm'])
+@pytest.mark.parametrize(('x_type', 'param_dtype', 'dtype'), _GRID)
+def test_types_and_values(
+  family, pair, train, name, x_type, param_dtype, dtype
+):
+  x = _draw((4, 6, 32), x_type)
+  options = {'param_dtype': jnp.dtype(param_dtype)}
+  if dtype:
+    options['dtype'] = jnp.dtype(dtype)
+  is_nnx = family.flax.__name__ == 'flax.nnx'
+  exact = {'promote_dtype': _unpromoted} if is_nnx and dtype else {}
+  ours, flax, variables = pair(name, x, flax_only=exact, **options)
+  (y, moved), (reference, flax_moved) = (
+    jax.jit(lambda v, x, f=f: f(v, x, **train(name)))(variables, x)
+    for f in (ours, flax)
+  )
+  assert y.dtype == reference.dtype
+  # One rounding each, of values that may differ in their last float32 bit.
+  eps = float(ml_dtypes.finfo(y.dtype).eps)
+  y, reference = (np.asarray(a, np.float32) for a in (y, reference))
+  assert np.isfinite(y).all()
+  np.testing.assert_allclose(y, reference, max(eps, 2e-6), 3e-6)
+  for a, b in zip(*map(jax.tree.leaves, (moved, flax_moved)), strict=True):
+    assert a.dtype == b.dtype
+    np.testing.assert_allclose(
+      np.asarray(a, np.float32), np.asarray(b, np.float32), 2e-6
+    )
+
+
+def test_gradients_have_the_types_of_their_arguments(pair, train, close, name):
+  x = _draw((4, 6, 32), 'bfloat16')
+  ours, flax, variables = pair(name, x)
+
+  def gradients(f):
+    def loss(variables, x):
+      y, _ = f(variables, x, **train(name))
+      return jnp.sum(jnp.sin(y.astype(jnp.float32)))
+
+    return jax.jit(jax.grad(loss, (0, 1)))(variables, x)
+
+  eps = float(ml_dtypes.finfo(x.dtype).eps)
+  close(gradients(ours), gradients(flax), rtol=eps, atol=eps)
+
+
+def test_a_promote_dtype_of_ones_own_is_called(family, train, name):
+  if family.flax.__name__ != 'flax.nnx':
+    pytest.skip('linen has no promote_dtype')
+  flax_own = family.flax.nn.dtypes.promote_dtype
+  options = {
+    'dtype': jnp.bfloat16,
+    'promote_dtype': lambda arrays, dtype: flax_own(arrays, dtype=dtype),
+  }
+  x = _draw((4, 6, 32), 'float32', mean=20)
+  ours, variables = family.make(family.ours, name, 32, x, **options)
+  options['use_fast_variance'] = False
+  flax, _ = family.make(family.flax, name, 32, x, **options)
+  for f in (ours, flax):
+    assert f(variables, x, **train(name))[0].dtype == jnp.bfloat16
+  y, reference = (
+    np.asarray(f(variables, x, **train(name))[0], np.float32)
+    for f in (ours, flax)
+  )
+  assert np.isfinite(y).all()
+  np.testing.assert_allclose(y, reference, 2**-7, 1e-5)
+
+
+def test_force_float32_reductions_is_the_type_of_the_variables(family):
+  if family.flax.__name__ != 'flax.linen':
+    pytest.skip('nnx has no force_float32_reductions')
+  x = _draw((64, 8), 'bfloat16')
+  options = {
+    'force_float32_reductions': False,
+    'param_dtype': jnp.bfloat16,
+  }
+  ours, variables = family.make(family.ours, 'BatchNorm', 8, x, **options)
+  flax, flax_variables = family.make(family.flax, 'BatchNorm', 8, x, **options)
+  for _ in range(2):
+    _, variables = ours(variables, x, use_running_average=False)
+    _, flax_variables = flax(flax_variables, x, use_running_average=False)
+  types = [a.dtype for a in jax.tree.leaves(variables)]
+  assert types == [a.dtype for a in jax.tree.leaves(flax_variables)]
+  for a, b in zip(
+    *map(jax.tree.leaves, (variables, flax_variables)), strict=True
+  ):
+    a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+    assert np.isfinite(a).all()
+    np.testing.assert_allclose(a, b, 0.05, 0.01)
+
+
+def test_float64_stays_float64(family, train, name):
+  with jax.enable_x64(True):
+    x = jnp.asarray(np.random.default_rng(0).normal(3, 2, (4, 6, 32)))
+    options = {'use_fast_variance': False}
+    ours, variables = family.make(family.ours, name, 32, x)
+    flax, _ = family.make(family.flax, name, 32, x, **options)
+    y, moved = ours(variables, x, **train(name))
+    with warnings.catch_warnings():  # of Flax, that it rounds its statistics
+      warnings.simplefilter('ignore', FutureWarning)
+      reference, flax_moved = flax(variables, x, **train(name))
+    assert y.dtype == reference.dtype == jnp.float64
+    assert np.isfinite(y).all()
+    np.testing.assert_allclose(y, reference, 1e-12, 1e-12)
+    for a, b in zip(*map(jax.tree.leaves, (moved, flax_moved)), strict=True):
+      assert a.dtype == b.dtype
+      np.testing.assert_allclose(a, b, 2e-7)

@@ -103,6 +103,20 @@ for _ in range(400):
   assert starts(one) == starts(other) == 1
 
 
+def test_one_job_is_one_run_at_a_time_in_the_order_of_the_sweep(tmp_path):
+  script = """
+with open(here.parent / 'order', 'a') as file:
+  print('start', here.name, file=file, flush=True)
+  time.sleep(0.1)
+  print('end', here.name, file=file)
+end('done')
+"""
+  train(*(point(tmp_path, name, script) for name in 'cab'))
+  assert (tmp_path / 'order').read_text().splitlines() == [
+    f'{what} {name}' for name in 'cab' for what in ('start', 'end')
+  ]
+
+
 def test_finished_runs_are_left_alone(tmp_path, capsys):
   sweep = [
     point(tmp_path, status, "end('done')")

@@ -1,0 +1,85 @@
+"""The command, from its flags to the command lines of its runs."""
+
+import pathlib
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+_CONFIG = """
+import ml_collections
+
+def get_config(arg='a'):
+  return ml_collections.ConfigDict({'seed': 0, 'rate': 0.1, 'arg': arg})
+"""
+_SWEEP = """
+def sweep():
+  return [{'seed': seed} for seed in range(2)]
+"""
+
+
+@pytest.fixture
+def sweep(tmp_path):
+  config = tmp_path / 'a config.py'
+  config.write_text(_CONFIG + _SWEEP)
+
+  def run(*flags):
+    return subprocess.run(
+      [
+        *(sys.executable, '-m', 'bn_research.sweep'),
+        *(f'--config={config}:b', f'--workdir={tmp_path / "runs"}', *flags),
+      ],
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+
+  return run
+
+
+def test_a_dry_run_prints_what_a_person_would_type(sweep, tmp_path):
+  result = sweep('--dry_run', '--data_dir=/some where', '--config.rate=0.2')
+  assert result.returncode == 0, result.stderr
+  commands = [shlex.split(line) for line in result.stdout.splitlines()]
+  assert commands == [
+    [
+      *(sys.executable, '-m', 'bn_research.train'),
+      f'--config={tmp_path}/a config.py:b',
+      '--config.rate=0.2',
+      f'--config.seed={seed}',
+      f'--workdir={tmp_path}/runs/seed={seed}',
+      '--data_dir=/some where',
+    ]
+    for seed in range(2)
+  ]
+  assert not (tmp_path / 'runs').exists()
+
+
+@pytest.mark.parametrize(
+  ('flag', 'message'),
+  [
+    ('--config.rat=1', "unknown config key 'rat'; did you mean 'rate'?"),
+    ('--config.rate=fast', "could not convert string to float: 'fast'"),
+    ('--config.seed=1', '--config.seed is given and swept'),
+    ('--jobs=0', 'flag --jobs=0'),
+    ('--dryrun', "Unknown command line flag 'dryrun'"),
+  ],
+)
+def test_a_wrong_flag_is_one_line(flag, message, sweep, tmp_path):
+  result = sweep(flag)
+  assert result.returncode == 2
+  (line,) = result.stderr.splitlines()
+  assert line.startswith('error: ')
+  assert message in line
+  assert not (tmp_path / 'runs').exists()
+
+
+def test_a_config_without_a_sweep_is_one_line(sweep, tmp_path):
+  (tmp_path / 'a config.py').write_text(_CONFIG)
+  result = sweep()
+  assert result.returncode == 2
+  assert result.stderr.endswith('a config.py:b has no function sweep\n')

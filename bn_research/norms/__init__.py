@@ -8,6 +8,7 @@ from bn_research.norms.batch import (
   power_norm,
   virtual_batch_norm,
 )
+from bn_research.norms.combine import Chain, Coloured, Mixture
 from bn_research.norms.divide import Divide
 from bn_research.norms.gradients import (
   Gradient,
@@ -15,10 +16,12 @@ from bn_research.norms.gradients import (
   Ramp,
   Renormalized,
   mean_only,
+  recalled,
   spread_only,
   stopped,
   through,
 )
+from bn_research.norms.intervals import Interval, Matrices
 from bn_research.norms.moments import Moments, estimate
 from bn_research.norms.names import NAMES, create
 from bn_research.norms.normalization import Map, Normalization
@@ -62,11 +65,21 @@ from bn_research.norms.statistic_free import (
   weight_norm,
   weight_standardization,
 )
+from bn_research.norms.whiten import Whiten
+from bn_research.norms.whitening import (
+  batch_whitening,
+  decorrelated_batch_norm,
+  group_whitening,
+  instance_whitening,
+  iter_norm,
+)
 
 __all__ = [
   'NAMES',
   'Accumulated',
   'Batch',
+  'Chain',
+  'Coloured',
   'Cumulative',
   'Divide',
   'Ema',
@@ -74,7 +87,10 @@ __all__ = [
   'EvoNormS0',
   'Example',
   'Gradient',
+  'Interval',
   'Map',
+  'Matrices',
+  'Mixture',
   'Moments',
   'Neighbourhood',
   'Normalization',
@@ -89,17 +105,23 @@ __all__ = [
   'Squash',
   'Standardize',
   'View',
+  'Whiten',
   'absolute_scale',
   'batch_norm',
   'batch_renorm',
+  'batch_whitening',
   'create',
+  'decorrelated_batch_norm',
   'divisive_norm',
   'dynamic_erf',
   'dynamic_tanh',
   'estimate',
   'filter_response_norm',
   'group_norm',
+  'group_whitening',
   'instance_norm',
+  'instance_whitening',
+  'iter_norm',
   'joined',
   'layer_norm',
   'local_contrast_norm',
@@ -110,6 +132,7 @@ __all__ = [
   'normalize',
   'positional_norm',
   'power_norm',
+  'recalled',
   'rms_norm',
   'spread_only',
   'stopped',

@@ -34,6 +34,7 @@ class Divide:
   power: float = 0.75
 
   centre = False
+  joint = False
   scales = False
 
   def estimate(
@@ -46,8 +47,12 @@ class Divide:
     """Returns mean 0 and mean square 1."""
     return jnp.zeros(features), jnp.ones(features)
 
-  def pair(self, mean: jax.Array, var: jax.Array) -> Pair:
-    """Returns what divides."""
+  def pair(self, moments: Moments) -> Pair:
+    """Returns what multiplies."""
+    return self.recall(moments.mean, moments.variance)
+
+  def recall(self, mean: jax.Array, var: jax.Array) -> Pair:
+    """Returns the same of remembered moments."""
     return Pair(None, (self.offset + self.gain * var) ** -self.power)
 
   def finish(self, x, mask, pair, scale, bias) -> jax.Array:

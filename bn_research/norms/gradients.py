@@ -134,11 +134,31 @@ def _at(schedule: Schedule, steps: jax.Array) -> jax.Array | float:
   return schedule(steps) if callable(schedule) else schedule
 
 
+def recalled(batch: Pair, population: Pair | None) -> Pair:
+  """The population's moments as constants; before the first, the batch's.
+
+  Training then sees what inference sees. With a population that moves at
+  intervals this is normalization at an interval (Ioffe and Szegedy, 2015,
+  Section 2).
+  """
+  if population is None:
+    raise ValueError(
+      "gradient='recalled' needs running statistics; give the normalization a "
+      'population, such as Ema().'
+    )
+  known = population._replace(steps=None)
+  constant = jax.tree.map(
+    lambda old, new: jnp.where(population.steps > 0, old, new), known, batch
+  )
+  return lax.stop_gradient(constant)
+
+
 NAMES: dict[str, Gradient] = {
   'through': through,
   'stopped': stopped,
   'mean_only': mean_only,
   'spread_only': spread_only,
+  'recalled': recalled,
 }
 
 

@@ -6,11 +6,13 @@ of the union exactly (Chan, Golub and LeVeque, 1979), whatever the sizes; no
 mean of means is taken anywhere, and no difference of large squares.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bn_research.norms.collectives import Devices, vary_like
 
@@ -82,6 +84,48 @@ class Moments(NamedTuple):
     return blocks[..., :, None] * blocks[..., None, :]
 
 
+def as_one(move: Callable[[jax.Array], jax.Array], blocks: Moments) -> Moments:
+  """Moves moments, (blocks, ...), between devices as one array.
+
+  Args:
+    move: Takes (blocks, size) to (any number of blocks, size).
+    blocks: Moments with a leading axis.
+
+  Returns:
+    Moments with another leading axis.
+  """
+  # Not broadcast_to: the count must be sharded as the mean is.
+  count = jnp.zeros_like(blocks.mean) + blocks.count
+  leaves = blocks._replace(count=count)
+  flat = [leaf.reshape((leaf.shape[0], -1)) for leaf in leaves]
+  ends = np.cumsum([leaf.shape[1] for leaf in flat]).tolist()
+  moved = jnp.split(move(jnp.concatenate(flat, 1)), ends[:-1], axis=1)
+  return Moments(
+    *(
+      new.reshape((-1, *leaf.shape[1:]))
+      for new, leaf in zip(moved, leaves, strict=True)
+    )
+  )
+
+
+def gathered(blocks: Moments, devices: Devices) -> Moments:
+  """Moments of the blocks of all devices, (devices · blocks, ...)."""
+  if not devices.names:
+    return blocks
+  return as_one(
+    lambda flat: devices.gather(flat).reshape((-1, flat.shape[-1])), blocks
+  )
+
+
+def pooled(local: Moments, devices: Devices) -> Moments:
+  """Merges the moments of all devices: one collective."""
+  if not devices.names:
+    return local
+  blocks = jax.tree.map(lambda leaf: leaf[None], local)
+  merged = gathered(blocks, devices).merged(0)
+  return jax.tree.map(lambda leaf: leaf[0], merged)
+
+
 def in_blocks(x: jax.Array, size: int) -> jax.Array:
   """(..., channels) to (..., blocks, size); zeros fill the last block."""
   lacking = -x.shape[-1] % size
@@ -139,19 +183,12 @@ def estimate(
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
 def _estimate(x, mask, axes, devices, centre):
-  local = _local(x, mask, axes, centre)
-  if not devices.names:
-    return local
-  count = jnp.broadcast_to(local.count, local.mean.shape)
-  stacked = jnp.stack([count, local.mean, local.comoment], axis=-1)
-  gathered = devices.gather(stacked)
-  merged = Moments(*jnp.moveaxis(gathered, -1, 0)).merged(0)
-  return jax.tree.map(lambda leaf: leaf[0], merged)
+  return pooled(_local(x, mask, axes, centre), devices)
 
 
 def _local(x, mask, axes, centre) -> Moments:
   add = partial(jnp.sum, axis=axes, keepdims=True)
-  count = _count(x, mask, axes)
+  count = count_kept(x, mask, axes)
   x = keep(mask, wide(x))
   if not centre:
     total = add(x * x)
@@ -161,7 +198,7 @@ def _local(x, mask, axes, centre) -> Moments:
   return Moments(count, mean, add(apart * apart))
 
 
-def _count(x, mask, axes) -> jax.Array:
+def count_kept(x, mask, axes) -> jax.Array:
   """How many are in the set: keeps the dimensions of `x`, small or full."""
   dtype = jnp.promote_types(x.dtype, jnp.float32)
   if mask is None:

@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from bn_research.norms import batch, per_example, statistic_free
+from bn_research.norms import batch, per_example, statistic_free, whitening
 
 NAMES: dict[str, Callable[..., Any]] = {
   'none': batch.none,
@@ -23,6 +23,11 @@ NAMES: dict[str, Callable[..., Any]] = {
   'local_response_norm': per_example.local_response_norm,
   'local_contrast_norm': per_example.local_contrast_norm,
   'divisive_norm': per_example.divisive_norm,
+  'batch_whitening': whitening.batch_whitening,
+  'decorrelated_batch_norm': whitening.decorrelated_batch_norm,
+  'iter_norm': whitening.iter_norm,
+  'instance_whitening': whitening.instance_whitening,
+  'group_whitening': whitening.group_whitening,
   'dynamic_tanh': statistic_free.dynamic_tanh,
   'dynamic_erf': statistic_free.dynamic_erf,
   'evonorm_b0': statistic_free.EvoNormB0,

@@ -33,8 +33,12 @@ class Map(Estimator, Protocol):
     """Returns the mean and variance with which nothing changes."""
     ...
 
-  def pair(self, mean: jax.Array, var: jax.Array) -> Pair:
+  def pair(self, moments: Moments) -> Pair:
     """Makes of moments what `finish` needs."""
+    ...
+
+  def recall(self, mean: jax.Array, var: jax.Array) -> Pair:
+    """Makes the same of what a population remembers."""
     ...
 
   def finish(self, x, mask, pair, scale, bias) -> jax.Array:
@@ -133,15 +137,14 @@ class Normalization:
 
   @partial(jax.jit, static_argnums=(0, 6, 7), inline=True)
   def _apply(self, x, state, scale, bias, mask, use_running, update):
-    view = self.scope.view(x)
+    view = self.scope.view(x, self.map)
     z, w, scale, bias = jax.tree.map(view.split, (x, mask, scale, bias))
     population = self._population_pair(state, view) if self.remembers else None
     pair = population
     if update or not use_running:
       local, whole = self.scope.moments(view, z, w, self.map)
     if not use_running:
-      batch = self.map.pair(local.mean, local.variance)
-      pair = self.gradient(batch, population)
+      pair = self.gradient(self.map.pair(local), population)
     y = view.join(self.map.finish(z, w, pair, scale, bias))
     if update and self.remembers:
       state = self.learn(state, whole)
@@ -152,7 +155,7 @@ class Normalization:
       view.split(self.scope.expand(leaf, view.shape))
       for leaf in (state.mean, state.var)
     )
-    return self.map.pair(mean, var)._replace(steps=state.steps)
+    return self.map.recall(mean, var)._replace(steps=state.steps)
 
   def measure(self, x: jax.Array, mask: jax.Array | None = None) -> Moments:
     """Returns the moments that normalize `x`, broadcastable against it.
@@ -161,7 +164,7 @@ class Normalization:
     give `mean` and √`variance` to later layers as `bias` and `scale` (Li et
     al., 2019), or as features (see `absolute_scale`).
     """
-    view = self.scope.view(x)
+    view = self.scope.view(x, self.map)
     z, w = jax.tree.map(view.split, (x, mask))
     local, _ = self.scope.moments(view, z, w, self.map)
     return jax.tree.map(view.spread, local)

@@ -39,6 +39,8 @@ class Standardize:
   scale: bool = True
   epsilon: float = 1e-5
 
+  joint = False
+
   def __post_init__(self):
     if self.epsilon < 0:
       raise ValueError(f'epsilon={self.epsilon} must not be negative.')
@@ -56,8 +58,12 @@ class Standardize:
     """Returns mean 0 and variance 1, float32, of shape `features`."""
     return jnp.zeros(features), jnp.ones(features)
 
-  def pair(self, mean: jax.Array, var: jax.Array) -> Pair:
-    """Returns (mean, var), None where the map does without."""
+  def pair(self, moments: Moments) -> Pair:
+    """Returns (mean, variance), None where the map does without."""
+    return self.recall(moments.mean, moments.variance)
+
+  def recall(self, mean: jax.Array, var: jax.Array) -> Pair:
+    """Returns the same of remembered moments."""
     return Pair(mean if self.centre else None, var if self.scale else None)
 
   def finish(self, x, mask, pair, scale, bias) -> jax.Array:

@@ -2,16 +2,14 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from bn_research.norms import meshes
 from bn_research.norms.collectives import AxisNames, Devices, IndexGroups
-from bn_research.norms.moments import Axes, Moments, Shape
+from bn_research.norms.moments import Axes, Moments, Shape, as_one, gathered
 from bn_research.norms.scopes.view import Estimator, View, canonical_axes
 
 
@@ -60,7 +58,7 @@ class Batch:
       [size if a in features else 1 for a, size in enumerate(shape)]
     )
 
-  def view(self, x: jax.Array) -> View:
+  def view(self, x: jax.Array, map: Estimator) -> View:
     """Returns the view: rows in blocks that no group or device boundary cuts.
 
     Where that leaves one block there is no cut.
@@ -90,8 +88,8 @@ class Batch:
       moments = map.estimate(x, mask, view.axes, devices)
       return moments, moments
     blocks = map.estimate(x, mask, view.axes, Devices())
-    blocks = _everywhere(blocks)
-    whole = _gathered(blocks, devices).merged(0)
+    blocks = as_one(meshes.everywhere, blocks)
+    whole = gathered(blocks, devices).merged(0)
     if self.group_size is None:
       return whole, whole
     return self._of_groups(view, blocks, devices), whole
@@ -102,40 +100,10 @@ class Batch:
     per_group = self.group_size * own // view.shape[0]
     first = 0
     if devices.names and own % per_group:  # groups span devices
-      blocks, first = _gathered(blocks, devices), devices.position() * own
+      blocks, first = gathered(blocks, devices), devices.position() * own
     groups = jax.tree.map(partial(_in_groups, size=per_group), blocks)
     hand_back = partial(_to_blocks, size=per_group, first=first, count=own)
-    return _everywhere(jax.tree.map(hand_back, groups.merged(1)))
-
-
-def _as_one(move: Callable[[jax.Array], jax.Array], blocks: Moments) -> Moments:
-  """Moves moments, (blocks, ...), between devices as one array."""
-  # Not broadcast_to: the count must be sharded as the mean is.
-  count = jnp.zeros_like(blocks.mean) + blocks.count
-  leaves = blocks._replace(count=count)
-  flat = [leaf.reshape((leaf.shape[0], -1)) for leaf in leaves]
-  ends = np.cumsum([leaf.shape[1] for leaf in flat]).tolist()
-  moved = jnp.split(move(jnp.concatenate(flat, 1)), ends[:-1], axis=1)
-  return Moments(
-    *(
-      new.reshape((-1, *leaf.shape[1:]))
-      for new, leaf in zip(moved, leaves, strict=True)
-    )
-  )
-
-
-def _everywhere(blocks: Moments) -> Moments:
-  """Small moments of blocks on every device of the mesh in context."""
-  return _as_one(meshes.everywhere, blocks)
-
-
-def _gathered(blocks: Moments, devices: Devices) -> Moments:
-  """Moments of the blocks of all devices, (devices · blocks, ...)."""
-  if not devices.names:
-    return blocks
-  return _as_one(
-    lambda leaf: devices.gather(leaf).reshape((-1, *leaf.shape[1:])), blocks
-  )
+    return as_one(meshes.everywhere, jax.tree.map(hand_back, groups.merged(1)))
 
 
 def _in_groups(leaf: jax.Array, size: int) -> jax.Array:

@@ -60,7 +60,7 @@ class Example:
     """Raises, as `features` does."""
     return leaf.reshape(self.features(shape))
 
-  def view(self, x: jax.Array) -> View:
+  def view(self, x: jax.Array, map: Estimator) -> View:
     """Returns the view: channels in groups where no positions come first."""
     pooled = self._pooled(x.ndim)
     groups = self._groups(x, pooled)
@@ -68,6 +68,10 @@ class Example:
     positions = tuple(a for a in pooled if a != last)
     if last not in pooled:
       return View(x.shape, pooled)
+    if map.joint:
+      # Of the channels of a group, one stands for the group at each place:
+      # the groups are the features, and their members are pooled.
+      return View(x.shape, pooled, (last, groups), outer_last=True)
     if math.prod(x.shape[a] for a in positions) >= _MANY_POSITIONS:
       return View(x.shape, positions)
     if groups == 1:

@@ -53,7 +53,7 @@ class Neighbourhood:
     """Raises, as `features` does."""
     return leaf.reshape(self.features(shape))
 
-  def view(self, x: jax.Array) -> View:
+  def view(self, x: jax.Array, map: Estimator) -> View:
     """Returns the view: nothing is cut."""
     return View(x.shape, self._axes(x.ndim))
 

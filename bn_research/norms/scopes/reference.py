@@ -39,7 +39,7 @@ class Reference:
     """Lets an array of the shape of the features broadcast."""
     return leaf.reshape((1,) * (len(shape) - 1) + leaf.shape)
 
-  def view(self, x: jax.Array) -> View:
+  def view(self, x: jax.Array, map: Estimator) -> View:
     """Returns the view: positions pooled, rows apart."""
     if x.shape[0] < self.size:
       raise ValueError(

@@ -19,11 +19,13 @@ class View:
     shape: Shape of the activations.
     axes: Axes pooled in the pass over the activations, counted in the view.
     cut: None, or the axis that is cut, and the size of its outer part.
+    outer_last: Whether the outer part, of a last axis that is cut, comes last.
   """
 
   shape: Shape
   axes: Axes
   cut: tuple[int, int] | None = None
+  outer_last: bool = False
 
   def split(self, x: jax.Array) -> jax.Array:
     """Cuts anything that broadcasts against the activations."""
@@ -37,12 +39,14 @@ class View:
     if axis == 0:
       return meshes.split_rows(x, outer)
     inner = x.shape[axis] // outer
-    return x.reshape((*x.shape[:axis], outer, inner, *x.shape[axis + 1 :]))
+    x = x.reshape((*x.shape[:axis], outer, inner, *x.shape[axis + 1 :]))
+    return jnp.swapaxes(x, -1, -2) if self.outer_last else x
 
   def join(self, x: jax.Array) -> jax.Array:
     """Undoes `split`."""
     if self.cut is not None and self.cut[0] == 0:
       return meshes.join_rows(x)
+    x = jnp.swapaxes(x, -1, -2) if self.outer_last else x
     return x.reshape(self.shape)
 
   def spread(self, leaf: jax.Array) -> jax.Array:
@@ -50,6 +54,7 @@ class View:
     if self.cut is None:
       return leaf
     axis, outer = self.cut
+    leaf = jnp.swapaxes(leaf, -1, -2) if self.outer_last else leaf
     if leaf.shape[axis : axis + 2] == (1, 1):
       return leaf.squeeze(axis)
     inner = self.shape[axis] // outer
@@ -65,6 +70,11 @@ class Estimator(Protocol):
   @property
   def centre(self) -> bool:
     """Whether moments are about the mean, or (False) about zero."""
+    ...
+
+  @property
+  def joint(self) -> bool:
+    """Whether features are taken together, in a covariance."""
     ...
 
   def estimate(
@@ -85,8 +95,8 @@ class Scope(Protocol):
     """Lets a remembered array broadcast against such activations."""
     ...
 
-  def view(self, x: jax.Array) -> View:
-    """Returns the view of these activations."""
+  def view(self, x: jax.Array, map: Estimator) -> View:
+    """Returns the view of these activations that suits the map."""
     ...
 
   def moments(

@@ -1,0 +1,165 @@
+"""Normalizations made of normalizations.
+
+They have the calls of a `Normalization` and plug in where one does; a state and
+`learned` are tuples of those of the parts.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+  """One normalization after the other: y = Nₖ(... N₂(N₁(x))).
+
+  Whitening the whitened once more is the refinement of whitening: the
+  covariance of the second is near I, so that it is known to full precision.
+
+  Attributes:
+    parts: First to last. Scale and bias go to the last.
+  """
+
+  parts: tuple[Any, ...]
+
+  @property
+  def remembers(self) -> bool:
+    """Whether a part has moments of a population."""
+    return any(part.remembers for part in self.parts)
+
+  @property
+  def scales(self) -> bool:
+    """Whether a part takes a scale away."""
+    return any(part.scales for part in self.parts)
+
+  def init(self, num_features: int) -> tuple[Any, ...]:
+    """Returns the state of each part."""
+    return tuple(part.init(num_features) for part in self.parts)
+
+  def learned(self, num_features: int) -> tuple[Any, ...]:
+    """Returns what is learned in each part beside scale and bias."""
+    return tuple(part.learned(num_features) for part in self.parts)
+
+  def apply(
+    self, x, state, *, scale=None, bias=None, learned=None, **options
+  ) -> tuple[jax.Array, tuple[Any, ...]]:
+    """Normalizes `x`; arguments as for `Normalization.apply`."""
+    learned = _each(learned, self.parts)
+    states = []
+    for k, part in enumerate(self.parts):
+      last = k == len(self.parts) - 1
+      affine = {'scale': scale, 'bias': bias} if last else {}
+      x, new = _apply(part, x, state[k], learned[k], options, affine)
+      states.append(new)
+    return x, tuple(states)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+  """A learned mixture: y = Σₖ wₖ Nₖ(x) · scale + bias, w = softmax(logits).
+
+  Switchable normalization and whitening mix the moments instead, before one
+  map; mixing results admits any parts, of any scope and map.
+
+  Attributes:
+    parts: What is mixed; equally at first.
+
+  Source: after Luo et al. (2018) and Pan et al. (2019), which mix moments.
+  """
+
+  parts: tuple[Any, ...]
+
+  @property
+  def remembers(self) -> bool:
+    """Whether a part has moments of a population."""
+    return any(part.remembers for part in self.parts)
+
+  @property
+  def scales(self) -> bool:
+    """Whether a part takes a scale away."""
+    return any(part.scales for part in self.parts)
+
+  def init(self, num_features: int) -> tuple[Any, ...]:
+    """Returns the state of each part."""
+    return tuple(part.init(num_features) for part in self.parts)
+
+  def learned(self, num_features: int) -> dict[str, Any]:
+    """Returns `logits` (parts,), and what is learned in each part."""
+    parts = tuple(part.learned(num_features) for part in self.parts)
+    return {'logits': jnp.zeros(len(self.parts)), 'parts': parts}
+
+  def apply(
+    self, x, state, *, scale=None, bias=None, learned, **options
+  ) -> tuple[jax.Array, tuple[Any, ...]]:
+    """Normalizes `x`; arguments as for `Normalization.apply`."""
+    weights = jax.nn.softmax(learned['logits'])
+    parts, states = zip(
+      *(
+        _apply(part, x, state[k], learned['parts'][k], options, {})
+        for k, part in enumerate(self.parts)
+      ),
+      strict=True,
+    )
+    y = sum(w * part for w, part in zip(weights, parts, strict=True))
+    return _affine(y, scale, bias).astype(x.dtype), states
+
+
+@dataclasses.dataclass(frozen=True)
+class Coloured:
+  """A learned full matrix after a normalization: y = C N(x) · scale + bias.
+
+  What batch normalization's scale gives back to each feature, this gives to
+  all directions.
+
+  Attributes:
+    normalization: Commonly a whitening.
+
+  Source: Siarohin et al. (2019), Section 3.1.
+  """
+
+  normalization: Any
+
+  scales = False
+
+  @property
+  def remembers(self) -> bool:
+    """Whether there are moments of a population."""
+    return self.normalization.remembers
+
+  def init(self, num_features: int) -> Any:
+    """Returns the state of the normalization."""
+    return self.normalization.init(num_features)
+
+  def learned(self, num_features: int) -> dict[str, Any]:
+    """Returns `colouring` (num_features, num_features), the identity."""
+    inner = self.normalization.learned(num_features)
+    return {'colouring': jnp.eye(num_features), 'inner': inner}
+
+  def apply(
+    self, x, state, *, scale=None, bias=None, learned, **options
+  ) -> tuple[jax.Array, Any]:
+    """Normalizes `x`; arguments as for `Normalization.apply`."""
+    y, state = _apply(
+      self.normalization, x, state, learned['inner'], options, {}
+    )
+    y = jnp.matmul(y, learned['colouring'].T, precision=lax.Precision.HIGHEST)
+    return _affine(y, scale, bias).astype(x.dtype), state
+
+
+def _each(learned, parts) -> tuple[Any, ...]:
+  return ({},) * len(parts) if learned is None else learned
+
+
+def _apply(part, x, state, learned, options, affine):
+  """Applies a part, which uses running moments where it has any."""
+  use_running = options.get('use_running', False) and part.remembers
+  options = {**options, 'use_running': use_running}
+  return part.apply(x, state, learned=learned, **affine, **options)
+
+
+def _affine(y, scale, bias) -> jax.Array:
+  y = y if scale is None else y * scale
+  return y if bias is None else y + bias

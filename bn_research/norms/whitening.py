@@ -1,0 +1,234 @@
+"""The named points that whiten."""
+
+import dataclasses
+from typing import Any, Literal
+
+from bn_research.norms import gradients
+from bn_research.norms.collectives import AxisNames
+from bn_research.norms.combine import Chain
+from bn_research.norms.intervals import Interval, Matrices
+from bn_research.norms.normalization import Normalization
+from bn_research.norms.population import Ema
+from bn_research.norms.scopes import Batch, Example, Scope
+from bn_research.norms.whiten import Method, Whiten
+
+
+def batch_whitening(
+  method: Method = 'newton_schulz',
+  group_size: int | None = None,
+  epsilon: float = 1e-5,
+  *,
+  momentum: float = 0.99,
+  ghost_size: int | None = None,
+  relative: bool = True,
+  shrinkage: float | Literal['oas'] = 0.0,
+  num_iterations: int | None = None,
+  average: Literal['covariance', 'matrix'] = 'covariance',
+  unbiased: bool = True,
+  every: int | None = None,
+  refinements: int = 0,
+  axis_name: AxisNames = None,
+  gradient: str | gradients.Gradient = 'through',
+) -> Normalization | Chain:
+  """Batch whitening: features decorrelated over the mini-batch.
+
+    y = W (x - E x),    W Cov(x) Wᵀ = I
+
+  Args:
+    method: Which W: 'newton_schulz' or 'zca' (symmetric), 'cholesky', 'pca'.
+    group_size: Channels of a block, whitened by itself; None for one block.
+    epsilon: Added to the diagonal of the covariance.
+    momentum: Weight of the old value in the running averages, debiased.
+    ghost_size: None, or examples that share statistics.
+    relative: Whether `epsilon` counts in units of the mean variance.
+    shrinkage: Toward a multiple of the identity, in [0, 1], or 'oas'.
+    num_iterations: Of Newton-Schulz; None to iterate to rounding.
+    average: What inference averages: covariances, or matrices as in the papers.
+    unbiased: Whether running covariances are multiplied by n / (n - 1).
+    every: None to whiten each batch by itself; or whiten by running covariances
+      through a W that is renewed every so many steps and constant in between.
+    refinements: How often the result is whitened again.
+    axis_name: Named mesh axes to pool over.
+    gradient: What of the statistics is differentiated (see `gradients`).
+
+  Returns:
+    The normalization; a `Chain` where refined.
+
+  Raises:
+    ValueError: For an option out of range, or options that exclude each other.
+
+  Source: Huang et al. (2018); Huang et al. (2019); Ioffe and Szegedy (2015),
+  Section 2.
+  """
+  if refinements < 0:
+    raise ValueError(f'refinements={refinements} must not be negative.')
+  if every is not None and gradient != 'through':
+    raise ValueError(
+      f'every={every} whitens with constants, so gradient={gradient!r} has no '
+      'effect; leave one of the two out.'
+    )
+  if num_iterations is not None and method != 'newton_schulz':
+    raise ValueError(
+      f'num_iterations={num_iterations} is of newton_schulz, and method is '
+      f'{method!r}; leave it out.'
+    )
+  options: dict[str, Any] = {}
+  if num_iterations is not None:
+    options['num_iterations'] = num_iterations
+  map = Whiten(
+    method,
+    group_size,
+    epsilon,
+    relative,
+    shrinkage,
+    tuple(sorted(options.items())),
+    'matrix' if every else average,
+  )
+  normalization = Normalization(
+    Batch(ghost_size, axis_name=axis_name),
+    map,
+    _population(map, Ema(momentum, unbiased=unbiased), every),
+    gradients.recalled if every else gradients.resolve(gradient),
+  )
+  if not refinements:
+    return normalization
+  return Chain((normalization,) * (refinements + 1))
+
+
+def _population(map: Whiten, average: Ema, every: int | None):
+  if every is not None:
+    return Interval(every, average, map)
+  if map.remembered == 'matrix':
+    # The factor n / (n - 1) is of covariances, not of their roots.
+    return Matrices(dataclasses.replace(average, unbiased=False), map)
+  return average
+
+
+def decorrelated_batch_norm(
+  group_size: int | None = 16,
+  epsilon: float = 1e-5,
+  *,
+  momentum: float = 0.9,
+  average: Literal['covariance', 'matrix'] = 'matrix',
+  axis_name: AxisNames = None,
+) -> Normalization | Chain:
+  """Decorrelated batch normalization: ZCA whitening in groups of channels.
+
+  Args:
+    group_size: Channels of a block; None for one block.
+    epsilon: Added to the diagonal of the covariance, absolute.
+    momentum: As for `batch_whitening`.
+    average: The paper averages matrices; see `batch_whitening`.
+    axis_name: As for `batch_whitening`.
+
+  Returns:
+    The normalization.
+
+  Source: Huang et al. (2018), Algorithm 1.
+  """
+  return batch_whitening(
+    'zca',
+    group_size,
+    epsilon,
+    momentum=momentum,
+    relative=False,
+    average=average,
+    axis_name=axis_name,
+  )
+
+
+def iter_norm(
+  group_size: int | None = None,
+  num_iterations: int = 5,
+  epsilon: float = 1e-5,
+  *,
+  momentum: float = 0.9,
+  average: Literal['covariance', 'matrix'] = 'matrix',
+  axis_name: AxisNames = None,
+) -> Normalization:
+  """Iterative normalization: a fixed number of Newton-Schulz steps.
+
+  Stopped early, and normalized by the trace as in the paper, it whitens less
+  the less variance a direction has, and the more channels there are.
+
+  Args:
+    group_size: Channels of a block; None for one block.
+    num_iterations: T of the paper.
+    epsilon: Added to the diagonal of the covariance, absolute.
+    momentum: As for `batch_whitening`.
+    average: The paper averages matrices; see `batch_whitening`.
+    axis_name: As for `batch_whitening`.
+
+  Returns:
+    The normalization.
+
+  Source: Huang et al. (2019), Algorithm 1.
+  """
+  options = (('normalizer', 'trace'), ('num_iterations', num_iterations))
+  map = Whiten(
+    'newton_schulz', group_size, epsilon, False, 0.0, options, average
+  )
+  return Normalization(
+    Batch(axis_name=axis_name), map, _population(map, Ema(momentum), None)
+  )
+
+
+def instance_whitening(
+  method: Method = 'newton_schulz',
+  group_size: int | None = None,
+  epsilon: float = 1e-5,
+  *,
+  relative: bool = True,
+  shrinkage: float | Literal['oas'] = 0.0,
+  gradient: str | gradients.Gradient = 'through',
+) -> Normalization:
+  """Instance whitening: an example's channels decorrelated over its positions.
+
+  Args:
+    method: As for `batch_whitening`.
+    group_size: As for `batch_whitening`.
+    epsilon: As for `batch_whitening`.
+    relative: As for `batch_whitening`.
+    shrinkage: As for `batch_whitening`.
+    gradient: As for `batch_whitening`.
+
+  Returns:
+    The normalization.
+
+  Source: Pan et al. (2019), Section 3.1.
+  """
+  map = Whiten(method, group_size, epsilon, relative, shrinkage)
+  return _per_example(Example('positions'), map, gradient)
+
+
+def group_whitening(
+  num_groups: int = 32,
+  method: Method = 'newton_schulz',
+  epsilon: float = 1e-5,
+  *,
+  relative: bool = True,
+  gradient: str | gradients.Gradient = 'through',
+) -> Normalization:
+  """Group whitening: an example's groups of channels decorrelated.
+
+  The groups are the dimensions; the channels of a group, at all positions, are
+  the samples.
+
+  Args:
+    num_groups: Groups of neighbouring channels.
+    method: As for `batch_whitening`.
+    epsilon: As for `batch_whitening`.
+    relative: As for `batch_whitening`.
+    gradient: As for `batch_whitening`.
+
+  Returns:
+    The normalization.
+
+  Source: Huang et al. (2021), equations 4 and 5.
+  """
+  map = Whiten(method, None, epsilon, relative)
+  return _per_example(Example('all', num_groups), map, gradient)
+
+
+def _per_example(scope: Scope, map: Whiten, gradient) -> Normalization:
+  return Normalization(scope, map, gradient=gradients.resolve(gradient))

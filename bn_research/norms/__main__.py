@@ -1,0 +1,73 @@
+"""Prints the table of normalizations: `python -m bn_research.norms [NAME]`."""
+
+import inspect
+import sys
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from bn_research.norms.names import NAMES
+from bn_research.norms.normalization import Normalization
+
+_EXAMPLES = {'virtual_batch_norm': {'reference_size': 8}}
+
+
+def main(argv: list[str]) -> int:
+  """Prints the table, or all about one name; 2 for an unknown one."""
+  console = Console()
+  if not argv:
+    console.print(table())
+    return 0
+  name = argv[0]
+  if name not in NAMES:
+    print(
+      f'error: unknown normalization {name!r}; there are: {", ".join(NAMES)}.',
+      file=sys.stderr,
+    )
+    return 2
+  factory = NAMES[name]
+  print(f'{name}{inspect.signature(factory)}\n')
+  print(inspect.getdoc(factory))
+  return 0
+
+
+def table() -> Table:
+  """Returns the product: a row a name, a column an axis."""
+  rows = Table(box=box.SIMPLE, title='x̂ = Norm(x, X)')
+  for column in ('name', 'scope', 'map', 'population', 'gradient'):
+    rows.add_column(column, overflow='fold')
+  for name, factory in NAMES.items():
+    rows.add_row(name, *axes(factory(**_EXAMPLES.get(name, {}))))
+  return rows
+
+
+def axes(normalization) -> tuple[str, ...]:
+  """Returns the choice on each axis, in words as short as the code's."""
+  if not isinstance(normalization, Normalization):
+    return (repr(normalization), '', '', '')
+  gradient = normalization.gradient
+  return (
+    _brief(normalization.scope),
+    _brief(normalization.map),
+    _brief(normalization.population),
+    getattr(gradient, '__name__', type(gradient).__name__),
+  )
+
+
+def _brief(value) -> str:
+  """A dataclass with only what differs from its defaults."""
+  if value is None:
+    return 'nothing'
+  defaults = type(value).__dataclass_fields__
+  given = (
+    f'{field}={getattr(value, field)!r}'
+    for field in defaults
+    if field not in ('epsilon', 'map', 'population')
+    and getattr(value, field) != defaults[field].default
+  )
+  return f'{type(value).__name__}({", ".join(given)})'
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv[1:]))

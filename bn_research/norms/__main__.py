@@ -3,10 +3,6 @@
 import inspect
 import sys
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from bn_research.norms.names import NAMES
 from bn_research.norms.normalization import Normalization
 
@@ -15,9 +11,8 @@ _EXAMPLES = {'virtual_batch_norm': {'reference_size': 8}}
 
 def main(argv: list[str]) -> int:
   """Prints the table, or all about one name; 2 for an unknown one."""
-  console = Console()
   if not argv:
-    console.print(table())
+    print(table())
     return 0
   name = argv[0]
   if name not in NAMES:
@@ -32,20 +27,21 @@ def main(argv: list[str]) -> int:
   return 0
 
 
-def table() -> Table:
+def table() -> str:
   """Returns the product: a row a name, a column an axis."""
-  rows = Table(box=box.SIMPLE, title='x̂ = Norm(x, X)')
-  for column in ('name', 'scope', 'map', 'population', 'gradient'):
-    rows.add_column(column, overflow='fold')
+  rows = [('name', 'scope', 'map', 'population', 'gradient')]
   for name, factory in NAMES.items():
-    rows.add_row(name, *axes(factory(**_EXAMPLES.get(name, {}))))
-  return rows
+    rows.append((name, *axes(factory(**_EXAMPLES.get(name, {})))))
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  return '\n'.join(
+    '  '.join(map(str.ljust, row, widths)).rstrip() for row in rows
+  )
 
 
 def axes(normalization) -> tuple[str, ...]:
   """Returns the choice on each axis, in words as short as the code's."""
   if not isinstance(normalization, Normalization):
-    return (repr(normalization), '', '', '')
+    return (_brief(normalization), '-', '-', '-')
   gradient = normalization.gradient
   return (
     _brief(normalization.scope),

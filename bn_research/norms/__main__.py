@@ -29,7 +29,9 @@ def main(argv: list[str]) -> int:
 
 def table() -> str:
   """Returns the product: a row a name, a column an axis."""
-  rows = [('name', 'scope', 'map', 'population', 'gradient')]
+  rows: list[tuple[str, ...]] = [
+    ('name', 'scope', 'map', 'population', 'gradient')
+  ]
   for name, factory in NAMES.items():
     rows.append((name, *axes(factory(**_EXAMPLES.get(name, {})))))
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -22,8 +22,9 @@ of these layers. Evaluation writes nothing, so that no collection need be
 mutable. Under Flax's transforms:
 
 - `nn.scan` over layers: `variable_axes={'params': 0, 'batch_stats': 0}`, each
-  layer has its own; over time, with statistics of all steps,
-  `variable_carry='batch_stats', variable_broadcast='params'`.
+  layer has its own; over time, one set of statistics moved by each step:
+  `variable_carry='batch_stats', variable_broadcast='params'`, initialized by
+  the block outside of the scan.
 - `nn.vmap` over models: `variable_axes={'params': 0, 'batch_stats': 0}`; over
   examples, `variable_axes={'params': None, 'batch_stats': None}` with the same
   `axis_name` for the transform and for the layer.

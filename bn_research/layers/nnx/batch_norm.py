@@ -67,8 +67,10 @@ class BatchNorm(nnx.BatchNorm):
       mask=mask,
     )
     if not use_running:
-      _store(self.mean, state.mean)
-      _store(self.var, state.var)
+      for variable, was, now in zip(
+        (self.mean, self.var), old, (state.mean, state.var), strict=True
+      ):
+        variable.set_value(now.reshape(was.shape).astype(was.dtype))
     return y
 
   def _use_running(self, argument: bool | None) -> bool:
@@ -79,8 +81,3 @@ class BatchNorm(nnx.BatchNorm):
         'or to the call, or set it by model.train(), model.eval() or nnx.view.'
       )
     return bool(given)
-
-
-def _store(variable: nnx.BatchStat, value: jax.Array) -> None:
-  """Sets a variable, which keeps its shape and type."""
-  variable.set_value(value.reshape(variable.shape).astype(variable.dtype))

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bn_research import errors
@@ -51,17 +52,23 @@ class Activations:
     Raises:
       UserError: If a nonlinearity has no such unit.
     """
-    found: dict[str, jax.Array] = {}
+    inputs: dict[str, jax.Array] = {}
 
     def tap(name: str, value: jax.Array) -> jax.Array:
-      sets = {'unit': self._of_unit(name, value), 'all': value.ravel()}
-      for key, values in sets.items():
-        found[f'{name}/{key}'] = percentiles_lib.percentiles(
-          values, self.percentiles
-        )
+      inputs[f'{name}/unit'] = self._of_unit(name, value)
+      inputs[f'{name}/all'] = value.ravel()
       return value
 
     model(x, train=True, tap=tap)
+    by_size: dict[int, list[str]] = {}
+    for name, values in inputs.items():
+      by_size.setdefault(values.size, []).append(name)
+    found: dict[str, jax.Array] = {}
+    for names in by_size.values():
+      # All of one size together: what takes long is to compile.
+      stacked = jnp.stack([inputs[name] for name in names])
+      result = percentiles_lib.percentiles(stacked, self.percentiles)
+      found.update(zip(names, result.T, strict=True))
     return found
 
   def _of_unit(self, name: str, value: jax.Array) -> jax.Array:

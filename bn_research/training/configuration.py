@@ -4,12 +4,13 @@ import importlib.metadata
 import json
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
-from bn_research import errors, workdir
+from bn_research import dotted, errors, workdir
+from bn_research.training import schedule
 
 _WHOLE_NUMBERS = {
   'seed': 0,
@@ -46,7 +47,7 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     UserError: If a key is missing or its value is out of range.
   """
   resolved = _plain(config)
-  flat = dict(_flatten(resolved))
+  flat = dotted.flatten(resolved)
   for key in (*_WHOLE_NUMBERS, *_OTHERS):
     if flat.get(key) is None:
       raise errors.UserError(f'the config has no value for {key!r}')
@@ -60,6 +61,8 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     raise errors.UserError(
       f'checkpoint_seconds={flat["checkpoint_seconds"]}; choose at least 0'
     )
+  for key in ('eval', 'probe'):
+    schedule.measured(resolved, key)
   return resolved
 
 
@@ -86,12 +89,14 @@ def check_same(directory: workdir.PathLike, config: Mapping[str, Any]) -> None:
   """
   if not workdir.has_config(directory):
     return
-  there = dict(_flatten(workdir.read_config(directory)))
-  here = dict(_flatten(json.loads(json.dumps(config))))
+  there = dotted.flatten(workdir.read_config(directory))
+  here = dotted.flatten(config)
   differing = [
-    f'{key} is {there.get(key)!r} there and {here.get(key)!r} here'
+    f'{key}={there.get(key)} there and {here.get(key)} here'
     for key in sorted(there.keys() | here.keys())
-    if there.get(key) != here.get(key) and key not in _FREE
+    # As text, where even a NaN is equal to itself.
+    if json.dumps(there.get(key)) != json.dumps(here.get(key))
+    and key not in _FREE
   ]
   if differing:
     raise errors.UserError(
@@ -104,14 +109,3 @@ def _plain(value: Any) -> Any:
   if hasattr(value, 'items'):
     return {key: _plain(item) for key, item in value.items()}
   return value
-
-
-def _flatten(
-  tree: Mapping[str, Any], prefix: str = ''
-) -> Iterator[tuple[str, Any]]:
-  """Yields dotted keys and the values at the leaves."""
-  for key, value in tree.items():
-    if isinstance(value, Mapping):
-      yield from _flatten(value, f'{prefix}{key}.')
-    else:
-      yield f'{prefix}{key}', value

@@ -59,7 +59,7 @@ def train(
     with locking.exclusive(directory):
       configuration.write(directory, config)
       with _noting_failure(directory):
-        run = _Run(config, directory, programs)
+        run = Run(config, directory, programs)
         with contextlib.closing(run):
           return run.until_end_or(stop)
 
@@ -79,8 +79,12 @@ def _noting_failure(directory: workdir.PathLike) -> Iterator[None]:
     raise
 
 
-class _Run:
-  """A run under way, from its newest checkpoint to its end."""
+class Run:
+  """A run under way, from its newest checkpoint to its end.
+
+  Attributes:
+    step: Steps completed.
+  """
 
   def __init__(
     self,
@@ -88,6 +92,13 @@ class _Run:
     directory: workdir.PathLike,
     programs: Programs,
   ):
+    """Restores the newest checkpoint, or begins at step 0.
+
+    Args:
+      config: The resolved config.
+      directory: The workdir.
+      programs: What the run computes.
+    """
     self._num_steps: int = config['num_steps']
     self._directory = directory
     self._programs = programs
@@ -102,20 +113,21 @@ class _Run:
     state = self._checkpoints.restore(programs.abstract)
     step = -1 if state is None else int(state.step)
     self._recorder = recorder.Recorder(config, directory, programs, step)
-    self._write_status(workdir.INCOMPLETE, max(step, 0), '')
-    if state is None:
-      state = self._recorder.measure(programs.init(), 0)
-    else:
+    if state is not None:
       self._progress.say(f'going on from step {step:,}')
-    self._step = max(step, 0)
-    self._progress.start(self._step)
-    self._state = state
+    self.step = max(step, 0)
+    self._state = programs.init() if state is None else state
+    self._is_new = state is None
+    self._write_status(workdir.INCOMPLETE, self.step, '')
 
   def until_end_or(self, stop: stopping.Stop) -> workdir.Status:
     """Trains to the last step, a non-finite loss, or a signal."""
     try:
-      while self._step < self._num_steps and stop.signal is None:
-        self._advance()
+      if self._is_new:
+        self._state = self._recorder.measure(self._state, 0)
+      self._progress.start(self.step)
+      while self.step < self._num_steps and stop.signal is None:
+        self.advance()
         if self._checkpoints.is_due:
           self._save()
     except recorder.Diverged as end:
@@ -123,14 +135,14 @@ class _Run:
       return self._write_status(workdir.DIVERGED, end.step, end.reason)
     self._save()
     self._checkpoints.close()
-    if self._step < self._num_steps:
+    if self.step < self._num_steps:
       return self._write_status(
         workdir.INCOMPLETE,
-        self._step,
+        self.step,
         f'stopped by {stop.signal}; the same command goes on from here',
       )
     self._progress.say(self._summary())
-    return self._write_status(workdir.DONE, self._step, '')
+    return self._write_status(workdir.DONE, self.step, '')
 
   def close(self) -> None:
     """Ends what runs beside the training; what was saved is kept."""
@@ -138,17 +150,18 @@ class _Run:
     self._recorder.close()
     self._checkpoints.close()
 
-  def _advance(self) -> None:
+  def advance(self) -> None:
     """Takes one chunk of steps and measures what is due after it."""
-    end = min(self._step + self._chunk, self._recorder.next_point(self._step))
+    chunk = min(self._chunk, self._programs.max_steps)
+    end = min(self.step + chunk, self._recorder.next_point(self.step))
     start = time.monotonic()
-    self._state = self._programs.train(self._state, self._step, end)
+    self._state = self._programs.train(self._state, self.step, end)
     step, loss = jax.device_get((self._state.step, self._state.loss))
     if not math.isfinite(loss):
       raise recorder.Diverged(int(step), 'the training loss', loss)
-    seconds = time.monotonic() - start
-    self._chunk = int((end - self._step) * _SECONDS_A_CHUNK / seconds) + 1
-    self._step = end
+    rate = (end - self.step) / max(time.monotonic() - start, 1e-6)
+    self._chunk = int(rate * _SECONDS_A_CHUNK) + 1
+    self.step = end
     self._state = self._recorder.measure(self._state, end)
     self._progress.update(end, self._recorder.last)
 
@@ -156,7 +169,7 @@ class _Run:
     # In this order: a checkpoint promises all that was measured up to it.
     self._recorder.flush()
     self._checkpoints.save(self._state)
-    self._write_status(workdir.INCOMPLETE, self._step, '')
+    self._write_status(workdir.INCOMPLETE, self.step, '')
 
   def _write_status(self, *fields: Any) -> workdir.Status:
     status = workdir.Status(*fields)
@@ -167,7 +180,7 @@ class _Run:
     seconds = self._progress.seconds
     probing = (self._recorder.probe_seconds or 0.0) / seconds
     return (
-      f'{self._progress.rate(self._step):,.0f} steps/s,'
+      f'{self._progress.rate(self.step):,.0f} steps/s,'
       f' {probing:.1%} of the time in probes;'
       f' test accuracy {self._recorder.last["test_accuracy"]:.4f}'
     )

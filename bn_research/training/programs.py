@@ -104,6 +104,9 @@ class Programs:
     # Evenly spread, so that a dataset sorted by class is covered too.
     probed = np.arange(count) * len(train.images) // count
     self._num_examples = len(train.images)
+    data.batch_indices(  # Raises now where a batch does not fit.
+      self._num_examples, self._config['batch_size'], 0, 0, 1
+    )
     put = functools.partial(mesh_lib.replicate, mesh=self._mesh)
     self._train_data = step.Examples(*put(tuple(train)))
     self._test_data = step.Examples(*put(tuple(test)))

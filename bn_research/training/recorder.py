@@ -52,8 +52,8 @@ class Recorder:
       step: The step that the run goes on from; -1 where it begins.
     """
     self._programs = programs
-    self._eval_points = _points(config, 'eval')
-    self._probe_points = _points(config, 'probe')
+    self._eval_points = schedule.measured(config, 'eval')
+    self._probe_points = schedule.measured(config, 'probe')
     self._points = np.union1d(self._eval_points, self._probe_points)
     self._metrics = metrics.Metrics(directory, step)
     self._probe_log = metrics.ProbeLog(
@@ -120,9 +120,3 @@ class Recorder:
     row['seconds'] = round(time.monotonic() - self._start, 3)
     self._metrics.append(row)
     self.last = row
-
-
-def _points(config: Mapping[str, Any], key: str) -> np.ndarray:
-  return schedule.points(
-    config['num_steps'], config[key]['num_points'], config[key]['spacing']
-  )

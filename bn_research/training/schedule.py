@@ -1,5 +1,8 @@
 """Which steps are measured."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from bn_research import errors
@@ -28,3 +31,10 @@ def points(num_steps: int, num_points: int, spacing: str) -> np.ndarray:
     raise errors.UserError(f'unknown spacing {spacing!r}; use linear or log')
   ends = [0, num_steps]
   return np.union1d(np.rint(steps).astype(np.int64), ends)
+
+
+def measured(config: Mapping[str, Any], key: str) -> np.ndarray:
+  """Returns the steps of `config['eval']` or of `config['probe']`."""
+  return points(
+    config['num_steps'], config[key]['num_points'], config[key]['spacing']
+  )

@@ -1,0 +1,82 @@
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from bn_research import errors, optim
+
+GRADIENTS = [np.array([1.0, -2.0]), np.array([0.5, 3.0]), np.array([-1.0, 1.0])]
+
+
+def descend(config, num_steps=3):
+  """Returns the parameters after each step, from zeros."""
+  optimizer = optim.create(config, num_steps)
+  params = jnp.zeros(2)
+  state = optimizer.init(params)
+  path = []
+  for gradient in GRADIENTS:
+    updates, state = optimizer.update(jnp.asarray(gradient), state, params)
+    params = optax.apply_updates(params, updates)
+    path.append(np.asarray(params))
+  return path
+
+
+def test_sgd():
+  path = descend({'name': 'sgd', 'learning_rate': 0.5})
+  np.testing.assert_allclose(path, -0.5 * np.cumsum(GRADIENTS, axis=0))
+
+
+@pytest.mark.parametrize('momentum', [None, 0.0])
+def test_sgd_without_momentum_remembers_nothing(momentum):
+  config = {'name': 'sgd', 'learning_rate': 0.5, 'momentum': momentum}
+  state = optim.create(config, 10).init(jnp.zeros(2))
+  assert not list(optax.tree.get_all_with_path(state, 'trace'))
+
+
+def test_momentum():
+  path = descend({'name': 'sgd', 'learning_rate': 0.5, 'momentum': 0.9})
+  velocity, expected = np.zeros(2), [np.zeros(2)]
+  for gradient in GRADIENTS:
+    velocity = 0.9 * velocity + gradient
+    expected.append(expected[-1] - 0.5 * velocity)
+  np.testing.assert_allclose(path, expected[1:], rtol=1e-6)
+
+
+def test_adam_takes_steps_of_the_learning_rate():
+  path = descend({'name': 'adam', 'learning_rate': 0.1, 'b1': 0.5})
+  np.testing.assert_allclose(path[0], [-0.1, 0.1], rtol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['adamw', 'rmsprop'])
+def test_others_go_downhill(name):
+  path = descend({'name': name, 'learning_rate': 0.1})
+  assert (np.sign(path[0]) == -np.sign(GRADIENTS[0])).all()
+
+
+@pytest.mark.parametrize(
+  ('schedule', 'factors'),
+  [
+    ({'name': 'constant'}, [1, 1, 1]),
+    ({'name': 'cosine'}, [1, 0.75, 0.25]),
+    ({'name': 'cosine', 'alpha': 0.2}, [1, 0.8, 0.4]),
+    ({'name': 'exponential', 'decay': 0.001}, [1, 0.1, 0.01]),
+  ],
+)
+def test_schedules(schedule, factors):
+  config = {'name': 'sgd', 'learning_rate': 0.5, 'schedule': schedule}
+  steps = np.diff([np.zeros(2), *descend(config)], axis=0)
+  expected = -0.5 * np.array(factors)[:, None] * GRADIENTS
+  np.testing.assert_allclose(steps, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'name': 'sdg'}, "unknown optimizer 'sdg'; there are adam, adamw"),
+    ({'momentom': 0.9}, "'momentom'; it has learning_rate, momentum, nest"),
+    ({'schedule': {'name': 'cos'}}, "unknown schedule 'cos'; there are const"),
+  ],
+)
+def test_what_is_unknown_is_one_line(change, message):
+  with pytest.raises(errors.UserError, match=message):
+    optim.create({'name': 'sgd', 'learning_rate': 0.5} | change, 10)

@@ -1,0 +1,109 @@
+"""Runs small enough to be trained many times."""
+
+import copy
+
+import jax
+import numpy as np
+import pytest
+
+from bn_research import data, workdir
+
+CONFIG = {
+  'seed': 0,
+  'num_steps': 60,
+  'batch_size': 16,
+  'num_devices': 1,
+  'data': {'name': 'blobs', 'binarize': None},
+  'model': {
+    'name': 'mlp',
+    'widths': (12, 8),
+    'nonlinearity': 'sigmoid',
+    'init_scale': 0.3,
+    'norm': {'name': 'batch_norm', 'momentum': None},
+  },
+  'optimizer': {'name': 'sgd', 'learning_rate': 0.5, 'momentum': 0.9},
+  'eval': {'num_points': 4, 'spacing': 'linear'},
+  'probe': {
+    'name': 'activations',
+    'percentiles': (15.0, 50.0, 85.0),
+    'unit': 1,
+    'num_examples': 40,
+    'num_points': 5,
+    'spacing': 'log',
+  },
+  'checkpoint_seconds': 60.0,
+}
+
+
+@pytest.fixture(scope='session', autouse=True)
+def compiled_once(tmp_path_factory):
+  """Keeps compiled programs from one test to the next."""
+  options = {
+    'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('compiled')),
+    'jax_persistent_cache_min_compile_time_secs': 0,
+    'jax_persistent_cache_min_entry_size_bytes': -1,
+  }
+  before = {name: getattr(jax.config, name) for name in options}
+  for name, value in options.items():
+    jax.config.update(name, value)
+  yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+
+
+@pytest.fixture(scope='session')
+def dataset():
+  """Four classes of noisy 4x4 images."""
+  rng = np.random.default_rng(0)
+  centres = rng.uniform(40, 215, (4, 4, 4, 1))
+
+  def split(count):
+    labels = rng.integers(0, 4, count, np.int32)
+    noise = rng.normal(0, 30, (count, 4, 4, 1))
+    images = np.clip(centres[labels] + noise, 0, 255).astype(np.uint8)
+    return data.Split(images, labels)
+
+  return data.Dataset('blobs', split(100), split(37), 4)
+
+
+@pytest.fixture
+def loaded(monkeypatch, dataset):
+  """Has every run train on `dataset`."""
+  monkeypatch.setattr(data, 'load', lambda config, data_dir: dataset)
+
+
+@pytest.fixture
+def config():
+  """A config that a test may change."""
+  return copy.deepcopy(CONFIG)
+
+
+@pytest.fixture
+def results():
+  """Reads all that must be the same, bit for bit, in two runs."""
+
+  def read(directory):
+    rows = workdir.read_metrics(directory)
+    for row in rows:
+      assert row.pop('seconds') >= 0
+    probe = workdir.read_probe(directory, 'activations')
+    arrays = {name: array.tobytes() for name, array in probe.items()}
+    return rows, arrays, _parameters(directory)
+
+  return read
+
+
+def _parameters(directory):
+  from orbax import checkpoint as ocp
+
+  root = directory.absolute() / workdir.CHECKPOINTS
+  with ocp.CheckpointManager(root) as manager:
+    step = manager.latest_step()
+    state = manager.restore(
+      step, args=ocp.args.Composite(state=ocp.args.StandardRestore())
+    )['state']
+  leaves = jax.tree_util.tree_leaves_with_path(state)
+  return {
+    jax.tree_util.keystr(path): np.asarray(leaf).tobytes()
+    for path, leaf in leaves
+  }

@@ -1,0 +1,48 @@
+import jax
+import numpy as np
+import pytest
+
+from bn_research import data, optim
+from bn_research.training import evaluation, mesh, state, step
+
+
+@pytest.mark.parametrize('num_devices', [1, 2, 8])
+@pytest.mark.parametrize('num_examples', [1, 37, 10_000, 25_001])
+def test_batches_hold_every_example_once(num_examples, num_devices):
+  batches = evaluation.batches(num_examples, num_devices)
+  assert batches.shape[1] % num_devices == 0
+  assert batches.shape[1] <= 10_000 + num_devices
+  np.testing.assert_array_equal(batches[batches >= 0], np.arange(num_examples))
+
+
+@pytest.mark.parametrize('num_devices', [1, 8])
+def test_results_are_means_over_all_examples(num_devices, monkeypatch):
+  monkeypatch.setattr(evaluation, '_MAX_BATCH', 16)
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (37, 3, 3, 1), np.uint8)
+  labels = rng.integers(0, 4, 37, np.int32)
+  optimizer = optim.create({'name': 'sgd', 'learning_rate': 1.0}, 10)
+  config = {'name': 'mlp', 'widths': (), 'norm': {'name': 'none'}}
+  graphdef, start = state.create(
+    jax.random.key(0), config, (3, 3, 1), 4, optimizer
+  )
+  with jax.set_mesh(mesh.create(num_devices, num_devices)):
+    results = jax.jit(
+      lambda state, examples, indices: evaluation.evaluate(
+        state, examples, indices, graphdef=graphdef, to_input=data.to_input
+      )
+    )(
+      start,
+      step.Examples(images, labels),
+      evaluation.batches(37, num_devices),
+    )
+
+  kernel = np.asarray(start.params['output']['kernel'], np.float64)
+  logits = images.reshape(37, -1) / 255 @ kernel
+  logits -= np.log(np.exp(logits).sum(1, keepdims=True))
+  np.testing.assert_allclose(
+    results['loss'], -logits[np.arange(37), labels].mean(), rtol=1e-6
+  )
+  np.testing.assert_allclose(
+    results['accuracy'], (logits.argmax(1) == labels).mean(), rtol=1e-6
+  )

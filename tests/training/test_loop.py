@@ -1,0 +1,248 @@
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from bn_research import errors, training, workdir
+from bn_research.training import loop
+from bn_research.training.programs import Programs
+
+pytestmark = pytest.mark.usefixtures('loaded')
+
+
+def interrupt(monkeypatch, chunks, number=signal.SIGTERM):
+  """Has a signal arrive while a certain chunk is computed."""
+  take = Programs.train
+  taken = []
+
+  def take_and_signal(self, state, start, stop):
+    taken.append(stop)
+    if len(taken) == chunks:
+      os.kill(os.getpid(), number)
+    return take(self, state, start, stop)
+
+  monkeypatch.setattr(Programs, 'train', take_and_signal)
+  return taken
+
+
+def test_a_run_leaves_what_the_plan_names(config, tmp_path):
+  status = training.train(config, tmp_path)
+
+  assert status == workdir.Status(workdir.DONE, 60, '')
+  assert workdir.read_status(tmp_path) == status
+  record = workdir.read_record(tmp_path)
+  assert record['config']['model']['widths'] == [12, 8]
+  assert record.keys() == {'config', 'versions', 'devices', 'command'}
+  rows = workdir.read_metrics(tmp_path)
+  assert [row['step'] for row in rows] == [0, 15, 30, 45, 60]
+  assert 'train_loss' not in rows[0]
+  assert rows[-1]['train_loss'] < rows[1]['train_loss']
+  assert rows[-1]['test_accuracy'] > 0.9 > rows[0]['test_accuracy']
+  probe = workdir.read_probe(tmp_path, 'activations')
+  np.testing.assert_array_equal(probe['step'], [0, 1, 3, 8, 22, 60])
+  np.testing.assert_array_equal(probe['percentiles'], [15, 50, 85])
+  assert probe['hidden_2/input/unit'].shape == (6, 3)
+  assert probe['hidden_1/input/all'].shape == (6, 3)
+  assert list((tmp_path / workdir.CHECKPOINTS).glob('60'))
+  assert list(tmp_path.glob('events.out.tfevents.*'))
+
+
+@pytest.mark.parametrize('seconds', [0.0, 1e-4])
+def test_the_length_of_chunks_changes_no_bit(
+  config, tmp_path, results, monkeypatch, seconds
+):
+  training.train(config, tmp_path / 'long')
+  monkeypatch.setattr(loop, '_FIRST_CHUNK', 1)
+  monkeypatch.setattr(loop, '_SECONDS_A_CHUNK', seconds)
+  training.train(config, tmp_path / 'short')
+  assert results(tmp_path / 'short') == results(tmp_path / 'long')
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_a_run_that_goes_on_to_the_same_bits(
+  config, tmp_path, results, monkeypatch, number
+):
+  training.train(config, tmp_path / 'whole')
+  with monkeypatch.context() as patch:
+    taken = interrupt(patch, 4, number)
+    status = training.train(config, tmp_path / 'cut')
+  assert status.status == workdir.INCOMPLETE
+  assert 0 < status.step == taken[3] < 60
+  assert signal.Signals(number).name in status.reason
+  assert training.train(config, tmp_path / 'cut').status == workdir.DONE
+  assert results(tmp_path / 'cut') == results(tmp_path / 'whole')
+
+
+def test_rows_after_the_checkpoint_are_measured_again(
+  config, tmp_path, results, monkeypatch
+):
+  training.train(config, tmp_path / 'whole')
+  with monkeypatch.context() as patch:
+    interrupt(patch, 4)
+    step = training.train(config, tmp_path / 'cut').step
+  # What a kill leaves: later rows, the last of them unfinished.
+  with open(tmp_path / 'cut' / workdir.METRICS, 'a') as file:
+    file.write(json.dumps({'step': step + 1, 'test_accuracy': 0.0}) + '\n')
+    file.write('{"step": 4')
+  probe = workdir.read_probe(tmp_path / 'cut', 'activations')
+  constants = {'percentiles': probe.pop('percentiles')}
+  later = {k: np.concatenate([v, v[-1:] + 60]) for k, v in probe.items()}
+  workdir.write_probe(tmp_path / 'cut', 'activations', later | constants)
+  training.train(config, tmp_path / 'cut')
+  assert results(tmp_path / 'cut') == results(tmp_path / 'whole')
+
+
+@pytest.mark.parametrize(
+  ('key', 'value'), [('learning_rate', np.inf), ('learning_rate', np.nan)]
+)
+def test_a_loss_that_is_not_finite_ends_the_run_for_good(
+  config, tmp_path, monkeypatch, key, value
+):
+  config['optimizer'][key] = value
+  status = training.train(config, tmp_path)
+  assert status.status == workdir.DIVERGED
+  assert status.step == 2  # The first step spoils the weights.
+  assert status.reason == 'the training loss is nan at step 2'
+  rows = workdir.read_metrics(tmp_path)
+  assert [row['step'] for row in rows] == [0]
+
+  monkeypatch.delattr(Programs, 'train')
+  assert training.train(config, tmp_path) == status
+
+
+def test_weights_that_are_not_finite_have_diverged_at_step_0(config, tmp_path):
+  config['model']['init_scale'] = np.inf
+  status = training.train(config, tmp_path)
+  assert (status.status, status.step) == (workdir.DIVERGED, 0)
+  assert 'test loss' in status.reason
+
+
+def test_what_is_done_is_not_done_again(config, tmp_path, monkeypatch):
+  status = training.train(config, tmp_path)
+  before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*')}
+  monkeypatch.delattr(Programs, 'train')
+  assert training.train(config, tmp_path) == status
+  assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*')} == before
+
+
+def test_another_config_is_told_by_its_keys(config, tmp_path):
+  training.train(config, tmp_path)
+  before = (tmp_path / workdir.METRICS).read_bytes()
+  config['seed'] = 1
+  config['model']['norm']['name'] = 'none'
+  config['checkpoint_seconds'] = 1.0  # May change.
+  with pytest.raises(errors.UserError) as caught:
+    training.train(config, tmp_path)
+  message = str(caught.value)
+  assert 'seed=0 there and 1 here' in message
+  assert 'model.norm.name=batch_norm there and none here' in message
+  assert 'checkpoint_seconds' not in message
+  assert '--workdir' in message
+  assert (tmp_path / workdir.METRICS).read_bytes() == before
+
+
+def test_a_mistake_of_ours_is_noted_and_raised(config, tmp_path, monkeypatch):
+  def broken(*args):
+    raise RuntimeError('broken')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(Programs, 'evaluate', broken)
+    with pytest.raises(RuntimeError, match='broken'):
+      training.train(config, tmp_path)
+  status = workdir.read_status(tmp_path)
+  assert status == workdir.Status(workdir.FAILED, 0, 'RuntimeError: broken')
+  # Once it is mended, the same command goes on.
+  assert training.train(config, tmp_path).status == workdir.DONE
+
+
+def test_eight_devices_give_the_curve_of_one(config, tmp_path):
+  config['num_steps'] = 16
+  training.train(config, tmp_path / '1')
+  config['num_devices'] = 8
+  training.train(config, tmp_path / '8')
+  one, eight = (
+    workdir.read_metrics(tmp_path / devices) for devices in ('1', '8')
+  )
+  for a, b in zip(one, eight, strict=True):
+    assert a['step'] == b['step']
+    assert a['test_loss'] == pytest.approx(b['test_loss'], rel=1e-4)
+    assert a['test_accuracy'] == b['test_accuracy']
+  one, eight = (
+    workdir.read_probe(tmp_path / devices, 'activations')
+    for devices in ('1', '8')
+  )
+  np.testing.assert_allclose(
+    one['hidden_2/input/all'], eight['hidden_2/input/all'], atol=1e-3
+  )
+
+
+def test_a_run_goes_on_with_another_number_of_devices(
+  config, tmp_path, monkeypatch, capsys
+):
+  with monkeypatch.context() as patch:
+    interrupt(patch, 3)
+    step = training.train(config, tmp_path).step
+  capsys.readouterr()
+  config['num_devices'] = 2
+  assert training.train(config, tmp_path).status == workdir.DONE
+  out = capsys.readouterr().out
+  assert 'saved on 1 devices, going on with 2' in out
+  assert f'going on from step {step}' in out
+
+
+def test_two_processes_do_not_share_a_workdir(config, tmp_path):
+  from bn_research.training import locking
+
+  with (
+    locking.exclusive(tmp_path),
+    pytest.raises(errors.UserError, match='another process is training'),
+  ):
+    training.train(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'optimizer': {'name': 'sdg', 'learning_rate': 1.0}}, "optimizer 'sdg'"),
+    ({'batch_size': 101}, '101.*100'),
+    ({'num_devices': 9, 'batch_size': 18}, 'num_devices=9'),
+    ({'num_devices': 3}, 'num_devices=3'),
+    ({'num_steps': 0}, 'num_steps=0'),
+    ({'seed': 0.5}, 'seed=0.5'),
+    ({'checkpoint_seconds': -1.0}, 'checkpoint_seconds=-1.0'),
+    ({'eval': {'num_points': 3, 'spacing': 'cubic'}}, "'cubic'"),
+    ({'model': {'name': 'mlq', 'norm': {'name': 'none'}}}, "model 'mlq'"),
+    ({'model': {'name': 'mlp', 'norm': {'name': 'bn'}}}, "'bn'"),
+    ({'model': {'name': 'mlp', 'norm': {}}}, 'model.norm.name'),
+    (
+      {'model': {'name': 'mlp', 'depth': 3, 'norm': {'name': 'none'}}},
+      "no option 'depth'; it has widths",
+    ),
+  ],
+)
+def test_a_wrong_config_is_one_line_and_leaves_nothing(
+  config, tmp_path, change, message
+):
+  directory = tmp_path / 'run'
+  with pytest.raises(errors.UserError, match=message) as caught:
+    training.train(config | change, directory)
+  assert '\n' not in str(caught.value)
+  assert not directory.exists()
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'num_examples': 101}, 'probe.num_examples=101.*100'),
+    ({'unit': 8}, 'probe.unit=8, but hidden_2/input has units 0 to 7'),
+    ({'percentiles': (50.0, 101.0)}, 'percentiles'),
+    ({'name': 'gradients'}, "probe 'gradients'"),
+  ],
+)
+def test_a_wrong_probe_is_one_line(config, tmp_path, change, message):
+  config['probe'] |= change
+  with pytest.raises(errors.UserError, match=message):
+    training.train(config, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()

@@ -1,0 +1,90 @@
+import errno
+import json
+import os
+
+import numpy as np
+import pytest
+
+from bn_research import errors, workdir
+from bn_research.training import metrics
+
+ROWS = [{'step': step, 'test_loss': 1 / (1 + step)} for step in (0, 5, 10)]
+
+
+@pytest.fixture
+def written(tmp_path):
+  log = metrics.Metrics(tmp_path, -1)
+  for row in ROWS:
+    log.append(row)
+  log.flush()
+  log.close()
+  return tmp_path
+
+
+def test_rows_come_back(written):
+  assert workdir.read_metrics(written) == ROWS
+
+
+def test_a_new_run_drops_what_a_killed_one_left(written):
+  metrics.Metrics(written, -1).close()
+  assert workdir.read_metrics(written) == []
+
+
+def test_going_on_drops_later_rows_and_half_a_line(written):
+  with open(written / workdir.METRICS, 'a') as file:
+    file.write('{"step": 1')
+  log = metrics.Metrics(written, 5)
+  assert log.rows == ROWS[:2]
+  log.append({'step': 7})
+  log.close()
+  assert workdir.read_metrics(written) == [*ROWS[:2], {'step': 7}]
+
+
+def test_tensorboard_gets_a_copy(written):
+  from tensorboardX.proto import event_pb2
+
+  [path] = written.glob('events.out.tfevents.*')
+  content, found = path.read_bytes(), []
+  while content:
+    length = int.from_bytes(content[:8], 'little')
+    event = event_pb2.Event.FromString(content[12 : 12 + length])
+    found += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
+    content = content[12 + length + 4 :]
+  expected = [(row['step'], 'test_loss', row['test_loss']) for row in ROWS]
+  assert [(s, t) for s, t, _ in found] == [(s, t) for s, t, _ in expected]
+  np.testing.assert_allclose([v for *_, v in found], [v for *_, v in expected])
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(written, monkeypatch):
+  log = metrics.Metrics(written, 10)
+
+  def full(descriptor):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(os, 'fsync', full)
+  with pytest.raises(errors.UserError, match=r'No space left.*free some space'):
+    log.flush()
+  log.close()
+  assert workdir.read_metrics(written) == ROWS
+
+
+def test_a_probe_grows(tmp_path):
+  constants = {'percentiles': np.array([50.0], np.float32)}
+  log = metrics.ProbeLog(tmp_path, 'p', constants, -1)
+  for step in (0, 4, 8):
+    log.append(step, {'a': np.array([step, 1.0], np.float32)})
+  log.flush()
+  again = metrics.ProbeLog(tmp_path, 'p', constants, 4)
+  again.append(6, {'a': np.array([6, 1.0], np.float32)})
+  again.flush()
+  arrays = workdir.read_probe(tmp_path, 'p')
+  assert arrays.keys() == {'step', 'a', 'percentiles'}
+  np.testing.assert_array_equal(arrays['step'], [0, 4, 6])
+  assert arrays['step'].dtype == np.int64
+  np.testing.assert_array_equal(arrays['a'], [[0, 1], [4, 1], [6, 1]])
+  np.testing.assert_array_equal(arrays['percentiles'], [50])
+
+
+def test_rows_are_json_one_a_line(written):
+  lines = (written / workdir.METRICS).read_text().splitlines()
+  assert [json.loads(line) for line in lines] == ROWS

@@ -12,6 +12,7 @@ where `main` reads the parsed flags. A mistake of the user's is printed as
 import difflib
 import functools
 import importlib.util
+import os
 import pathlib
 import re
 import sys
@@ -107,7 +108,7 @@ def _checked_parse(argv: Sequence[str]) -> list[str]:
     # Else `app.run` turns on the chatter of every library.
     logging.set_verbosity(logging.WARNING)
   for name in ('config', 'workdir'):
-    if flags.FLAGS[name].value is None:
+    if flags.FLAGS[name].value in (None, ''):
       raise errors.UserError(f'--{name} is required; --help shows the flags')
   if len(rest) > 1:
     raise errors.UserError(f'unexpected argument {rest[1]!r}')
@@ -146,7 +147,7 @@ def _of_the_user(name: str, call: Callable[..., Any], *args: Any) -> Any:
       (
         frame.lineno or 0
         for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename == name
+        if os.path.abspath(frame.filename) == os.path.abspath(name)
       ),
       default=0,
     )

@@ -230,7 +230,8 @@ def read_probe(workdir: PathLike, name: str) -> dict[str, np.ndarray]:
   """
   path = pathlib.Path(workdir, PROBES, f'{name}.npz')
   try:
-    with np.load(path) as arrays:
+    # NumPy leaves a file open that it cannot read, unless it is ours.
+    with open(path, 'rb') as file, np.load(file) as arrays:
       return dict(arrays)
   except FileNotFoundError as error:
     raise errors.UserError(

@@ -1,0 +1,158 @@
+import pathlib
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+CONFIG = """
+from ml_collections import config_dict
+
+def get_config(arg='small'):
+  if arg not in ('small', 'large'):
+    raise ValueError(f'unknown variant {arg!r}; have: small, large')
+  config = config_dict.ConfigDict()
+  config.seed = 0
+  config.optimizer = {'name': 'sgd', 'learning_rate': 0.5}
+  config.optimizer.momentum = config_dict.placeholder(float)
+  config.widths = (3, 4)
+  return config
+"""
+
+COMMAND = '''
+"""Shows its flags."""
+import sys
+from bn_research import cli, errors
+
+_DATA_DIR = cli.define_data_dir()
+
+def main():
+  config = cli.CONFIG.value
+  if config.seed == 13:
+    raise errors.UserError('13 brings bad luck; choose another seed')
+  if config.seed == 14:
+    raise ZeroDivisionError('ours')
+  assert config.is_locked
+  assert 'jax' not in sys.modules
+  assert cli.config_module(cli.config_path()).get_config('large')
+  print(cli.config_path(), cli.config_overrides(), cli.WORKDIR.value)
+  print(config.widths, _DATA_DIR.value)
+  return config.seed
+
+if __name__ == '__main__':
+  cli.run(main)
+'''
+
+
+@pytest.fixture
+def run(tmp_path):
+  (tmp_path / 'config.py').write_text(CONFIG)
+  (tmp_path / 'command.py').write_text(COMMAND)
+
+  def run(*flags, config='--config=config.py'):
+    first = [config] if config else []
+    return subprocess.run(
+      [sys.executable, 'command.py', *first, '--workdir=w', *flags],
+      cwd=tmp_path,
+      env={'PYTHONPATH': str(pathlib.Path(__file__).parents[1])},
+      capture_output=True,
+      text=True,
+    )
+
+  return run
+
+
+def test_flags_reach_the_command(run):
+  done = run(
+    '--config.seed=3',
+    '--config.widths=5,6',
+    '--config.optimizer.momentum=0.9',
+    '--data_dir=d',
+    config='--config=config.py:large',
+  )
+  assert done.returncode == 3, done.stderr
+  overrides = {'seed': 3, 'widths': (5, 6), 'optimizer.momentum': 0.9}
+  assert done.stdout == f'config.py:large {overrides} w\n(5, 6) d\n'
+  assert done.stderr == ''
+
+
+def test_help_shows_the_flags(run):
+  done = run('--help')
+  for flag in ('--config:', '--workdir:', '--data_dir:', 'Shows its flags.'):
+    assert flag in done.stdout
+
+
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    (
+      ['--config.optimizer.lerning_rate=1'],
+      "unknown config key 'optimizer.lerning_rate'; did you mean"
+      " 'learning_rate'?",
+    ),
+    (
+      ['--config.zzz=1'],
+      "unknown config key 'zzz'; the keys there are optimizer, seed, widths",
+    ),
+    (['--config.seed.x=1'], "unknown config key 'seed.x'"),
+    (
+      ['--config.seed=abc'],
+      "flag --config.seed=abc: invalid literal for int() with base 10: 'abc'",
+    ),
+    (
+      ['--config.optimizer.learning_rate=fast'],
+      'flag --config.optimizer.learning_rate=fast:',
+    ),
+    (['--wordkir=x'], "Unknown command line flag 'wordkir'"),
+    (['left.py'], "unexpected argument 'left.py'"),
+    (['--config.seed=13'], '13 brings bad luck; choose another seed'),
+    (['--workdir='], '--workdir is required'),
+  ],
+)
+def test_a_mistake_is_one_line(run, flags, message):
+  done = run(*flags)
+  assert done.returncode == 2
+  assert done.stdout == ''
+  assert done.stderr.startswith(f'error: {message}')
+  assert done.stderr.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+  ('config', 'message'),
+  [
+    (None, '--config is required'),
+    ('--config=none.py', 'no config file none.py'),
+    ('--config=', 'no config file'),
+    ('--config=.', 'no config file'),
+    (
+      '--config=config.py:huge',
+      "config.py:6: ValueError: unknown variant 'huge'; have: small, large",
+    ),
+    ('--config=broken.py', 'broken.py:2: SyntaxError'),
+    ('--config=raises.py', 'raises.py:3: NameError'),
+    ('--config=empty.py', 'empty.py has no function get_config'),
+    ('--config=none_returned.py', 'none_returned.py: get_config must return'),
+    ('--config=text.txt', 'text.txt is not a Python file'),
+  ],
+)
+def test_a_bad_config_file_is_one_line(run, tmp_path, config, message):
+  files = {
+    'broken.py': '\ndef get_config(:',
+    'raises.py': '\ndef get_config():\n  return a_name',
+    'empty.py': '',
+    'none_returned.py': 'def get_config(): pass',
+    'text.txt': 'hello',
+  }
+  for name, text in files.items():
+    (tmp_path / name).write_text(textwrap.dedent(text))
+  done = run(config=config)
+  assert done.returncode == 2
+  assert done.stderr.startswith(f'error: {message}')
+  assert done.stderr.count('\n') == 1
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(run):
+  done = run('--config.seed=14')
+  assert done.returncode == 1
+  assert 'Traceback' in done.stderr
+  assert done.stderr.endswith('ZeroDivisionError: ours\n')

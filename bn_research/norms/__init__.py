@@ -15,6 +15,7 @@ from bn_research.norms.gradients import (
   Pair,
   Ramp,
   Renormalized,
+  frozen,
   mean_only,
   recalled,
   spread_only,
@@ -41,6 +42,7 @@ from bn_research.norms.population import (
   Accumulated,
   Cumulative,
   Ema,
+  Fixed,
   Pooled,
   Population,
   Running,
@@ -65,6 +67,7 @@ from bn_research.norms.statistic_free import (
   weight_norm,
   weight_standardization,
 )
+from bn_research.norms.surgery import affine_of, fold, freeze, sync
 from bn_research.norms.whiten import Whiten
 from bn_research.norms.whitening import (
   batch_whitening,
@@ -86,6 +89,7 @@ __all__ = [
   'EvoNormB0',
   'EvoNormS0',
   'Example',
+  'Fixed',
   'Gradient',
   'Interval',
   'Map',
@@ -107,6 +111,7 @@ __all__ = [
   'View',
   'Whiten',
   'absolute_scale',
+  'affine_of',
   'batch_norm',
   'batch_renorm',
   'batch_whitening',
@@ -117,6 +122,9 @@ __all__ = [
   'dynamic_tanh',
   'estimate',
   'filter_response_norm',
+  'fold',
+  'freeze',
+  'frozen',
   'group_norm',
   'group_whitening',
   'instance_norm',
@@ -136,6 +144,7 @@ __all__ = [
   'rms_norm',
   'spread_only',
   'stopped',
+  'sync',
   'thresholded_linear_unit',
   'through',
   'virtual_batch_norm',

@@ -153,12 +153,24 @@ def recalled(batch: Pair, population: Pair | None) -> Pair:
   return lax.stop_gradient(constant)
 
 
+def frozen(batch: Pair, population: Pair | None) -> Pair:
+  """The population's moments as constants, in training too."""
+  del batch
+  if population is None:
+    raise ValueError(
+      'frozen statistics are running ones, and this normalization remembers '
+      'none; freeze one with a population, such as Ema().'
+    )
+  return lax.stop_gradient(population._replace(steps=None))
+
+
 NAMES: dict[str, Gradient] = {
   'through': through,
   'stopped': stopped,
   'mean_only': mean_only,
   'spread_only': spread_only,
   'recalled': recalled,
+  'frozen': frozen,
 }
 
 

@@ -1,0 +1,89 @@
+"""Changing the normalizations of a linen model: its variable trees.
+
+A linen model is a recipe, so that it is changed by making it with another norm:
+one of `norms.freeze`, `norms.sync`, or another factory. Here is what takes the
+variables along.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+
+from bn_research import norms
+
+Path = tuple[str, ...]
+Variables = Mapping[str, Any]
+
+
+def carry(old: Variables, new: Variables) -> Variables:
+  """Returns `new` with every array of `old` that has its path and shape.
+
+  Args:
+    old: Variables of the model as it was.
+    new: Variables of the model as it is to be, from `init`.
+
+  Returns:
+    Variables of the tree of `new`.
+  """
+  known = traverse_util.flatten_dict(dict(old))
+  carried = {
+    path: known[path]
+    if path in known and jnp.shape(known[path]) == jnp.shape(leaf)
+    else leaf
+    for path, leaf in traverse_util.flatten_dict(dict(new)).items()
+  }
+  return traverse_util.unflatten_dict(carried)
+
+
+def fold(
+  variables: Variables,
+  pairs: Mapping[Path, Path],
+  normalization: norms.Normalization,
+) -> Variables:
+  """Folds normalizations into the layers before them, for inference.
+
+  Args:
+    variables: Of a model with this normalization, `Norm` or `BatchNorm`.
+    pairs: From the path of each normalization to that of the `Dense` or `Conv`
+      whose output it normalizes.
+    normalization: What the layers do.
+
+  Returns:
+    Variables of the model with `norms.none()` and no bias in its place, and a
+    bias in the layers before.
+
+  Raises:
+    ValueError: If there is no such normalization or layer.
+  """
+  flat = dict(traverse_util.flatten_dict(dict(variables)))
+  for norm_path, layer_path in pairs.items():
+    kernel_path = ('params', *layer_path, 'kernel')
+    if (
+      kernel_path not in flat or ('batch_stats', *norm_path, 'mean') not in flat
+    ):
+      raise ValueError(
+        f'no normalization at {norm_path} after a kernel at {layer_path}; the '
+        f'variables are: {["/".join(path) for path in flat]}.'
+      )
+    statistics = _pop(flat, ('batch_stats', *norm_path))
+    affine = _pop(flat, ('params', *norm_path))
+    bias_path = ('params', *layer_path, 'bias')
+    state = normalization.population.init(statistics['mean'], statistics['var'])
+    flat[kernel_path], flat[bias_path] = norms.fold(
+      flat[kernel_path],
+      flat.get(bias_path),
+      normalization,
+      state._replace(steps=jnp.ones((), jnp.int32)),
+      affine.get('scale'),
+      affine.get('bias'),
+    )
+  return traverse_util.unflatten_dict(flat)
+
+
+def _pop(flat: dict[Path, jax.Array], prefix: Path) -> dict[str, jax.Array]:
+  """Takes out all arrays right below a path, and returns them by name."""
+  names = [path for path in flat if path[:-1] == prefix]
+  return {path[-1]: flat.pop(path) for path in names}

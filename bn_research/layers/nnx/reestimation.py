@@ -1,0 +1,102 @@
+"""Exact population statistics: measured over a data set, after training."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+from flax import nnx
+
+from bn_research import norms
+from bn_research.layers.nnx import surgery
+from bn_research.layers.nnx.norm import Norm
+
+Call = Callable[[nnx.Module, Any], Any]
+
+
+def reestimate(
+  model: nnx.Module,
+  batches: Callable[[], Iterable[Any]],
+  call: Call,
+  *,
+  in_order: bool = True,
+) -> None:
+  """Measures all running moments over a data set, in place.
+
+  The moments of all batches are pooled exactly, what differs between them
+  included (`norms.Pooled`). Batches may be sharded over a mesh.
+
+  A layer's moments depend on what the layers before it do. In order, each is
+  measured with those before it as they are at inference, with moments measured
+  already, as Algorithm 2 has it: a pass over the data for each layer. Not in
+  order, all are measured in one pass, each behind layers that normalize by the
+  batch: cheaper, and not quite the network of inference.
+
+  Args:
+    model: With layers `Norm` or `BatchNorm`, in the order of their calls.
+    batches: Called for each pass; returns the batches.
+    call: Called as `call(model, batch)`: the forward pass in training mode.
+    in_order: Whether layer by layer.
+
+  Raises:
+    ValueError: If nothing in the model remembers.
+
+  Source: Ioffe and Szegedy (2015), Algorithm 2.
+  """
+  paths = [
+    path
+    for path, layer in surgery.normalizations(model)
+    if not isinstance(layer, Norm) or layer.normalization.remembers
+  ]
+  if not paths:
+    raise ValueError('no normalization in the model has running statistics.')
+  if not in_order:
+    _install(model, _measured(model, set(paths), set(), batches, call))
+    return
+  for k, path in enumerate(paths):
+    _install(model, _measured(model, {path}, set(paths[:k]), batches, call))
+
+
+def _measured(model, measured, frozen, batches, call) -> dict[Any, Any]:
+  """Returns the moments, by path, of a pass over the data."""
+  probe = nnx.clone(model)
+  surgery.replace(probe, _pooled, measured.__contains__)
+  if frozen:
+    surgery.replace(probe, norms.freeze, frozen.__contains__)
+  graphdef, state = nnx.split(probe)
+
+  @jax.jit
+  def advance(state, batch):
+    merged = nnx.merge(graphdef, state, copy=True)
+    call(merged, batch)
+    return nnx.split(merged)[1]
+
+  for batch in batches():
+    state = advance(state, batch)
+  nnx.update(probe, state)
+  return {
+    path: surgery.state_of(layer)
+    for path, layer in surgery.normalizations(probe)
+    if path in measured and isinstance(layer, Norm)
+  }
+
+
+def _pooled(normalization: norms.Normalization) -> norms.Normalization:
+  map: Any = normalization.map
+  if isinstance(map, norms.Whiten):
+    map = dataclasses.replace(map, remembered='covariance')
+  return dataclasses.replace(normalization, map=map, population=norms.Pooled())
+
+
+def _install(model: nnx.Module, measured: dict[Any, Any]) -> None:
+  for path, layer in surgery.normalizations(model):
+    if path not in measured:
+      continue
+    mean, var = measured[path].mean, measured[path].var
+    holder: Any = layer  # a BatchNorm of Flax holds the variables itself
+    if isinstance(layer, Norm):
+      holder, map = layer.statistics, layer.normalization.map
+      if isinstance(map, norms.Whiten) and map.remembered == 'matrix':
+        var = map.root(var, mean.shape[-1])
+    holder.mean.set_value(mean)
+    holder.var.set_value(var)

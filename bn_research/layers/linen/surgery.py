@@ -56,8 +56,15 @@ def fold(
     bias in the layers before.
 
   Raises:
-    ValueError: If there is no such normalization or layer.
+    ValueError: If there is no such normalization or layer, or it remembers
+      nothing, and so is not affine.
   """
+  population = normalization.population
+  if population is None:
+    raise ValueError(
+      f'{normalization} depends on the example at inference too, so it cannot '
+      'be folded into a kernel.'
+    )
   flat = dict(traverse_util.flatten_dict(dict(variables)))
   for norm_path, layer_path in pairs.items():
     kernel_path = ('params', *layer_path, 'kernel')
@@ -71,7 +78,7 @@ def fold(
     statistics = _pop(flat, ('batch_stats', *norm_path))
     affine = _pop(flat, ('params', *norm_path))
     bias_path = ('params', *layer_path, 'bias')
-    state = normalization.population.init(statistics['mean'], statistics['var'])
+    state = population.init(statistics['mean'], statistics['var'])
     flat[kernel_path], flat[bias_path] = norms.fold(
       flat[kernel_path],
       flat.get(bias_path),

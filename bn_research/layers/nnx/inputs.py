@@ -1,0 +1,78 @@
+"""Moments of the inputs of a model's layers, taken as the model runs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+from bn_research import norms
+from bn_research.layers.nnx.whitened_dense import WhitenedDense
+from bn_research.norms import inputs
+
+Note = Callable[[norms.Moments], None]
+
+
+def record_inputs(model: nnx.Module) -> dict[str, norms.Moments]:
+  """Lets dense and convolution layers note the moments of their inputs.
+
+  They are `nnx.Linear`, `nnx.Conv` and `WhitenedDense`, and what derives from
+  them. Of a layer that is called more than once, all inputs count.
+
+  Args:
+    model: The model, from now on recording; a copy, where it is to be used
+      again.
+
+  Returns:
+    A dict, empty, which calls of the model fill: moments by the name of the
+    layer, such as `dense/0`, its place in the tree of parameters.
+  """
+  found: dict[str, norms.Moments] = {}
+  for path, layer in nnx.iter_modules(model):
+    _listen(layer, _note_in(found, '/'.join(map(str, path))))
+  return found
+
+
+def _note_in(found: dict[str, norms.Moments], name: str) -> Note:
+  def note(moments: norms.Moments) -> None:
+    if name in found:
+      moments = norms.joined(found[name], moments)
+    found[name] = moments
+
+  return note
+
+
+def _listen(layer: Any, note: Note) -> None:
+  """Puts `note` where the layer hands its input on."""
+  if isinstance(layer, WhitenedDense):
+    layer.observe = lambda x: note(inputs.feature_moments(x))
+  elif isinstance(layer, nnx.Linear):
+    layer.dot_general = _noting_features(layer.dot_general, note)
+  elif isinstance(layer, nnx.Conv):
+    layer.conv_general_dilated = _noting_patches(
+      layer.conv_general_dilated, note
+    )
+
+
+def _noting_features(dot_general: Callable[..., jax.Array], note: Note):
+  def noting(x, kernel, *args, **options):
+    note(inputs.feature_moments(x))
+    return dot_general(x, kernel, *args, **options)
+
+  return noting
+
+
+def _noting_patches(conv_general_dilated: Callable[..., jax.Array], note: Note):
+  def noting(x, kernel, strides, padding, **options):
+    moments = inputs.patch_moments(
+      x,
+      kernel.shape[:-2],
+      strides,
+      padding,
+      input_dilation=options['lhs_dilation'],
+      kernel_dilation=options['rhs_dilation'],
+    )
+    note(moments)
+    return conv_general_dilated(x, kernel, strides, padding, **options)
+
+  return noting

@@ -1,0 +1,161 @@
+"""A dense layer that is trained in whitened coordinates of its input."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.typing import Dtype, Initializer
+from jax import lax
+
+from bn_research import norms
+from bn_research.norms import coordinates
+from bn_research.norms.matrices import matmul
+from bn_research.norms.whiten import Method
+
+
+class WhitenedDense(nnx.Module):
+  """The layer z = x K + b, its weights held as V and d of
+
+    z = (x - c) U V + d,    K = U V,    b = d - c K,
+
+  where U whitens x: gradient descent on V and d is descent on K and b with the
+  inverse covariance of x as preconditioner. What the layer computes is that of
+  `nnx.Linear`, before and after `refresh`, which moves to the c and U of new
+  moments. Until the first one, c = 0 and U = I.
+
+  Without a bias c stays 0, and U whitens about zero.
+
+  Attributes:
+    kernel: V, `nnx.Param` (in_features, out_features).
+    bias: d, `nnx.Param` (out_features,), or None.
+    mean: c, `nnx.BatchStat` (in_features,).
+    basis: U, `nnx.BatchStat` (in_features, in_features).
+    average: Running moments of x, each array an `nnx.BatchStat`.
+    observe: None, or called with x at every call.
+
+  Source: Desjardins et al., "Natural Neural Networks" (2015), Algorithm 1.
+  """
+
+  def __init__(
+    self,
+    in_features: int,
+    out_features: int,
+    *,
+    every: int = 100,
+    epsilon: float = 1e-3,
+    decay: float = 0.95,
+    method: Method = 'zca',
+    use_bias: bool = True,
+    kernel_init: Initializer = nnx.initializers.lecun_normal(),
+    bias_init: Initializer = nnx.initializers.zeros,
+    param_dtype: Dtype = jnp.float32,
+    rngs: nnx.Rngs,
+  ):
+    """Initializes K = V and b = d.
+
+    Args:
+      in_features: d, size of the last axis of x.
+      out_features: Size of the last axis of z.
+      every: Steps from one refresh to the next; the first refreshes.
+      epsilon: Added to the diagonal of the covariance, in units of the mean
+        variance. In float32 a refresh changes what the layer computes by about
+        1e-7 / √epsilon.
+      decay: Weight of the old value in the running averages, debiased.
+      method: Which U; see `norms.Whiten`.
+      use_bias: Whether there is a d.
+      kernel_init: Initializer of V.
+      bias_init: Initializer of d.
+      param_dtype: Type of all arrays, float32 or wider.
+      rngs: Keys for the initializers.
+
+    Raises:
+      ValueError: If an option is out of range.
+    """
+    if every < 1:
+      raise ValueError(f'every={every} must be at least 1 step.')
+    shape = (in_features, out_features)
+    self.kernel = nnx.Param(kernel_init(rngs.params(), shape, param_dtype))
+    self.bias = nnx.data(
+      nnx.Param(bias_init(rngs.params(), shape[1:], param_dtype))
+      if use_bias
+      else None
+    )
+    mean = jnp.zeros(in_features, param_dtype)
+    basis = jnp.eye(in_features, dtype=param_dtype)
+    self.mean = nnx.BatchStat(mean)
+    self.basis = nnx.BatchStat(basis)
+    self.population = norms.Ema(decay)
+    average = self.population.init(jnp.copy(mean), basis[None])
+    self.average = nnx.data(jax.tree.map(nnx.BatchStat, average))
+    self.whiten = norms.Whiten(method, epsilon=epsilon)
+    self.every = every
+    self.observe: Callable[[jax.Array], None] | None = None
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Returns z, (..., out_features), of x (..., in_features)."""
+    if self.observe is not None:
+      self.observe(x)
+    z = matmul(x - self.mean[...], self.basis[...]) @ self.kernel[...]
+    return z if self.bias is None else z + self.bias[...]
+
+  def refresh(
+    self,
+    moments: norms.Moments,
+    covectors: Sequence['WhitenedDense'] = (),
+  ) -> jax.Array:
+    """Learns from a step's inputs, and every so often moves to new coordinates.
+
+    Args:
+      moments: Of the inputs, as `norms.inputs.feature_moments` returns them.
+      covectors: The same layer with gradients, or sums of them, for weights:
+        they are carried along.
+
+    Returns:
+      () bool: whether the coordinates are new.
+    """
+    average = jax.tree.map(_value, self.average, is_leaf=_is_variable)
+    learned = self.population.update(average, moments)
+    mean, second = coordinates.second_moments(
+      learned.mean, learned.var, self.bias is not None
+    )
+    layers = (self, *covectors)
+    old = coordinates.Coordinates(self.mean[...], self.basis[...])
+    weights = [layer._weights for layer in layers]
+
+    def moved():
+      root = self.whiten.root(second, len(mean))[0]
+      new = coordinates.Coordinates(mean, root.T)
+      first = coordinates.move(weights[0], old, new)
+      rest = [coordinates.carry(w, old, new) for w in weights[1:]]
+      return new, [first, *rest]
+
+    is_due = (average.steps % self.every == 0) & (learned.steps > average.steps)
+    # What does not vary has no white coordinates.
+    is_due &= jnp.trace(second[0]) > 0
+    new, weights = lax.cond(is_due, moved, lambda: (old, weights))
+    self.mean.set_value(new.mean)
+    self.basis.set_value(new.basis)
+    jax.tree.map(_set_value, self.average, learned, is_leaf=_is_variable)
+    for layer, w in zip(layers, weights, strict=True):
+      layer.kernel.set_value(w.kernel)
+      if layer.bias is not None:
+        layer.bias.set_value(w.bias)
+    return is_due
+
+  @property
+  def _weights(self) -> coordinates.Affine:
+    bias = None if self.bias is None else self.bias[...]
+    return coordinates.Affine(self.kernel[...], bias)
+
+
+def _is_variable(node) -> bool:
+  return isinstance(node, nnx.Variable)
+
+
+def _value(variable: nnx.Variable) -> jax.Array:
+  return variable[...]
+
+
+def _set_value(variable: nnx.Variable, value: jax.Array) -> None:
+  variable.set_value(value)

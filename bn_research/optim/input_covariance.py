@@ -1,0 +1,250 @@
+"""Whitening on the optimizer's side: gradients times inverse covariances."""
+
+import dataclasses
+import math
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from bn_research import errors, norms
+from bn_research.norms import coordinates, matrices
+
+Structure = Literal['full', 'diagonal', 'identity']
+
+
+class LayerState(NamedTuple):
+  """What preconditions one layer.
+
+  Attributes:
+    mean: c, (d,); 0 for a layer without bias.
+    inverse: P, (d, d); or its diagonal, (d,).
+    average: Running mean and covariance, or variance, of the layer's inputs.
+  """
+
+  mean: jax.Array
+  inverse: jax.Array
+  average: norms.Running
+
+
+class InputCovarianceState(NamedTuple):
+  """State of `precondition_by_input_covariance`.
+
+  Attributes:
+    layers: By the name of the layer, such as `dense/0`.
+  """
+
+  layers: dict[str, LayerState]
+
+
+def precondition_by_input_covariance(
+  every: int = 1,
+  epsilon: float = 1e-3,
+  decay: float = 0.95,
+  covariance: Structure = 'full',
+) -> optax.GradientTransformationExtraArgs:
+  """Multiplies each kernel's gradient by its input's inverse covariance.
+
+  For a layer z = x K + b whose input x has mean c and covariance S,
+
+    ΔK = P (g_K - c g_bᵀ),    Δb = g_b - cᵀ ΔK,    P = (S + ε tr(S)/d I)⁻¹.
+
+  This is gradient descent in coordinates in which the inputs are white (see
+  `norms.coordinates`). A layer without bias cannot take up what centring
+  changes: there c = 0, and S is the second moment about zero.
+
+  `update` takes `input_moments`, those of the same forward pass as the
+  gradient: by the name of each layer that has a `kernel`, what
+  `norms.inputs.feature_moments` or `patch_moments` returns. They are averaged
+  at every step, so that collectives are the same at every step; only the
+  inverse, which needs none, is renewed at an interval.
+
+  Momentum belongs before it, as a sum of raw gradients, which any later P can
+  precondition:
+
+    optax.chain(
+      optax.trace(0.9),
+      precondition_by_input_covariance(every=20),
+      optax.scale_by_learning_rate(0.1),
+    )
+
+  Args:
+    every: Updates from one renewal of c and P to the next; the first renews.
+    epsilon: ε.
+    decay: Weight of the old value in the running averages, which are debiased.
+    covariance: What S is taken to be: 'full'; 'diagonal', the variances alone;
+      'identity', where P = I and c alone is left: mean-normalized SGD.
+
+  Returns:
+    An optax gradient transformation with an extra argument.
+
+  Raises:
+    UserError: If an option is out of range; later, if a kernel has no moments,
+      or moments of another size.
+
+  Source: Ioffe and Szegedy (2015), Section 2, "or by changing the parameters of
+  the optimization algorithm"; Martens and Grosse (2015), the input's factor of
+  K-FAC; Wiesler et al. (2014), mean-normalized SGD.
+  """
+  rule = _Rule(every, epsilon, decay, covariance)
+
+  def init(params: optax.Params) -> InputCovarianceState:
+    layers = _layers_of(params)
+    return InputCovarianceState(
+      {
+        name: rule.init(layer['kernel'])
+        for name, layer in layers.items()
+        if 'kernel' in layer
+      }
+    )
+
+  def update(
+    updates: optax.Updates,
+    state: InputCovarianceState,
+    params: optax.Params | None = None,
+    *,
+    input_moments: Any,
+    **extra: Any,
+  ) -> tuple[optax.Updates, InputCovarianceState]:
+    del params, extra
+    layers = _layers_of(updates)
+    moments = _moments_of(input_moments)
+    new = {}
+    for name, layer_state in state.layers.items():
+      layer = layers[name]
+      _check(name, layer['kernel'], moments)
+      new[name] = rule.learn(layer_state, moments[name], 'bias' in layer)
+      layer.update(rule.precondition(new[name], layer))
+    leaves = jax.tree_util.tree_map_with_path(
+      lambda path, _: layers[_name(path[:-1])][_name(path[-1:])], updates
+    )
+    return leaves, InputCovarianceState(new)
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rule:
+  """What is done to one layer; the fields are those of the transformation."""
+
+  every: int
+  epsilon: float
+  decay: float
+  covariance: Structure
+
+  def __post_init__(self):
+    if self.every < 1:
+      raise errors.UserError(f'every={self.every}; choose at least 1 step')
+    if self.epsilon < 0 or not 0 <= self.decay < 1:
+      raise errors.UserError(
+        f'epsilon={self.epsilon}, decay={self.decay}; choose an epsilon of at'
+        ' least 0 and a decay in [0, 1)'
+      )
+    if self.covariance not in ('full', 'diagonal', 'identity'):
+      raise errors.UserError(
+        f'covariance={self.covariance!r}; choose full, diagonal or identity'
+      )
+
+  def init(self, kernel: jax.Array) -> LayerState:
+    size = math.prod(kernel.shape[:-1])
+    is_full = self.covariance == 'full'
+    inverse = jnp.eye(size) if is_full else jnp.ones(size)
+    variance = inverse[None] if is_full else inverse
+    average = self._population.init(jnp.zeros(size), jnp.copy(variance))
+    return LayerState(jnp.zeros(size), inverse, average)
+
+  def learn(
+    self, state: LayerState, moments: norms.Moments, has_bias: bool
+  ) -> LayerState:
+    """Averages the moments, and renews c and P where it is time to."""
+    moments = self._needed(moments)
+    average = self._population.update(state.average, moments)
+
+    def renewed() -> tuple[jax.Array, jax.Array]:
+      mean, second = coordinates.second_moments(
+        average.mean, average.var, has_bias
+      )
+      return mean, self._inverse(second)
+
+    is_due = state.average.steps % self.every == 0
+    has_moved = average.steps > state.average.steps
+    mean, inverse = lax.cond(
+      is_due & has_moved, renewed, lambda: (state.mean, state.inverse)
+    )
+    return LayerState(mean, inverse, average)
+
+  def precondition(
+    self, state: LayerState, layer: dict[str, jax.Array]
+  ) -> dict[str, jax.Array]:
+    """Returns the layer's new updates: of the kernel, and of a bias."""
+    kernel = layer['kernel'].reshape(len(state.mean), -1)
+    if 'bias' in layer:
+      kernel = kernel - jnp.outer(state.mean, layer['bias'])
+    if state.inverse.ndim == 2:
+      kernel = matrices.matmul(state.inverse, kernel)
+    else:
+      kernel = state.inverse[:, None] * kernel
+    new = {'kernel': kernel.reshape(layer['kernel'].shape)}
+    if 'bias' in layer:
+      new['bias'] = layer['bias'] - matrices.matmul(state.mean, kernel)
+    return {key: leaf.astype(layer[key].dtype) for key, leaf in new.items()}
+
+  @property
+  def _population(self) -> norms.Ema:
+    return norms.Ema(self.decay)
+
+  def _needed(self, moments: norms.Moments) -> norms.Moments:
+    """Drops what is not used, so that it need not be computed."""
+    if self.covariance == 'full':
+      return moments
+    if self.covariance == 'identity':
+      return moments._replace(comoment=jnp.zeros_like(moments.mean))
+    return moments._replace(comoment=jnp.diagonal(moments.comoment[0]))
+
+  def _inverse(self, second: jax.Array) -> jax.Array:
+    if self.covariance == 'identity':
+      return jnp.ones(second.shape[-1], second.dtype)
+    if self.covariance == 'full':
+      whiten = norms.Whiten('cholesky', epsilon=self.epsilon)
+      root = whiten.root(second, second.shape[-1])[0]
+      return matrices.matmul(root.T, root)
+    level = second + self.epsilon * second.mean()
+    is_positive = level > 0
+    return jnp.where(is_positive, 1 / jnp.where(is_positive, level, 1), 0)
+
+
+def _layers_of(tree: Any) -> dict[str, dict[str, jax.Array]]:
+  """Groups the leaves of a tree by what holds them."""
+  layers: dict[str, dict[str, jax.Array]] = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    layers.setdefault(_name(path[:-1]), {})[_name(path[-1:])] = leaf
+  return layers
+
+
+def _moments_of(tree: Any) -> dict[str, norms.Moments]:
+  leaves = jax.tree_util.tree_leaves_with_path(
+    tree, is_leaf=lambda node: isinstance(node, norms.Moments)
+  )
+  return {_name(path): moments for path, moments in leaves}
+
+
+def _name(path: Any) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
+def _check(
+  name: str, kernel: jax.Array, moments: dict[str, norms.Moments]
+) -> None:
+  if name not in moments:
+    raise errors.UserError(
+      f'the kernel of {name} has no input_moments; there are those of'
+      f' {", ".join(moments) or "nothing"}. optax.masked leaves kernels out'
+    )
+  there, here = moments[name].mean.size, math.prod(kernel.shape[:-1])
+  if there != here:
+    raise errors.UserError(
+      f'the kernel of {name} multiplies {here} inputs, and its input_moments'
+      f' are of {there}; optax.masked leaves kernels out'
+    )

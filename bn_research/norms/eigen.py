@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bn_research.norms import matrices
+from bn_research.norms import implicit, matrices
 from bn_research.norms.matrices import matmul, transpose
 
 
@@ -134,4 +134,4 @@ def _absolute_jvp(primals, tangents):
 
   half = matmul(matrix, tangents[0])
   rhs = half + transpose(half)
-  return size, matrices.implicit_tangent(operator, rhs, solve)
+  return size, implicit.tangent(operator, rhs, solve)

@@ -4,8 +4,6 @@ Every product runs at the highest precision, whatever the process's default is:
 a root that is right to bfloat16 only whitens nothing.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -88,33 +86,3 @@ def squared_and_bounded(
 def spectral_bound(matrix: jax.Array) -> jax.Array:
   """The bound alone of `squared_and_bounded`, (..., 1, 1)."""
   return squared_and_bounded(matrix)[2]
-
-
-def implicit_tangent(
-  operator: Callable[[jax.Array], jax.Array],
-  rhs: jax.Array,
-  solve: Callable[[jax.Array], jax.Array],
-) -> jax.Array:
-  """Solves `operator(V) = rhs` for V, differentiable to any order.
-
-  The tangent V of a matrix function is the solution of a linear equation.
-  Only `operator` and `rhs` are differentiated, never `solve`: how the
-  equation is solved (by eigenvectors, by an iteration that stops at a
-  tolerance) has no say in the derivatives of V.
-
-  Args:
-    operator: Linear, self-adjoint and positive definite on symmetric matrices;
-      may depend on the arguments of differentiation.
-    rhs: Symmetric up to rounding, (..., d, d).
-    solve: Its inverse; must depend on constants only (`lax.stop_gradient`).
-
-  Returns:
-    V, symmetric, (..., d, d).
-  """
-  solution = lax.custom_linear_solve(
-    operator,
-    symmetrize(rhs),
-    lambda _, b: solve(symmetrize(b)),
-    symmetric=True,
-  )
-  return symmetrize(solution)

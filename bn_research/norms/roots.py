@@ -13,14 +13,8 @@ differ by a rotation:
 
 All are batched over leading axes, compute in float32 at least, and have
 derivatives of every order in both modes. Those of S^-½ have no difference of
-eigenvalues in them: they are right at the identity and at ties. With R = S^½,
-differentiating W S W = I and multiplying by R from both sides gives
-
-  S V R + R V S = -dS    for V = dW,
-
-a linear equation whose operator is self-adjoint and positive definite (its
-eigenvalues are sᵢ sⱼ (sᵢ + sⱼ) for the eigenvalues sᵢ of R), and from which
-autodiff takes the higher orders: S, and R = S W, are differentiable.
+eigenvalues in them (see `implicit`): they are right at the identity and at
+ties.
 
 Inputs must be finite and positive definite to rounding, their trace positive;
 NaN gives NaN, and nothing runs without bound.
@@ -34,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bn_research.norms import eigen, lyapunov, matrices
+from bn_research.norms import eigen, implicit, lyapunov, matrices
 from bn_research.norms import newton_schulz as iteration
 from bn_research.norms.matrices import matmul, transpose
 
@@ -66,7 +60,7 @@ def zca(matrix: jax.Array) -> jax.Array:
   """Returns S^-½ by eigenvectors, W = U Λ^-½ Uᵀ.
 
   One eigendecomposition, whatever the order of the derivative: in the basis U
-  the equation for the tangent (see the module) is diagonal,
+  the equation for the tangent (see `implicit`) is diagonal,
 
     V = -U (K ∘ UᵀdSU) Uᵀ,    Kᵢⱼ = 1 / (sᵢ sⱼ (sᵢ + sⱼ)),    s = Λ^½.
 
@@ -88,7 +82,7 @@ def zca(matrix: jax.Array) -> jax.Array:
   half = vectors / jnp.sqrt(jnp.sqrt(values))[..., None, :]
   root = matmul(half, transpose(half))
   factors = (jnp.sqrt(values), vectors)
-  return _with_derivative(_solve_by_eigenvectors, matrix, root, factors)
+  return implicit.with_derivative(_solve_by_eigenvectors, matrix, root, factors)
 
 
 def newton_schulz(
@@ -219,29 +213,6 @@ def _correction(root, matrix):
   return jnp.where(close, (3 * identity - white) / 2, identity)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _with_derivative(solve, matrix, root, factors):
-  """Gives `root`, computed in any way, the derivatives of S^-½."""
-  del solve, matrix, factors
-  return root
-
-
-@_with_derivative.defjvp
-def _with_derivative_jvp(solve, primals, tangents):
-  matrix, _, factors = primals
-  root = _with_derivative(solve, *primals)
-  square_root = matrices.symmetrize(matmul(matrix, root))
-
-  def operator(v):
-    half = matmul(matmul(matrix, v), square_root)
-    return half + transpose(half)
-
-  constants = lax.stop_gradient(factors)
-  return root, matrices.implicit_tangent(
-    operator, -tangents[0], partial(solve, constants)
-  )
-
-
 def _solve_by_eigenvectors(factors, rhs):
   s, vectors = factors
   s, t = s[..., :, None], s[..., None, :]
@@ -265,7 +236,7 @@ def _newton_schulz(matrix, num_iterations, tolerance, normalizer):
   constant = lax.stop_gradient(matrix)
   root, count = iteration.to_tolerance(constant, tolerance, normalizer)
   factors = (matrices.symmetrize(matmul(constant, root)), root)
-  return _with_derivative(_solve_by_sign, matrix, root, factors), count
+  return implicit.with_derivative(_solve_by_sign, matrix, root, factors), count
 
 
 def _check_options(num_iterations, tolerance, normalizer) -> None:

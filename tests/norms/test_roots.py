@@ -19,6 +19,7 @@ def x64():
     yield
 
 
+@cache
 def random_spd(size, condition, seed=0):
   rng = np.random.default_rng(seed)
   vectors = np.linalg.qr(rng.standard_normal((size, size)))[0]
@@ -117,16 +118,17 @@ def hessian_vector(f):
   return lambda s, v: jax.jvp(jax.grad(f), (s,), (v,))[1]
 
 
-@pytest.mark.parametrize('condition', [1, 1e4])
-@pytest.mark.parametrize('size', [1, 16, 64, 512])
+@pytest.mark.parametrize('size', [1, 16, 512])
 @pytest.mark.parametrize('method', METHODS)
-def test_float32_whitens_up_to_condition_1e4(method, size, condition):
-  matrix = random_spd(size, condition).astype(np.float32)
-  root = roots.inverse_sqrt(matrix, method)
-  assert root.dtype == jnp.float32
-  root, matrix = np.asarray(root, np.float64), matrix.astype(np.float64)
-  assert np.isfinite(root).all()
-  assert np.abs(root @ matrix @ root.T - np.eye(size)).max() <= 2e-4
+def test_float32_whitens_up_to_condition_1e4(method, size):
+  whitening = jax.jit(partial(roots.inverse_sqrt, method=method))
+  for condition in (1, 1e4):
+    matrix = random_spd(size, condition).astype(np.float32)
+    root = whitening(matrix)
+    assert root.dtype == jnp.float32
+    root, matrix = np.asarray(root, np.float64), matrix.astype(np.float64)
+    assert np.isfinite(root).all()
+    assert np.abs(root @ matrix @ root.T - np.eye(size)).max() <= 2e-4
 
 
 @pytest.mark.parametrize('method', METHODS)
@@ -331,20 +333,22 @@ def test_every_product_is_at_the_highest_precision(method):
 
 @pytest.mark.parametrize('method', METHODS)
 def test_nan_and_inf_give_nan(method):
+  f = jax.jit(jax.value_and_grad(functional(method, 4)))
   for bad in (np.nan, np.inf):
     matrix = np.eye(4, dtype=np.float32)
     matrix[1, 2] = matrix[2, 1] = bad
-    value, gradient = jax.value_and_grad(functional(method, 4))(matrix)
+    value, gradient = f(matrix)
     assert np.isnan(value)
     assert np.isnan(gradient).any()
 
 
 @pytest.mark.parametrize('method', ['zca', 'newton_schulz', 'pca'])
 def test_singular_matrices_give_finite_roots(method):
+  f = jax.jit(jax.value_and_grad(functional(method, 16)))
   rows = np.random.default_rng(0).standard_normal((4, 16)).astype(np.float32)
   constant = np.diag(np.arange(16, dtype=np.float32))
   for matrix in (rows.T @ rows / 4, constant):
-    value, gradient = jax.value_and_grad(functional(method, 16))(matrix)
+    value, gradient = f(matrix)
     assert np.isfinite(value)
     assert np.isfinite(gradient).all()
     root = roots.inverse_sqrt(matrix, method)

@@ -1,8 +1,16 @@
 """Checkpoints of one run, by Orbax."""
 
+import contextlib
+import errno
+import functools
+import logging
+import os
 import pathlib
+import re
+import shutil
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -11,6 +19,7 @@ from bn_research import errors, workdir
 from bn_research.training.state import TrainState
 
 _KEPT = 2
+_SPARE_BYTES = 1 << 20  # For what Orbax writes beside the arrays.
 
 
 class Checkpoints:
@@ -61,12 +70,11 @@ class Checkpoints:
         self._check_run(run, abstract)
         return self._read(step, 'state', abstract)
       except (ValueError, LookupError, OSError, TypeError) as error:
-        reason = (str(error).splitlines() or [''])[0][:60]
+        aside = self._move_aside(step)
         self._say(
-          f'checkpoint {step} is damaged ({type(error).__name__}: {reason});'
-          ' moved aside'
+          f'checkpoint {step} is damaged ({type(error).__name__}); it is kept'
+          f' as {aside}'
         )
-        self._move_aside(step)
     return None
 
   @property
@@ -79,7 +87,8 @@ class Checkpoints:
     from orbax import checkpoint as ocp
 
     run = {'num_devices': self._num_devices, 'arrays': _describe(state)}
-    with workdir.writing(self._directory):
+    with _writing(self._directory):
+      _check_space(self._directory.parent, state)
       self._manager.save(
         int(state.step),
         args=ocp.args.Composite(
@@ -91,18 +100,19 @@ class Checkpoints:
   def close(self) -> None:
     """Waits until what was saved is on the disk."""
     if self._open_manager is not None:
-      with workdir.writing(self._directory):
-        self._open_manager.wait_until_finished()
-        self._open_manager.close()
-      self._open_manager = None
+      manager, self._open_manager = self._open_manager, None
+      with _writing(self._directory):
+        manager.wait_until_finished()
+        manager.close()
 
   @property
   def _manager(self) -> Any:
     if self._open_manager is None:
       from orbax import checkpoint as ocp
 
+      _silence_threads()
       options = ocp.CheckpointManagerOptions(
-        max_to_keep=_KEPT, enable_async_checkpointing=True
+        max_to_keep=_KEPT, cleanup_tmp_directories=True
       )
       self._open_manager = ocp.CheckpointManager(
         self._directory, options=options
@@ -134,12 +144,51 @@ class Checkpoints:
         f' {self._num_devices}: the same curve, but for rounding'
       )
 
-  def _move_aside(self, step: int) -> None:
+  def _move_aside(self, step: int) -> pathlib.Path:
     # Orbax refuses, in silence, to save a step that is not above all others.
     path = self._directory / str(step)
+    aside = self._directory / f'damaged-{step}-{time.time_ns()}'
     with workdir.writing(path):
-      path.rename(self._directory / f'damaged-{step}-{time.time_ns()}')
+      path.rename(aside)
     self._manager.reload()
+    return aside
+
+
+@contextlib.contextmanager
+def _writing(path: pathlib.Path) -> Iterator[None]:
+  """As `workdir.writing`, also where the error comes from TensorStore."""
+  with workdir.writing(path):
+    try:
+      yield
+    except ValueError as error:
+      number = re.search(r"os_error_code='(\d+)'", str(error))
+      if number is None:
+        raise
+      raise OSError(int(number[1]), 'TensorStore') from error
+
+
+def _check_space(directory: pathlib.Path, state: TrainState) -> None:
+  """Raises the error of a full disk before Orbax meets it in its threads."""
+  needed = _SPARE_BYTES + sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+  if shutil.disk_usage(directory).free < needed:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@functools.cache
+def _silence_threads() -> None:
+  """Stops the printing of what the threads of Orbax raise here as well."""
+  logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+  logging.getLogger('absl').addFilter(
+    lambda record: 'orbax' not in pathlib.Path(record.pathname).parts
+  )
+  report = sys.unraisablehook
+
+  def report_others(unraisable: Any) -> None:
+    # One for each array that was still on its way when another one failed.
+    if 'Event loop is closed' not in str(unraisable.exc_value):
+      report(unraisable)
+
+  sys.unraisablehook = report_others
 
 
 def _describe(state: TrainState) -> dict[str, str]:

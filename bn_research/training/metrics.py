@@ -114,5 +114,6 @@ class ProbeLog:
   def _read(self, step: int) -> None:
     arrays = workdir.read_probe(self._directory, self._name)
     kept = arrays['step'] <= step
-    for key in arrays.keys() - self._constants.keys():
-      self._columns[key] = list(arrays[key][kept])
+    for key, values in arrays.items():
+      if key not in self._constants:
+        self._columns[key] = list(values[kept])

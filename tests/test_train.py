@@ -1,0 +1,179 @@
+"""The command as a person runs it: in a process of its own."""
+
+import os
+import pathlib
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from bn_research import workdir
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIG_FILE = ROOT / 'configs' / 'ioffe2015_fig1.py'
+CONFIG = f'--config={CONFIG_FILE}:quick'
+
+
+@pytest.fixture(scope='module')
+def shared(tmp_path_factory):
+  """Where the digits and compiled programs are kept for all tests here."""
+  return tmp_path_factory.mktemp('shared')
+
+
+@pytest.fixture
+def start(shared, tmp_path):
+  """Starts the command; what still runs in the end is killed."""
+  started = []
+
+  def start(*flags, name='run', **options):
+    command = [sys.executable, '-m', 'bn_research.train', CONFIG]
+    command += [f'--workdir={tmp_path / name}', f'--data_dir={shared}/data']
+    command += [f'--compilation_cache={shared}/compiled', *flags]
+    process = subprocess.Popen(
+      command,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+      cwd=ROOT,
+      env={**os.environ, 'JAX_NUM_CPU_DEVICES': '1'},
+      **options,
+    )
+    started.append(process)
+    return process
+
+  yield start
+  for process in started:
+    process.kill()
+    process.communicate()
+
+
+def finish(process):
+  out, err = process.communicate(timeout=120)
+  return process.returncode, out, err
+
+
+def wait_for_a_checkpoint(process, directory):
+  """Waits until the process has saved twice since it was started."""
+  root = directory / workdir.CHECKPOINTS
+  seen = set()
+  while len(seen) < 2:
+    assert process.poll() is None, process.stderr.read()
+    time.sleep(0.01)
+    if root.exists():
+      seen |= {path.name for path in root.iterdir() if path.name.isdigit()}
+
+
+LONG = ('--config.num_steps=4000', '--config.checkpoint_seconds=0.0')
+
+
+def test_the_shortest_run(start, tmp_path):
+  code, out, err = finish(start())
+  assert (code, err) == (0, '')
+  assert out.splitlines()[-1] == f'{tmp_path}/run: done at step 200'
+  assert workdir.read_status(tmp_path / 'run').status == workdir.DONE
+
+  code, out, err = finish(start())
+  assert (code, err) == (0, '')
+  assert out == f'{tmp_path}/run: done at step 200\n'
+
+
+def test_a_killed_run_ends_in_the_same_bits(start, tmp_path):
+  assert finish(start(*LONG, name='whole'))[0] == 0
+  for _ in range(2):
+    process = start(*LONG)
+    wait_for_a_checkpoint(process, tmp_path / 'run')
+    process.kill()
+    assert finish(process)[0] == -signal.SIGKILL
+    assert workdir.read_status(tmp_path / 'run').status == workdir.INCOMPLETE
+  code, out, err = finish(start(*LONG))
+  assert (code, err) == (0, '')
+  assert 'going on from step' in out
+
+  whole, run = tmp_path / 'whole', tmp_path / 'run'
+  rows = [workdir.read_metrics(directory) for directory in (whole, run)]
+  for row in (*rows[0], *rows[1]):
+    row.pop('seconds')
+  assert rows[0] == rows[1]
+  probes = [workdir.PROBES + '/activations.npz', workdir.STATUS]
+  for name in probes:
+    assert (whole / name).read_bytes() == (run / name).read_bytes()
+  for a, b in zip(arrays(whole), arrays(run), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def arrays(directory):
+  import jax
+  from orbax import checkpoint as ocp
+
+  with ocp.CheckpointManager(directory / workdir.CHECKPOINTS) as manager:
+    assert manager.latest_step() == 4000
+    state = manager.restore(
+      4000, args=ocp.args.Composite(state=ocp.args.StandardRestore())
+    )
+  return jax.tree.leaves(state['state'])
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_polite_signal_ends_the_run_politely(start, tmp_path, number):
+  flags = ('--config.num_steps=100000000', '--config.checkpoint_seconds=0.0')
+  process = start(*flags)
+  wait_for_a_checkpoint(process, tmp_path / 'run')
+  process.send_signal(number)
+  code, out, err = finish(process)
+  assert (code, err) == (0, '')
+  status = workdir.read_status(tmp_path / 'run')
+  assert status.status == workdir.INCOMPLETE
+  assert signal.Signals(number).name in out.splitlines()[-1]
+  saved = (tmp_path / 'run' / workdir.CHECKPOINTS).iterdir()
+  assert str(status.step) in [path.name for path in saved]
+
+
+def test_a_run_that_diverges_says_so_and_exits_with_3(start, tmp_path):
+  for _ in range(2):
+    code, out, err = finish(start('--config.optimizer.learning_rate=inf'))
+    assert (code, err) == (3, '')
+    assert 'diverged at step 2: the training loss is nan' in out
+  assert workdir.read_status(tmp_path / 'run').status == workdir.DIVERGED
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(start, tmp_path):
+  process = start(*LONG)
+  wait_for_a_checkpoint(process, tmp_path / 'run')
+  process.kill()
+  finish(process)
+  rows = workdir.read_metrics(tmp_path / 'run')
+  step = workdir.read_status(tmp_path / 'run').step
+
+  def limit():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+
+  code, _, err = finish(start(*LONG, preexec_fn=limit))
+  assert code == 2
+  assert err.startswith('error: cannot write ')
+  assert err.count('\n') == 1
+  kept = workdir.read_metrics(tmp_path / 'run')
+  assert kept == [row for row in rows if row['step'] <= step][: len(kept)]
+  code, out, err = finish(start(*LONG))
+  assert (code, err) == (0, '')
+  assert 'going on from step' in out
+
+
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    (['--config.data.name=nothing'], ''),
+    (['--config.model.norm.name=bacth_norm'], ''),
+    (['--config.num_devices=2'], 'num_devices=2, but there are 1'),
+    ([f'--workdir={CONFIG_FILE}/run'], 'cannot write '),
+  ],
+)
+def test_a_mistake_is_one_line(start, tmp_path, flags, message):
+  code, out, err = finish(start(*flags))
+  assert (code, out) == (2, '')
+  assert err.startswith(f'error: {message}')
+  assert err.count('\n') == 1
+  assert not (tmp_path / 'run').exists()

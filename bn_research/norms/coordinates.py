@@ -56,8 +56,11 @@ def move(layer: Affine, old: Coordinates, new: Coordinates) -> Affine:
 
     V' = U'⁻¹ U V,    d' = d + (c' - c) U V
 
-  The error is that of rounding V': up to about ε √cond(S) for U = S^-½, relative
-  to what the layer computes.
+  What the layer computes changes by the rounding of V', which U' enlarges: at
+  most by about ε √(d cond(S)) for U = S^-½, relative to the largest output. In
+  float32, for inputs of condition 1e6 and λ times the mean variance added to S,
+  we saw 3e-7 at λ = 1e-3 and 1e-6 at λ = 1e-6; where c = 0 for want of a bias,
+  and the mean is large, 2e-6 and 5e-5.
 
   Args:
     layer: V and d.

@@ -55,16 +55,17 @@ def in_new_coordinates(
   nodes, treedef = jax.tree.flatten(opt_state, is_leaf=holds)
   if momenta:
     carried = iter(momenta)
-    return treedef.unflatten(
+    nodes = [
       node._replace(trace=next(carried)) if holds(node) else node
       for node in nodes
-    )
+    ]
+    return jax.tree.unflatten(treedef, nodes)
 
   def restarted() -> optax.OptState:
     fresh = jax.tree.leaves(optimizer.init(params), is_leaf=holds)
-    return treedef.unflatten(
-      new if holds(new) else old for old, new in zip(nodes, fresh, strict=True)
-    )
+    pairs = zip(nodes, fresh, strict=True)
+    restart = [new if holds(new) else old for old, new in pairs]
+    return jax.tree.unflatten(treedef, restart)
 
   return lax.cond(is_new, restarted, lambda: opt_state)
 

@@ -1,6 +1,7 @@
 """Section 2's two routes are one: whitened coordinates, or preconditioning."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +49,7 @@ class Net(nnx.Module):
         param_dtype=jnp.zeros(()).dtype,
         rngs=nnx.Rngs(seed),
       )
-      for seed, sizes in enumerate(zip(SIZES[:-1], SIZES[1:], strict=True))
+      for seed, sizes in enumerate(itertools.pairwise(SIZES))
     )
     self.dense = nnx.List([first, last])
 

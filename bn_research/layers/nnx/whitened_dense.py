@@ -13,6 +13,8 @@ from bn_research.norms import coordinates
 from bn_research.norms.matrices import matmul
 from bn_research.norms.whiten import Method
 
+_KERNEL_INIT = nnx.initializers.lecun_normal()
+
 
 class WhitenedDense(nnx.Module):
   """The layer z = x K + b, its weights held as V and d of
@@ -47,7 +49,7 @@ class WhitenedDense(nnx.Module):
     decay: float = 0.95,
     method: Method = 'zca',
     use_bias: bool = True,
-    kernel_init: Initializer = nnx.initializers.lecun_normal(),
+    kernel_init: Initializer = _KERNEL_INIT,
     bias_init: Initializer = nnx.initializers.zeros,
     param_dtype: Dtype = jnp.float32,
     rngs: nnx.Rngs,
@@ -59,8 +61,8 @@ class WhitenedDense(nnx.Module):
       out_features: Size of the last axis of z.
       every: Steps from one refresh to the next; the first refreshes.
       epsilon: Added to the diagonal of the covariance, in units of the mean
-        variance. In float32 a refresh changes what the layer computes by about
-        1e-7 / √epsilon.
+        variance. The smaller, the more a refresh rounds: see
+        `norms.coordinates.move`.
       decay: Weight of the old value in the running averages, debiased.
       method: Which U; see `norms.Whiten`.
       use_bias: Whether there is a d.

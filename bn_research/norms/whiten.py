@@ -1,6 +1,7 @@
 """The whitening map: centre, and multiply by the root of a covariance."""
 
 import dataclasses
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -215,14 +216,30 @@ def _oas(covariance, level, sizes, count) -> jax.Array:
 _LETTERS = 'abcdefh'  # axes of the activations; g, i, j are for blocks
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _products(blocks: jax.Array, axes: Axes) -> jax.Array:
   """Σ z zᵀ over `axes` of z (..., blocks, d); those axes stay, with size 1."""
-  every = _LETTERS[: blocks.ndim - 2]
-  left = ''.join(a for i, a in enumerate(every) if i not in axes)
+  return _inner(blocks, blocks, axes)
+
+
+@_products.defjvp
+def _products_jvp(axes, primals, tangents):
+  # Autodiff would take two products of the size of the batch; the second is the
+  # transpose of the first.
+  half = _inner(tangents[0], primals[0], axes)
+  return _products(primals[0], axes), half + matrices.transpose(half)
+
+
+def _inner(left: jax.Array, right: jax.Array, axes: Axes) -> jax.Array:
+  every = _LETTERS[: left.ndim - 2]
+  kept = ''.join(a for i, a in enumerate(every) if i not in axes)
   # With the blocks in front, each product is of contiguous matrices.
-  z = jnp.moveaxis(blocks, -2, 0)
+  left, right = (jnp.moveaxis(side, -2, 0) for side in (left, right))
   products = jnp.einsum(
-    f'g{every}i,g{every}j->{left}gij', z, z, precision=lax.Precision.HIGHEST
+    f'g{every}i,g{every}j->{kept}gij',
+    left,
+    right,
+    precision=lax.Precision.HIGHEST,
   )
   return jnp.expand_dims(products, axes)
 

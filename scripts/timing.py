@@ -1,0 +1,54 @@
+"""Timing in turns: what the benchmarks have in common."""
+
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import jax
+
+Turn = Callable[[], object]  # one timed call, which waits for its result
+
+
+def in_turns(turns: Mapping[str, Turn], rounds: int) -> dict[str, list[float]]:
+  """Calls each in turn, after two calls that warm up; returns seconds."""
+  for turn in turns.values():
+    turn()
+    turn()
+  seconds: dict[str, list[float]] = {name: [] for name in turns}
+  for _ in range(rounds):
+    for name, turn in turns.items():
+      start = time.perf_counter()
+      turn()
+      seconds[name].append(time.perf_counter() - start)
+  return seconds
+
+
+def rounds_within(turns: Mapping[str, Turn], seconds: float) -> int:
+  """How many rounds take about so long: odd, between 7 and 201."""
+  for turn in turns.values():
+    turn()
+  start = time.perf_counter()
+  for turn in turns.values():
+    turn()
+  one = time.perf_counter() - start
+  return min(201, max(7, int(seconds / one))) | 1
+
+
+def ratio(ours: list[float], theirs: list[float]) -> float:
+  """The median of the ratios of paired turns."""
+  pairs = zip(ours, theirs, strict=True)
+  return statistics.median(a / b for a, b in pairs)
+
+
+def geometric_mean(ratios: list[float]) -> float:
+  """exp of the mean of the logarithms."""
+  return math.exp(statistics.mean(map(math.log, ratios)))
+
+
+def device() -> str:
+  """Names what the numbers were taken on."""
+  kind = jax.devices()[0].device_kind
+  cores = len(jax.devices())
+  return f'{kind} x{cores}, {platform.machine()}, jax {jax.__version__}'

@@ -12,7 +12,6 @@ from bn_research.layers import nnx as our_nnx
 
 NAMES = ('BatchNorm', 'LayerNorm', 'RMSNorm', 'GroupNorm', 'InstanceNorm')
 
-
 _jit = functools.partial(jax.jit, static_argnames='use_running_average')
 
 
@@ -56,6 +55,16 @@ class Nnx:
 @pytest.fixture(params=[Linen(), Nnx()], ids=['linen', 'nnx'])
 def family(request):
   return request.param
+
+
+@pytest.fixture
+def of_linen():
+  return Linen()
+
+
+@pytest.fixture
+def of_nnx():
+  return Nnx()
 
 
 @pytest.fixture(params=NAMES)
@@ -102,6 +111,17 @@ def batch_call(name, **call):
 @pytest.fixture
 def train():
   return batch_call
+
+
+@pytest.fixture
+def together():
+  """Computes the same of both, in one program: half the compilations."""
+
+  def compute(what, ours, flax, *arguments):
+    program = jax.jit(lambda *a: (what(ours, *a), what(flax, *a)))
+    return program(*arguments)
+
+  return compute
 
 
 @pytest.fixture

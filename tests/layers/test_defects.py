@@ -51,7 +51,7 @@ def test_a_narrow_type_rounds_the_result_only():
   assert np.mean(np.asarray(flax(x), np.float32) == 0) > 0.5
 
 
-@pytest.mark.parametrize('ratio', [1e2, 1e3, 1e4])
+@pytest.mark.parametrize('ratio', [1e2, 1e4])
 @pytest.mark.parametrize(
   ('name', 'axes'),
   [('BatchNorm', (0, 1)), ('LayerNorm', 2), ('InstanceNorm', 1)],

@@ -32,6 +32,11 @@ def _same(ours, flax, tolerance=2e-6):
     np.testing.assert_allclose(a, b, tolerance, tolerance)
 
 
+@nnx.jit
+def _call(net, x):
+  return net(x)
+
+
 def _statistics(net):
   """A copy of them; `nnx.state` shares what later calls move."""
   return nnx.to_pure_dict(nnx.clone(nnx.state(net, nnx.BatchStat)))
@@ -45,9 +50,8 @@ def _both(**options):
 
 def test_jit():
   nets, x = _both(), _draw((6, 4))
-  run = nnx.jit(lambda net, x: net(x))
   for _ in range(3):
-    outputs = [run(net, x) for net in nets]
+    outputs = [_call(net, x) for net in nets]
   _same(*outputs)
   _same(*map(nnx.state, nets))
 
@@ -55,13 +59,13 @@ def test_jit():
 def test_train_eval_and_view():
   nets, x = _both(), _draw((6, 4))
   for net in nets:
-    net(x)
+    _call(net, x)
     net.eval()
   before = _statistics(nets[0])
-  _same(*(net(x) for net in nets))
+  _same(*(_call(net, x) for net in nets))
   _same(_statistics(nets[0]), before, 0)
   views = [nnx.view(net, use_running_average=False) for net in nets]
-  _same(*(view(x) for view in views))
+  _same(*(_call(view, x) for view in views))
   _same(*map(nnx.state, nets))
   assert np.any(nets[0].norm.mean[...] != before['norm']['mean'])
 
@@ -105,7 +109,7 @@ def test_vmap_with_an_axis_name_is_the_whole_batch():
     mapped = nnx.vmap(
       lambda net, row: net(row), in_axes=(axes, 0), axis_name='batch'
     )
-    return mapped(net, x)
+    return nnx.jit(mapped)(net, x)
 
   _same(*(run(net, x[:, None]) for net in nets))
   _same(run(nets[0], x[:, None])[:, 0], whole(x), 2e-5)
@@ -113,16 +117,18 @@ def test_vmap_with_an_axis_name_is_the_whole_batch():
 
 def test_vmap_over_models():
   x = _draw((6, 4))
+  keys = jax.random.split(jax.random.key(0), 3)
 
   @nnx.vmap(in_axes=0, out_axes=0)
   def create(key):
     return Net(layers, nnx.Rngs(key))
 
-  stacked = create(jax.random.split(jax.random.key(0), 3))
-  y = nnx.vmap(lambda net, x: net(x), in_axes=(0, None))(stacked, x)
-  for i, key in enumerate(jax.random.split(jax.random.key(0), 3)):
+  stacked = nnx.jit(create)(keys)
+  mapped = nnx.jit(nnx.vmap(lambda net, x: net(x), in_axes=(0, None)))
+  y = mapped(stacked, x)
+  for i, key in enumerate(keys):
     net = Net(layers, nnx.Rngs(key))
-    _same(y[i], net(x), 2e-5)
+    _same(y[i], _call(net, x), 2e-5)
     _same(jax.tree.map(lambda a, i=i: a[i], nnx.state(stacked)), nnx.state(net))
 
 
@@ -148,13 +154,14 @@ def test_scan_over_layers():
 
 def test_remat_changes_nothing():
   x = _draw((6, 4))
-  nets = [Net(layers, nnx.Rngs(0)) for _ in range(2)]
-  plain = nnx.grad(lambda net: jnp.sum(jnp.sin(net(x))))(nets[0])
-  remat = nnx.grad(
-    lambda net: jnp.sum(jnp.sin(nnx.remat(lambda n, x: n(x))(net, x)))
-  )(nets[1])
-  _same(remat, plain)
-  _same(*map(nnx.state, nets))
+
+  def run(call):
+    net = Net(layers, nnx.Rngs(0))
+    loss = lambda net, x: jnp.sum(jnp.sin(call(net, x)))
+    return nnx.jit(nnx.grad(loss))(net, x), nnx.state(net)
+
+  plain = lambda net, x: net(x)
+  _same(run(nnx.remat(plain)), run(plain))
 
 
 @pytest.mark.parametrize(

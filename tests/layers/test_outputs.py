@@ -1,5 +1,7 @@
 """Outputs, running statistics and gradients against Flax's on equal weights."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,56 +55,32 @@ def test_training_outputs_and_variables(pair, train, close, case):
   name, shape, options = case
   x = _draw(shape)
   ours, flax, variables = pair(name, x, 8, **options)
-  close(ours(variables, x, **train(name)), flax(variables, x, **train(name)))
+  y, moved = ours(variables, x, **train(name))
+  reference, flax_moved = flax(variables, x, **train(name))
+  close((y, moved), (reference, flax_moved))
+  if name != 'GroupNorm' and options.get('reduction_axes') != (1, 2, 3):
+    # Compiled, it is bit for bit the same: the order of operations is that of
+    # Flax. Over many positions and channels, channels are merged at the end.
+    np.testing.assert_array_equal(y, reference)
 
 
 def test_running_statistics_at_every_step(pair, close):
   x = _draw((6, 8))
   ours, flax, ours_now = pair('BatchNorm', x, momentum=0.9)
-  ours, flax = (
-    jax.jit(lambda v, x, f=f: f(v, x, use_running_average=False))
-    for f in (ours, flax)
-  )
   flax_now = ours_now
   for step in range(12):
     x = _draw((6, 8), seed=step, mean=step, std=1 + step)
-    y, ours_now = ours(ours_now, x)
-    reference, flax_now = flax(flax_now, x)
+    y, ours_now = ours(ours_now, x, use_running_average=False)
+    reference, flax_now = flax(flax_now, x, use_running_average=False)
     close(y, reference)
     close(ours_now, flax_now, rtol=5e-7 * (step + 1), atol=0)
 
 
-@pytest.mark.parametrize(
-  ('name', 'shape', 'options'),
-  cases := [
-    ('BatchNorm', _IMAGES, {}),
-    ('BatchNorm', (4, 8, 3), {'axis': 1}),
-    ('LayerNorm', _IMAGES, {}),
-    ('RMSNorm', _IMAGES, {}),
-    ('InstanceNorm', _IMAGES, {}),
-  ],
-  ids=_ids(cases),
-)
-def test_bit_for_bit_under_jit(pair, train, name, shape, options):
-  # The order of operations is that of Flax. Group norm merges channels where
-  # there are many positions, which is another order, and quicker.
-  x = _draw(shape)
-  ours, flax, variables = pair(name, x, 8, **options)
-  y, reference = (
-    jax.jit(lambda v, x, f=f: f(v, x, **train(name))[0])(variables, x)
-    for f in (ours, flax)
-  )
-  assert np.isfinite(y).all()
-  np.testing.assert_array_equal(y, reference)
-
-
-def test_evaluation_bit_for_bit_under_jit(pair):
+def test_evaluation_bit_for_bit_and_without_a_trace(pair):
   x = _draw()
   ours, flax, variables = pair('BatchNorm', x)
-  (y, after), (reference, _) = (
-    jax.jit(lambda v, x, f=f: f(v, x, use_running_average=True))(variables, x)
-    for f in (ours, flax)
-  )
+  y, after = ours(variables, x, use_running_average=True)
+  reference, _ = flax(variables, x, use_running_average=True)
   assert np.isfinite(y).all()
   np.testing.assert_array_equal(y, reference)
   jax.tree.map(np.testing.assert_array_equal, after, variables)
@@ -119,40 +97,39 @@ def test_evaluation_bit_for_bit_under_jit(pair):
     ('InstanceNorm', {}),
   ],
 )
-def test_gradients(pair, train, close, name, options):
+def test_gradients(pair, train, together, close, name, options):
   x = _draw()
   ours, flax, variables = pair(name, x, **options)
   weights = _draw(seed=1)
 
-  def gradients(f):
-    def loss(variables, x):
-      return jnp.sum(weights * f(variables, x, **train(name))[0])
+  @functools.partial(jax.grad, argnums=(1, 2))
+  def gradients(f, variables, x):
+    return jnp.sum(weights * f(variables, x, **train(name))[0])
 
-    return jax.jit(jax.grad(loss, (0, 1)))(variables, x)
-
-  close(gradients(ours), gradients(flax), rtol=2e-5, atol=2e-5)
+  close(*together(gradients, ours, flax, variables, x), 2e-5, 2e-5)
 
 
-def test_gradients_in_evaluation(pair, close):
+def test_gradients_in_evaluation(pair, together, close):
   x = _draw()
   ours, flax, variables = pair('BatchNorm', x)
 
-  def gradients(f):
-    def loss(variables, x):
-      return jnp.sum(jnp.sin(f(variables, x, use_running_average=True)[0]))
+  @functools.partial(jax.grad, argnums=(1, 2))
+  def gradients(f, variables, x):
+    return jnp.sum(jnp.sin(f(variables, x, use_running_average=True)[0]))
 
-    return jax.jit(jax.grad(loss, (0, 1)))(variables, x)
-
-  close(gradients(ours), gradients(flax), rtol=2e-5, atol=2e-5)
+  close(*together(gradients, ours, flax, variables, x), 2e-5, 2e-5)
 
 
-@pytest.mark.parametrize('fast', [True, False])
-def test_use_fast_variance_has_no_effect(pair, train, name, fast):
-  x = _draw((4, 5, 32), mean=100)
-  ours, _, variables = pair(name, x)
-  same, _, _ = pair(name, x, use_fast_variance=fast)
-  expected = ours(variables, x, **train(name))[0]
-  np.testing.assert_array_equal(same(variables, x, **train(name))[0], expected)
+def test_use_fast_variance_has_no_effect(family, train, name):
+  x = _draw((4, 5, 32))
+  programs = set()
+  for fast in (True, False):
+    apply, variables = family.make(
+      family.ours, name, 32, x, use_fast_variance=fast
+    )
+    call = functools.partial(apply, **train(name))
+    programs.add(str(jax.make_jaxpr(call)(variables, x)))
+  assert len(programs) == 1
 
 
 def test_several_feature_axes_have_a_parameter_each(family):

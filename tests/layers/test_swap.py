@@ -20,16 +20,15 @@ _LINEN = """
 
       @nn.compact
       def __call__(self, x, train):
-        x = nn.Conv(self.features, (3, 3), use_bias=False)(x)
+        x = nn.Dense(self.features, use_bias=False)(x)
         x = BatchNorm(use_running_average=not train, momentum=0.9)(x)
         return nn.relu(GroupNorm(num_groups=2)(x))
 
     class Net(nn.Module):
       @nn.compact
       def __call__(self, x, train):
-        x = nn.avg_pool(Block(4)(x, train), (2, 2), (2, 2))
-        x = LayerNorm()(x.reshape((x.shape[0], -1)))
-        return nn.Dense(3)(x)
+        x = Block(4)(Block(4)(x, train), train)
+        return nn.Dense(3)(LayerNorm()(x.mean((1, 2))))
 """
 
 _NNX = """
@@ -38,14 +37,14 @@ _NNX = """
 
     class Net(nnx.Module):
       def __init__(self, rngs):
-        self.conv = nnx.Conv(3, 8, (3, 3), use_bias=False, rngs=rngs)
+        self.first = nnx.Linear(3, 8, use_bias=False, rngs=rngs)
         self.batch = BatchNorm(8, momentum=0.9, rngs=rngs)
         self.group = GroupNorm(8, num_groups=2, rngs=rngs)
         self.layer = LayerNorm(8, rngs=rngs)
         self.dense = nnx.Linear(8, 3, rngs=rngs)
 
       def __call__(self, x):
-        x = nnx.relu(self.group(self.batch(self.conv(x))))
+        x = nnx.relu(self.group(self.batch(self.first(x))))
         return self.dense(self.layer(x.mean((1, 2))))
 """
 
@@ -65,7 +64,8 @@ def _same(ours, flax):
   assert jax.tree.structure(ours) == jax.tree.structure(flax)
   for a, b in zip(*map(jax.tree.leaves, (ours, flax)), strict=True):
     assert np.isfinite(a).all()
-    np.testing.assert_allclose(a, b, 1e-4, 2e-5)
+    # Flax's variance is the fast one here, as it is by default.
+    np.testing.assert_allclose(a, b, 1e-3, 1e-4)
 
 
 def test_linen():
@@ -82,7 +82,8 @@ def test_linen():
       y, moved = train(variables, _images(step))
       variables = {**variables, **moved}
       history.append((y, moved))
-    history.append(model.apply(variables, _images(9), train=False))
+    evaluate = jax.jit(functools.partial(model.apply, train=False))
+    history.append(evaluate(variables, _images(9)))
     results.append(history)
   _same(*results)
 

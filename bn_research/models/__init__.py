@@ -10,6 +10,7 @@ from flax import nnx
 
 from bn_research import errors, norms, registry
 from bn_research.layers import nnx as layers
+from bn_research.layers.nnx.whitened_dense import WhitenedDense
 from bn_research.models import mlp
 
 _MODELS = {'mlp': mlp.MLP}
@@ -25,7 +26,9 @@ def create(
 
   Args:
     config: `name`, the model's own options, and `norm` with the `name` and the
-      options of a normalization. Options that are None keep their defaults.
+      options of a normalization. `dense` may hold the `name` of a dense layer,
+      `dense` or `prong`, and its options. Options that are None keep their
+      defaults.
     input_shape: The shape of one example.
     num_classes: Number of logits.
     key: A `jax.random.key`; may be traced, and inside `jit` is where building a
@@ -39,6 +42,7 @@ def create(
   """
   options = dict(config)
   norm = functools.partial(layers.Norm, _normalization(options.pop('norm')))
+  dense = _dense(options.pop('dense', None) or {})
   return registry.create(
     'model',
     _MODELS,
@@ -46,6 +50,7 @@ def create(
     num_inputs=math.prod(input_shape),
     num_classes=num_classes,
     norm=norm,
+    dense=dense,
     rngs=nnx.Rngs(key),
   )
 
@@ -56,3 +61,35 @@ def _normalization(config: Mapping[str, Any]) -> norms.Normalization:
     return norms.create(**options)
   except (TypeError, ValueError) as error:
     raise errors.UserError(f'config.model.norm: {error}') from error
+
+
+def _dense(config: Mapping[str, Any]) -> mlp.DenseFactory:
+  options = {
+    'name': 'dense',
+    **{k: v for k, v in config.items() if v is not None},
+  }
+  return registry.create('dense layer', _DENSE, options)
+
+
+def _linear() -> mlp.DenseFactory:
+  return nnx.Linear
+
+
+def _prong(
+  every: int = 100, epsilon: float = 1e-3, decay: float = 0.95
+) -> mlp.DenseFactory:
+  if every < 1:
+    raise errors.UserError(
+      f'config.model.dense.every={every}; choose at least 1 step'
+    )
+  try:
+    whiten = norms.Whiten('zca', epsilon=epsilon)
+    population = norms.Ema(decay)
+  except ValueError as error:
+    raise errors.UserError(f'config.model.dense: {error}') from error
+  return functools.partial(
+    WhitenedDense, every=every, whiten=whiten, population=population
+  )
+
+
+_DENSE = {'dense': _linear, 'prong': _prong}

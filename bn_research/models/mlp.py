@@ -10,6 +10,7 @@ from bn_research import errors
 
 Tap = Callable[[str, jax.Array], jax.Array]
 NormFactory = Callable[..., nnx.Module]
+DenseFactory = Callable[..., nnx.Module]
 
 _NONLINEARITIES: dict[str, Callable[[jax.Array], jax.Array]] = {
   'elu': jax.nn.elu,
@@ -35,21 +36,28 @@ class MLP(nnx.Module):
     num_inputs: int,
     num_classes: int,
     norm: NormFactory,
+    dense: DenseFactory = nnx.Linear,
     rngs: nnx.Rngs,
     widths: Sequence[int] = (100, 100, 100),
     nonlinearity: str = 'sigmoid',
     init_scale: float = 0.1,
+    dense_bias: bool = False,
   ):
     """Draws the weights.
 
     Args:
       num_inputs: Numbers in one example.
       num_classes: Number of logits.
-      norm: Called as `norm(num_features, rngs=rngs)` for each hidden layer.
+      norm: Called as `norm(num_features, use_bias=use_bias, rngs=rngs)` for
+        each hidden layer.
+      dense: Called as `dense(num_inputs, num_outputs, use_bias=use_bias,
+        kernel_init=init, rngs=rngs)` for every layer.
       rngs: Where the weights are drawn from.
       widths: Number of units of each hidden layer.
       nonlinearity: Name of g.
       init_scale: Standard deviation of every weight, drawn from a Gaussian.
+      dense_bias: Whether hidden W have the bias, instead of the norms: what
+        centres the input of W, or the gradient of W, needs one there.
 
     Raises:
       UserError: If the nonlinearity is unknown.
@@ -62,12 +70,14 @@ class MLP(nnx.Module):
     init = nnx.initializers.normal(init_scale)
     sizes = (num_inputs, *widths)
     self.dense = nnx.List(
-      nnx.Linear(*size, use_bias=False, kernel_init=init, rngs=rngs)
+      dense(*size, use_bias=dense_bias, kernel_init=init, rngs=rngs)
       for size in itertools.pairwise(sizes)
     )
-    self.norms = nnx.List(norm(width, rngs=rngs) for width in widths)
-    self.output = nnx.Linear(
-      sizes[-1], num_classes, kernel_init=init, rngs=rngs
+    self.norms = nnx.List(
+      norm(width, use_bias=not dense_bias, rngs=rngs) for width in widths
+    )
+    self.output = dense(
+      sizes[-1], num_classes, use_bias=True, kernel_init=init, rngs=rngs
     )
     self.nonlinearity = _NONLINEARITIES[nonlinearity]
 

@@ -6,6 +6,7 @@ from typing import Any
 import optax
 
 from bn_research import registry
+from bn_research.optim import input_covariance
 
 
 def create(
@@ -16,7 +17,10 @@ def create(
   Args:
     config: `name`, `learning_rate` and the optimizer's own options; `schedule`,
       where the learning rate is to change during the run, holds the `name` of a
-      schedule and its options. Options that are None keep their defaults.
+      schedule and its options. Of `sgd`, `precondition` may hold the `name`
+      `input_covariance` and the options of
+      `input_covariance.precondition_by_input_covariance`, which works on the
+      momentum of raw gradients. Options that are None keep their defaults.
     num_steps: The length of the run, in steps.
 
   Returns:
@@ -41,9 +45,15 @@ def _sgd(
   learning_rate: optax.ScalarOrSchedule,
   momentum: float = 0.0,
   nesterov: bool = False,
+  precondition: Mapping[str, Any] | None = None,
 ) -> optax.GradientTransformation:
   # With a momentum of 0.0 optax would carry a trace that is never used.
-  return optax.sgd(learning_rate, momentum or None, nesterov)
+  descent = optax.sgd(learning_rate, momentum or None, nesterov)
+  if precondition is None or precondition.get('name') is None:
+    return descent
+  return optax.chain(
+    descent, registry.create('precondition', _PRECONDITIONS, precondition)
+  )
 
 
 def _adam(
@@ -96,6 +106,9 @@ _OPTIMIZERS = {
   'adam': _adam,
   'adamw': _adamw,
   'rmsprop': _rmsprop,
+}
+_PRECONDITIONS = {
+  'input_covariance': input_covariance.precondition_by_input_covariance
 }
 _SCHEDULES = {
   'constant': _constant,

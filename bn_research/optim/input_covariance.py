@@ -125,6 +125,15 @@ def precondition_by_input_covariance(
   return optax.GradientTransformationExtraArgs(init, update)
 
 
+def uses_input_moments(opt_state: optax.OptState) -> bool:
+  """Whether an optimizer with this state is to be given `input_moments`."""
+
+  def is_ours(node: Any) -> bool:
+    return isinstance(node, InputCovarianceState)
+
+  return any(map(is_ours, jax.tree.leaves(opt_state, is_leaf=is_ours)))
+
+
 @dataclasses.dataclass(frozen=True)
 class _Rule:
   """What is done to one layer; the fields are those of the transformation."""

@@ -1,4 +1,4 @@
-"""Moving a whole model, between two steps, to new whitened coordinates."""
+"""Whitening between two steps: who listens, and moving to new coordinates."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -8,8 +8,9 @@ import optax
 from flax import nnx
 
 from bn_research import norms
+from bn_research.layers.nnx import inputs
 from bn_research.layers.nnx.whitened_dense import WhitenedDense
-from bn_research.optim import momentum
+from bn_research.optim import input_covariance, momentum
 
 
 class Learning(NamedTuple):
@@ -26,6 +27,23 @@ class Learning(NamedTuple):
   rest: nnx.State
   grads: nnx.State
   opt_state: optax.OptState
+
+
+def record_inputs(
+  model: nnx.Module, opt_state: optax.OptState
+) -> dict[str, norms.Moments]:
+  """Lets layers note the moments of their inputs, where these will be used.
+
+  Args:
+    model: The model, about to be called.
+    opt_state: The state of the optimizer that is to train it.
+
+  Returns:
+    A dict, empty, which calls of the model fill: see `layers.nnx.inputs`.
+  """
+  if input_covariance.uses_input_moments(opt_state):
+    return inputs.record_inputs(model)
+  return inputs.record_inputs(model, of=(WhitenedDense,))
 
 
 def refresh(

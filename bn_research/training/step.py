@@ -9,6 +9,7 @@ import optax
 from flax import nnx
 from jax.sharding import PartitionSpec
 
+from bn_research.training import refresh
 from bn_research.training.state import TrainState
 
 
@@ -61,20 +62,33 @@ def train_step(
     The state after the step.
   """
 
-  def loss_fn(params: nnx.State) -> tuple[jax.Array, nnx.State]:
+  def loss_fn(params: nnx.State) -> tuple[jax.Array, Any]:
     # Without a copy, statistics of this trace would land in the outer one.
     model: Any = nnx.merge(graphdef, params, state.rest, copy=True)
+    moments = refresh.record_inputs(model, state.opt_state)
     loss = losses(model(images, train=True), labels).mean()
     _, _, *rest = nnx.split(model, nnx.Param, ...)
-    return loss, nnx.as_pure(rest[0])
+    return loss, (nnx.as_pure(rest[0]), moments)
 
   grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-  (loss, rest), grads = grad_fn(state.params)
-  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  (loss, (rest, moments)), grads = grad_fn(state.params)
+  learning = refresh.refresh(
+    refresh.Learning(state.params, rest, grads, state.opt_state),
+    moments,
+    graphdef=graphdef,
+    optimizer=optimizer,
+  )
+  update = optax.with_extra_args_support(optimizer).update
+  updates, opt_state = update(
+    learning.grads,
+    learning.opt_state,
+    learning.params,
+    input_moments=moments,
+  )
   return TrainState(
     step=state.step + 1,
-    params=optax.apply_updates(state.params, updates),
-    rest=rest,
+    params=optax.apply_updates(learning.params, updates),
+    rest=learning.rest,
     opt_state=opt_state,
     loss=loss,
     loss_sum=state.loss_sum + loss,

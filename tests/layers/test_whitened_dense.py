@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from bn_research import norms
 from bn_research.layers.nnx.inputs import record_inputs
 from bn_research.layers.nnx.whitened_dense import WhitenedDense
 from bn_research.norms import inputs
@@ -67,7 +68,12 @@ def test_it_begins_as_a_dense_layer():
 )
 def test_a_refresh_keeps_outputs(epsilon, use_bias, most):
   layer = WhitenedDense(
-    D, M, every=1, epsilon=epsilon, use_bias=use_bias, rngs=nnx.Rngs(0)
+    D,
+    M,
+    every=1,
+    whiten=norms.Whiten('zca', epsilon=epsilon),
+    use_bias=use_bias,
+    rngs=nnx.Rngs(0),
   )
   assert change_at_refreshes(layer) <= most
 
@@ -75,7 +81,12 @@ def test_a_refresh_keeps_outputs(epsilon, use_bias, most):
 @pytest.mark.parametrize('method', ['zca', 'newton_schulz', 'cholesky', 'pca'])
 def test_a_refresh_keeps_outputs_to_double_precision(x64, method):
   layer = WhitenedDense(
-    D, M, every=1, method=method, param_dtype=jnp.float64, rngs=nnx.Rngs(0)
+    D,
+    M,
+    every=1,
+    whiten=norms.Whiten(method, epsilon=1e-3),
+    param_dtype=jnp.float64,
+    rngs=nnx.Rngs(0),
   )
   assert change_at_refreshes(layer, np.float64) <= 1e-12
 
@@ -85,7 +96,7 @@ def test_after_a_refresh_its_input_is_white(x64, use_bias):
   layer = WhitenedDense(
     D,
     M,
-    epsilon=1e-13,
+    whiten=norms.Whiten('zca', epsilon=1e-13),
     use_bias=use_bias,
     param_dtype=jnp.float64,
     rngs=nnx.Rngs(0),
@@ -101,7 +112,9 @@ def test_after_a_refresh_its_input_is_white(x64, use_bias):
 
 
 def test_it_moves_at_the_interval_and_learns_at_every_step():
-  layer = WhitenedDense(D, M, every=3, decay=0.5, rngs=nnx.Rngs(0))
+  layer = WhitenedDense(
+    D, M, every=3, population=norms.Ema(0.5), rngs=nnx.Rngs(0)
+  )
   moved, means = [], []
   for x in batches(7):
     moved.append(bool(refresh(layer, x)))

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from bn_research import norms
 from bn_research.layers.nnx import inputs, whitened_dense
 from bn_research.optim import input_covariance
 from bn_research.training import mesh as mesh_lib
@@ -19,7 +20,10 @@ from bn_research.training import refresh as refresh_lib
 SIZES = (6, 5, 3)
 EVERY, EPSILON, DECAY, RATE = 20, 1e-3, 0.9, 0.05
 WHITENED = functools.partial(
-  whitened_dense.WhitenedDense, every=EVERY, epsilon=EPSILON, decay=DECAY
+  whitened_dense.WhitenedDense,
+  every=EVERY,
+  whiten=norms.Whiten('zca', epsilon=EPSILON),
+  population=norms.Ema(DECAY),
 )
 
 

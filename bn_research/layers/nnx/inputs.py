@@ -12,16 +12,20 @@ from bn_research.norms import inputs
 
 Note = Callable[[norms.Moments], None]
 
+_LAYERS = (nnx.Linear, nnx.Conv, WhitenedDense)
 
-def record_inputs(model: nnx.Module) -> dict[str, norms.Moments]:
+
+def record_inputs(
+  model: nnx.Module, of: tuple[type, ...] = _LAYERS
+) -> dict[str, norms.Moments]:
   """Lets dense and convolution layers note the moments of their inputs.
 
-  They are `nnx.Linear`, `nnx.Conv` and `WhitenedDense`, and what derives from
-  them. Of a layer that is called more than once, all inputs count.
+  Of a layer that is called more than once, all inputs count.
 
   Args:
     model: The model, from now on recording; a copy, where it is to be used
       again.
+    of: The classes of layers that are to note, of those by default.
 
   Returns:
     A dict, empty, which calls of the model fill: moments by the name of the
@@ -29,7 +33,8 @@ def record_inputs(model: nnx.Module) -> dict[str, norms.Moments]:
   """
   found: dict[str, norms.Moments] = {}
   for path, layer in nnx.iter_modules(model):
-    _listen(layer, _note_in(found, '/'.join(map(str, path))))
+    if isinstance(layer, of):
+      _listen(layer, _note_in(found, '/'.join(map(str, path))))
   return found
 
 

@@ -11,9 +11,10 @@ from jax import lax
 from bn_research import norms
 from bn_research.norms import coordinates
 from bn_research.norms.matrices import matmul
-from bn_research.norms.whiten import Method
 
 _KERNEL_INIT = nnx.initializers.lecun_normal()
+_WHITEN = norms.Whiten('zca', epsilon=1e-3)
+_POPULATION = norms.Ema(0.95)
 
 
 class WhitenedDense(nnx.Module):
@@ -45,9 +46,8 @@ class WhitenedDense(nnx.Module):
     out_features: int,
     *,
     every: int = 100,
-    epsilon: float = 1e-3,
-    decay: float = 0.95,
-    method: Method = 'zca',
+    whiten: norms.Whiten = _WHITEN,
+    population: norms.Ema | norms.Cumulative = _POPULATION,
     use_bias: bool = True,
     kernel_init: Initializer = _KERNEL_INIT,
     bias_init: Initializer = nnx.initializers.zeros,
@@ -60,11 +60,9 @@ class WhitenedDense(nnx.Module):
       in_features: d, size of the last axis of x.
       out_features: Size of the last axis of z.
       every: Steps from one refresh to the next; the first refreshes.
-      epsilon: Added to the diagonal of the covariance, in units of the mean
-        variance. The smaller, the more a refresh rounds: see
-        `norms.coordinates.move`.
-      decay: Weight of the old value in the running averages, debiased.
-      method: Which U; see `norms.Whiten`.
+      whiten: Which U; all of the input is one block. The less it adds to the
+        covariance, the more a refresh rounds: see `norms.coordinates.move`.
+      population: How the moments of steps are averaged.
       use_bias: Whether there is a d.
       kernel_init: Initializer of V.
       bias_init: Initializer of d.
@@ -72,7 +70,7 @@ class WhitenedDense(nnx.Module):
       rngs: Keys for the initializers.
 
     Raises:
-      ValueError: If an option is out of range.
+      ValueError: If `every` is not positive.
     """
     if every < 1:
       raise ValueError(f'every={every} must be at least 1 step.')
@@ -87,10 +85,10 @@ class WhitenedDense(nnx.Module):
     basis = jnp.eye(in_features, dtype=param_dtype)
     self.mean = nnx.BatchStat(mean)
     self.basis = nnx.BatchStat(basis)
-    self.population = norms.Ema(decay)
+    self.population = population
     average = self.population.init(jnp.copy(mean), basis[None])
     self.average = nnx.data(jax.tree.map(nnx.BatchStat, average))
-    self.whiten = norms.Whiten(method, epsilon=epsilon)
+    self.whiten = whiten
     self.every = every
     self.observe: Callable[[jax.Array], None] | None = None
 

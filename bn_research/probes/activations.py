@@ -18,10 +18,13 @@ class Activations:
   Attributes:
     percentiles: (q,) percentages.
     unit: Index of the feature that is followed on its own.
+    nonlinearities: Names of the inputs to follow, such as `'hidden_3/input'`;
+      None for all.
   """
 
   percentiles: Sequence[float] = (15.0, 50.0, 85.0)
   unit: int = 0
+  nonlinearities: Sequence[str] | None = None
 
   def __post_init__(self):
     if not self.percentiles or not all(0 <= q <= 100 for q in self.percentiles):
@@ -45,28 +48,33 @@ class Activations:
       x: (batch, ...) examples.
 
     Returns:
-      For each nonlinearity, (q,) over the batch for the unit, as
+      For each nonlinearity followed, (q,) over the batch for the unit, as
       `'hidden_1/input/unit'`, and over all features too, as
       `'hidden_1/input/all'`.
 
     Raises:
-      UserError: If a nonlinearity has no such unit.
+      UserError: If there is no such nonlinearity, or it has no such unit.
     """
     inputs: dict[str, jax.Array] = {}
+    model(x, train=True, tap=lambda name, h: inputs.setdefault(name, h))
+    sets: dict[str, jax.Array] = {}
+    for name in self.nonlinearities or inputs:
+      if name not in inputs:
+        raise errors.UserError(
+          f'probe.nonlinearities names {name!r}; there are {", ".join(inputs)}'
+        )
+      sets[f'{name}/unit'] = self._of_unit(name, inputs[name])
+      sets[f'{name}/all'] = inputs[name].ravel()
+    return self._percentiles(sets)
 
-    def tap(name: str, value: jax.Array) -> jax.Array:
-      inputs[f'{name}/unit'] = self._of_unit(name, value)
-      inputs[f'{name}/all'] = value.ravel()
-      return value
-
-    model(x, train=True, tap=tap)
+  def _percentiles(self, sets: dict[str, jax.Array]) -> dict[str, jax.Array]:
     by_size: dict[int, list[str]] = {}
-    for name, values in inputs.items():
+    for name, values in sets.items():
       by_size.setdefault(values.size, []).append(name)
     found: dict[str, jax.Array] = {}
     for names in by_size.values():
       # All of one size together: what takes long is to compile.
-      stacked = jnp.stack([inputs[name] for name in names])
+      stacked = jnp.stack([sets[name] for name in names])
       result = percentiles_lib.percentiles(stacked, self.percentiles)
       found.update(zip(names, result.T, strict=True))
     return found

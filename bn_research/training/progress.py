@@ -18,14 +18,15 @@ class Progress:
       num_steps: The length of the run.
     """
     self._num_steps = num_steps
+    self._first = 0
+    self._start = self._last_line = time.monotonic()
     self._bar: Any = None
-    self.start(0)
 
   def start(self, step: int) -> None:
-    """Begins to count time, at `step`."""
+    """Begins to count time, at `step`, and to show it."""
     self._first = step
     self._start = self._last_line = time.monotonic()
-    if self._bar is None and sys.stdout.isatty():
+    if sys.stdout.isatty():
       self._bar = _bar(self._num_steps)
 
   def update(self, step: int, row: Mapping[str, Any]) -> None:
@@ -39,7 +40,7 @@ class Progress:
       self._bar.update(
         self._bar.task_ids[0],
         completed=step,
-        text=f'{self.rate(step):,.0f} steps/s  {_measured(row)}',
+        text=f'{self.rate(step):,.0f}/s  {_measured(row)}',
       )
     elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
       self._last_line = time.monotonic()
@@ -72,9 +73,9 @@ class Progress:
 
 
 def _measured(row: Mapping[str, Any]) -> str:
-  names = ('train_loss', 'test_accuracy')
+  names = {'train_loss': 'loss', 'test_accuracy': 'accuracy'}
   return '  '.join(
-    f'{name.replace("_", " ")} {row[name]:.4f}' for name in names if name in row
+    f'{name} {row[key]:.4f}' for key, name in names.items() if key in row
   )
 
 
@@ -82,9 +83,8 @@ def _bar(num_steps: int) -> Any:
   from rich import progress
 
   bar = progress.Progress(
-    progress.TextColumn('step'),
     progress.MofNCompleteColumn(),
-    progress.BarColumn(),
+    progress.BarColumn(bar_width=16),  # All fits into 80 columns.
     progress.TimeRemainingColumn(),
     progress.TextColumn('{task.fields[text]}'),
   )

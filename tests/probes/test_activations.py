@@ -106,6 +106,23 @@ def test_inputs_of_images_are_taken_by_channel():
   np.testing.assert_allclose(found['conv/input/unit'], expected, rtol=1e-6)
 
 
+def test_only_the_chosen_are_followed():
+  probe = probes.create(CONFIG | {'nonlinearities': ('hidden_3/input',)})
+  model = make_model('none', widths=(2, 2, 7))  # Two have no unit 3.
+  found = probe(model, jnp.asarray(X))
+  everything = probes.create(CONFIG | {'unit': 1})(model, jnp.asarray(X))
+  assert found.keys() == {'hidden_3/input/unit', 'hidden_3/input/all'}
+  np.testing.assert_array_equal(
+    found['hidden_3/input/all'], everything['hidden_3/input/all']
+  )
+
+
+def test_a_nonlinearity_that_is_not_there_is_named():
+  probe = probes.create(CONFIG | {'nonlinearities': ('hidden_4/input',)})
+  with pytest.raises(errors.UserError, match=r"'hidden_4/input'; there are hi"):
+    probe(make_model('none'), jnp.asarray(X))
+
+
 def test_the_percentages_are_stored_once():
   constants = probes.create(CONFIG).constants
   np.testing.assert_array_equal(constants['percentiles'], [15, 50, 85])
@@ -115,7 +132,7 @@ def test_the_percentages_are_stored_once():
   ('change', 'message'),
   [
     ({'name': 'activation'}, "unknown probe 'activation'; there are activ"),
-    ({'depth': 1}, "no option 'depth'; it has percentiles, unit"),
+    ({'depth': 1}, "no option 'depth'; it has percentiles, unit, non"),
     ({'percentiles': ()}, r'percentiles=\(\)'),
     ({'percentiles': (-1.0,)}, r'percentiles=\(-1.0,\)'),
   ],

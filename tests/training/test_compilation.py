@@ -1,0 +1,59 @@
+import pathlib
+
+import jax
+import pytest
+
+from bn_research.training import compilation
+
+OPTIONS = (
+  'jax_compilation_cache_dir',
+  'jax_persistent_cache_min_compile_time_secs',
+  'jax_persistent_cache_min_entry_size_bytes',
+)
+
+
+@pytest.fixture(autouse=True)
+def restored(monkeypatch, tmp_path):
+  """Has this machine's caches left alone."""
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'home'))
+  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)
+  before = {name: getattr(jax.config, name) for name in OPTIONS}
+  yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+
+
+def directory():
+  return pathlib.Path(jax.config.jax_compilation_cache_dir)
+
+
+def test_the_default_is_named_after_what_the_code_fits(tmp_path, monkeypatch):
+  compilation.enable_cache()
+  first = directory()
+  assert first.is_dir()
+  assert tmp_path / 'home' in first.parents
+  assert compilation.jaxlib.__version__ in first.name
+  assert jax.config.jax_persistent_cache_min_entry_size_bytes == -1
+  monkeypatch.setattr(compilation, '_cpu', lambda: 'another')
+  compilation.enable_cache()
+  assert directory() != first
+
+
+def test_it_can_be_elsewhere(tmp_path):
+  compilation.enable_cache(str(tmp_path / 'there'))
+  assert directory() == tmp_path / 'there'
+  assert directory().is_dir()
+
+
+def test_that_of_jax_is_respected(monkeypatch):
+  before = jax.config.jax_compilation_cache_dir
+  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', '/elsewhere')
+  compilation.enable_cache()
+  assert jax.config.jax_compilation_cache_dir == before
+
+
+def test_where_nothing_can_be_written_nothing_is_kept(tmp_path, monkeypatch):
+  (tmp_path / 'home').write_text('')
+  before = jax.config.jax_compilation_cache_dir
+  compilation.enable_cache()
+  assert jax.config.jax_compilation_cache_dir == before

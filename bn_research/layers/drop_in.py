@@ -15,8 +15,11 @@ import jax.numpy as jnp
 
 from bn_research.norms import (
   Batch,
+  Chain,
+  Coloured,
   Ema,
   Example,
+  Mixture,
   Normalization,
   Standardize,
   checks,
@@ -95,8 +98,16 @@ def _hashable(value):
   return tuple(map(_hashable, value)) if is_list else value
 
 
-def on_one_device(normalization: Normalization) -> Normalization:
+def on_one_device(normalization: Any) -> Any:
   """Returns the same without named axes, which need not be bound then."""
+  if isinstance(normalization, Chain | Mixture):
+    parts = tuple(map(on_one_device, normalization.parts))
+    return dataclasses.replace(normalization, parts=parts)
+  if isinstance(normalization, Coloured):
+    inner = on_one_device(normalization.normalization)
+    return dataclasses.replace(normalization, normalization=inner)
+  if not isinstance(normalization, Normalization):
+    return normalization
   scope: Any = normalization.scope
   names = {'axis_name', 'axis_index_groups'}
   given = {f.name: None for f in dataclasses.fields(scope) if f.name in names}

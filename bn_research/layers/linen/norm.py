@@ -16,7 +16,9 @@ class Norm(nn.Module):
   """Any Normalization, with the learned scale and bias it calls for.
 
   What it remembers is in the collection 'batch_stats': a variable for each
-  field of its state, `mean` and `var` among them.
+  field of its state, `mean` and `var` among them; or one variable, `state`, for
+  that of several. What it learns beside scale and bias is in 'params', as
+  `learned`.
 
   Attributes:
     normalization: The normalization; pure, see `bn_research.norms`.
@@ -67,20 +69,24 @@ class Norm(nn.Module):
     if self.is_initializing():
       norm, update = drop_in.on_one_device(norm), False
     state, variables = self._remembered(norm.init(x.shape[-1]))
+    learned = norm.learned(x.shape[-1])
+    if jax.tree.leaves(learned):
+      learned = self.param('learned', lambda key: learned)
     last = (x.ndim - 1,)
-    use_scale = norm.map.scales if self.use_scale is None else self.use_scale
+    use_scale = norm.scales if self.use_scale is None else self.use_scale
     y, state = norm.apply(
       x,
       state,
       scale=parameter(self, 'scale', x, last) if use_scale else None,
       bias=parameter(self, 'bias', x, last) if self.use_bias else None,
+      learned=learned,
       use_running=use_running,
       update=update,
       mask=mask,
     )
     if update:
       for name, variable in variables.items():
-        variable.value = getattr(state, name)
+        variable.value = state if name == 'state' else getattr(state, name)
     return y
 
   def _use_running(self, argument: bool | None) -> bool:
@@ -91,6 +97,9 @@ class Norm(nn.Module):
     """Returns the state, and the variables that hold its fields."""
     if initial == ():
       return initial, {}
+    if not hasattr(initial, '_asdict'):
+      whole = self.variable('batch_stats', 'state', lambda: initial)
+      return whole.value, {'state': whole}
     variables = {
       name: self.variable('batch_stats', name, lambda leaf: leaf, leaf)
       for name, leaf in initial._asdict().items()

@@ -16,8 +16,11 @@ class Norm(nnx.Module):
   """Any Normalization, with the learned scale and bias it calls for.
 
   Attributes:
-    normalization: The normalization; pure, see `bn_research.norms`.
+    normalization: The normalization, or what has its calls; pure, see
+      `bn_research.norms`.
     statistics: Its state, each array an `nnx.BatchStat`.
+    learned: What it learns beside scale and bias, each array an `nnx.Param`;
+      commonly nothing.
     scale: `nnx.Param` (num_features,), or None.
     bias: `nnx.Param` (num_features,), or None.
     use_running_average: Default of the call argument; set by `model.train()`
@@ -52,7 +55,7 @@ class Norm(nnx.Module):
       rngs: Keys for the initializers.
     """
     if use_scale is None:
-      use_scale = normalization.map.scales
+      use_scale = normalization.scales
     shape = (num_features,)
     self.normalization = normalization
     self.num_features = num_features
@@ -69,6 +72,8 @@ class Norm(nnx.Module):
     )
     state = normalization.init(num_features)
     self.statistics = nnx.data(jax.tree.map(nnx.BatchStat, state))
+    learned = normalization.learned(num_features)
+    self.learned = nnx.data(jax.tree.map(nnx.Param, learned))
 
   def __call__(
     self,
@@ -94,14 +99,17 @@ class Norm(nnx.Module):
       use_running_average = self.use_running_average
     if update is None:
       update = not use_running_average
-    state = jax.tree.map(
-      lambda variable: variable[...], self.statistics, is_leaf=_is_variable
+    state, learned = jax.tree.map(
+      lambda variable: variable[...],
+      (self.statistics, self.learned),
+      is_leaf=_is_variable,
     )
     y, new = self.normalization.apply(
       x,
       state,
       scale=None if self.scale is None else self.scale[...],
       bias=None if self.bias is None else self.bias[...],
+      learned=learned,
       use_running=use_running_average and self.normalization.remembers,
       update=update,
       mask=mask,

@@ -1,0 +1,261 @@
+"""Replacing, freezing, folding, re-estimating; PyTorch's conventions."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+from bn_research import norms
+from bn_research.layers import linen as linen_layers
+from bn_research.layers import nnx as layers
+from bn_research.layers import torch
+from bn_research.layers.linen import surgery as linen_surgery
+from bn_research.layers.nnx import reestimation, surgery
+
+WHITENING = norms.batch_whitening('zca', epsilon=1e-3)
+
+
+class Net(nnx.Module):
+  """Two dense layers, a BatchNorm and a whitening Norm."""
+
+  def __init__(self, rngs, second=WHITENING):
+    self.dense = nnx.List(
+      [nnx.Linear(5, 6, rngs=rngs), nnx.Linear(6, 6, rngs=rngs)]
+    )
+    self.norms = nnx.List(
+      [
+        layers.BatchNorm(6, momentum=0.9, rngs=rngs),
+        layers.Norm(second, 6, rngs=rngs),
+      ]
+    )
+
+  def __call__(self, x):
+    for dense, norm in zip(self.dense, self.norms, strict=True):
+      x = jnp.tanh(norm(dense(x)))
+    return x
+
+
+def batches(*sizes):
+  rng = np.random.default_rng(0)
+  return [
+    jnp.asarray(rng.standard_normal((n, 5)) + k, jnp.float32)
+    for k, n in enumerate(sizes)
+  ]
+
+
+@pytest.fixture
+def trained():
+  model = Net(nnx.Rngs(0))
+  for norm in model.norms:
+    norm.scale.set_value(jnp.linspace(0.5, 2, 6))
+    norm.bias.set_value(jnp.linspace(-1, 1, 6))
+  for x in batches(32, 16, 32, 8):
+    model(x)
+  return model
+
+
+def test_folding_keeps_inference(trained):
+  (x,) = batches(20)
+  trained.eval()
+  before = trained(x)
+  surgery.fold(
+    trained,
+    {('norms', k): ('dense', k) for k in range(2)},
+  )
+  assert trained.norms[0].normalization == norms.none()
+  assert jnp.isfinite(before).all()
+  np.testing.assert_allclose(trained(x), before, atol=2e-5)
+
+
+def test_folding_a_convolution():
+  conv = nnx.Conv(3, 4, (3, 3), rngs=nnx.Rngs(0))
+  model = nnx.Sequential(conv, layers.BatchNorm(4, rngs=nnx.Rngs(0)))
+  x = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+  model(x)
+  model.eval()
+  before = model(x)
+  surgery.fold(model, {('layers', 1): ('layers', 0)})
+  np.testing.assert_allclose(model(x), before, atol=1e-5)
+
+
+def test_what_depends_on_the_example_is_not_folded():
+  model = Net(nnx.Rngs(0), norms.layer_norm())
+  with pytest.raises(ValueError, match='cannot be folded'):
+    surgery.fold(model, {('norms', 1): ('dense', 1)})
+
+
+def test_frozen_is_frozen_in_training_mode_too(trained):
+  x, other = batches(20, 12)
+  trained.eval()
+  inference = trained(x)
+  surgery.replace(trained, norms.freeze)
+  trained.train()
+  np.testing.assert_array_equal(trained(x), inference)
+  trained(other)
+  np.testing.assert_array_equal(trained(x), inference)
+
+
+def test_frozen_moments_get_no_gradient():
+  norm = norms.freeze(norms.batch_norm())
+  state = norm.init(3)._replace(mean=jnp.ones(3))
+  x = jax.random.normal(jax.random.key(0), (8, 3))
+  gradient = jax.grad(lambda x: norm.apply(x, state)[0].sum())(x)
+  np.testing.assert_allclose(gradient, 1 / np.sqrt(1 + 1e-5), rtol=1e-6)
+
+
+def test_nothing_to_freeze_is_said():
+  with pytest.raises(ValueError, match='no running statistics to freeze'):
+    norms.freeze(norms.layer_norm())
+
+
+def test_replacing_keeps_what_carries_over(trained):
+  mean = trained.norms[0].mean[...]
+  scale = trained.norms[0].scale[...]
+  surgery.replace(trained, lambda _: norms.batch_norm(group_size=4))
+  first = trained.norms[0]
+  np.testing.assert_array_equal(first.statistics.mean[...], mean)
+  np.testing.assert_array_equal(first.scale[...], scale)
+  surgery.replace(
+    trained, lambda _: norms.group_norm(2), lambda path: path[-1] == 0
+  )
+  assert trained.norms[0].normalization == norms.group_norm(2)
+  assert trained.norms[1].normalization == norms.batch_norm(group_size=4)
+
+
+def test_replacing_nothing_is_an_error(trained):
+  with pytest.raises(ValueError, match='no normalization to replace'):
+    surgery.replace(trained, norms.freeze, lambda path: False)
+
+
+def test_sync_pools_over_the_axis():
+  norm = norms.sync(norms.batch_norm(), 'data')
+  x = jax.random.normal(jax.random.key(0), (8, 4, 3))
+  state = norm.init(3)
+  y, _ = jax.vmap(
+    lambda x: norm.apply(x, state), axis_name='data', out_axes=(0, None)
+  )(x)
+  whole, _ = norms.batch_norm().apply(x.reshape(-1, 3), state)
+  np.testing.assert_allclose(y.reshape(-1, 3), whole, atol=1e-6)
+  with pytest.raises(ValueError, match='only Batch and Example'):
+    norms.sync(norms.divisive_norm(), 'data')
+
+
+@pytest.mark.parametrize('in_order', [True, False])
+def test_reestimation_pools_exactly(in_order):
+  model, data = Net(nnx.Rngs(0)), batches(8, 16, 4)
+  reestimation.reestimate(
+    model, lambda: data, lambda model, x: model(x), in_order=in_order
+  )
+  x = np.concatenate(data).astype(np.float64)
+
+  def dense(k, x):
+    layer = model.dense[k]
+    return x @ np.asarray(layer.kernel[...]) + np.asarray(layer.bias[...])
+
+  h = dense(0, x)
+  np.testing.assert_allclose(model.norms[0].mean[...], h.mean(0), atol=1e-6)
+  np.testing.assert_allclose(model.norms[0].var[...], h.var(0), rtol=1e-5)
+  second = model.norms[1].statistics
+  g = dense(1, np.tanh((h - h.mean(0)) / np.sqrt(h.var(0) + 1e-5)))
+  apart = np.abs(np.asarray(second.mean[...]) - g.mean(0)).max()
+  # Behind layers that normalize by the batch, the second is another.
+  assert apart < 1e-6 if in_order else apart > 1e-3
+  if in_order:
+    np.testing.assert_allclose(
+      second.var[...][0], np.cov(g.T, bias=True), atol=1e-6
+    )
+
+
+def test_reestimation_of_matrices_installs_a_matrix():
+  norm = norms.decorrelated_batch_norm(group_size=None)
+  model, data = Net(nnx.Rngs(0), norm), batches(64, 64)
+  reestimation.reestimate(model, lambda: data, lambda model, x: model(x))
+  model.eval()
+  hidden = model.dense[1](
+    jnp.tanh(model.norms[0](model.dense[0](jnp.concatenate(data))))
+  )
+  y = np.asarray(model.norms[1](hidden), np.float64)
+  np.testing.assert_allclose(np.cov(y.T, bias=True), np.eye(6), atol=5e-2)
+
+
+class LinenNet(nn.Module):
+  """A dense layer and a Norm, given."""
+
+  normalization: norms.Normalization
+  use_bias: bool = True
+
+  @nn.compact
+  def __call__(self, x, train):
+    x = nn.Dense(6, use_bias=True, name='dense')(x)
+    return linen_layers.Norm(
+      self.normalization,
+      use_running_average=not train,
+      use_bias=self.use_bias,
+      name='norm',
+    )(x)
+
+
+@pytest.mark.parametrize('norm', [norms.batch_norm(), WHITENING])
+def test_linen_variables_fold_and_carry(norm):
+  (x,) = batches(32)
+  model = LinenNet(norm)
+  variables = model.init(jax.random.key(0), x, True)
+  _, moved = model.apply(variables, x, True, mutable=['batch_stats'])
+  variables = {**variables, **moved}
+  before = model.apply(variables, x, False)
+
+  folded = linen_surgery.fold(variables, {('norm',): ('dense',)}, norm)
+  plain = LinenNet(norms.none(), use_bias=False)
+  np.testing.assert_allclose(plain.apply(folded, x, False), before, atol=2e-5)
+
+  frozen = LinenNet(norms.freeze(norm))
+  new = frozen.init(jax.random.key(1), x, True)
+  carried = linen_surgery.carry(variables, new)
+  y, _ = frozen.apply(carried, x, True, mutable=['batch_stats'])
+  np.testing.assert_allclose(y, before, atol=1e-6)
+  with pytest.raises(ValueError, match='no normalization at'):
+    linen_surgery.fold(variables, {('nrom',): ('dense',)}, norm)
+
+
+def test_torch_conventions_go_there_and_back():
+  state_dict = {
+    'features.1.weight': np.array([1.0, 2.0]),
+    'features.1.bias': np.array([0.0, 1.0]),
+    'features.1.running_mean': np.array([3.0, 4.0]),
+    'features.1.running_var': np.array([8.0, 16.0]),
+    'features.1.num_batches_tracked': np.array(7),
+  }
+  layer = torch.from_torch(state_dict, 'features.1.', count=8)
+  np.testing.assert_allclose(layer['var'], [7.0, 14.0])
+  assert layer['steps'] == 7
+  back = torch.to_torch(layer, 'features.1.', count=8)
+  assert back.keys() == state_dict.keys()
+  for name, value in state_dict.items():
+    np.testing.assert_allclose(back[name], value)
+  assert torch.momentum(0.1) == pytest.approx(0.9)
+  with pytest.raises(ValueError, match=r'its layers are: features\.1'):
+    torch.from_torch(state_dict, 'features.2.')
+  with pytest.raises(ValueError, match='cumulative'):
+    torch.momentum(None)
+
+
+def test_torch_variance_equals_what_training_there_would_hold():
+  """A running variance of one PyTorch step at momentum 1 is the unbiased."""
+  x = np.random.default_rng(0).standard_normal((8, 2)).astype(np.float32)
+  entries = {'running_mean': x.mean(0), 'running_var': x.var(0, ddof=1)}
+  norm = norms.batch_norm(momentum=0.0)
+  unbiased = norm.apply(jnp.asarray(x), norm.init(2))[1]
+  biased_norm = dataclasses.replace(
+    norm, population=norms.Ema(0.0, unbiased=False)
+  )
+  biased = biased_norm.apply(jnp.asarray(x), norm.init(2))[1]
+  np.testing.assert_allclose(
+    torch.from_torch(entries)['var'], unbiased.var, rtol=1e-5
+  )
+  np.testing.assert_allclose(
+    torch.from_torch(entries, count=8)['var'], biased.var, rtol=1e-5
+  )

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen, nnx
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 from bn_research.layers import linen as our_linen
 from bn_research.layers import nnx as our_nnx
@@ -100,3 +102,18 @@ def test_linen_layers_of_examples_initialize_outside_of_the_map():
   expected = whole.apply(whole.init(jax.random.key(0), x), x)
   assert np.isfinite(y).all()
   np.testing.assert_allclose(jnp.concatenate(y, -1), expected, 1e-5, 1e-5)
+
+
+def test_channels_of_groups_may_be_sharded_on_an_explicit_mesh():
+  mesh = jax.make_mesh(
+    (4, 2), ('data', 'model'), axis_types=(AxisType.Explicit,) * 2
+  )
+  x = _draw((4, 3, 4, 8), 1, 2)
+  layer = our_nnx.GroupNorm(8, 2, rngs=nnx.Rngs(0))
+  with jax.set_mesh(mesh):
+    sharded = jax.device_put(x, P('data', None, None, 'model'))
+    y = nnx.jit(lambda layer, x: layer(x))(layer, sharded)
+    with pytest.raises(ValueError, match='sharding'):
+      nnx.GroupNorm(8, 2, rngs=nnx.Rngs(0))(sharded)
+  assert np.isfinite(y).all()
+  np.testing.assert_allclose(np.asarray(y), layer(x), 1e-5, 1e-5)

@@ -1,5 +1,6 @@
 """The linen layers: initializing, collections, and the transforms of linen."""
 
+import functools
 import typing
 
 import flax.errors
@@ -183,6 +184,22 @@ def test_remat():
   plain, _ = _run(Block, _draw((6, 8)))
   _same(ours[1:], flax[1:], 2e-4)
   _same(ours[1], plain[1])
+
+
+def test_groups_of_devices_under_pmap():
+  x = _draw((4, 6, 8))
+  results = []
+  for source in (layers, nn):
+    layer = source.BatchNorm(
+      use_running_average=False,
+      axis_name='devices',
+      axis_index_groups=[[0, 1], [2, 3]],
+      use_fast_variance=False,
+    )
+    variables = layer.init(jax.random.key(0), x[0])
+    call = functools.partial(layer.apply, variables, mutable=['batch_stats'])
+    results.append(jax.pmap(call, axis_name='devices')(x))
+  _same(*results, 1e-5)
 
 
 def test_partitioned_parameters_keep_their_box():

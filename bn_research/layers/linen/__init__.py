@@ -33,7 +33,7 @@ mutable. Under Flax's transforms:
 These layers are subclasses of Flax's, and take all of Flax's arguments. They
 differ where Flax is wrong, and in saying sooner what is wrong with a call:
 
-- The variance is always a stable one, for one collective at most:
+- The variance is always a stable one, with one collective over named axes:
   `use_fast_variance` has no effect. Reductions are in float32 at least:
   `force_float32_reductions=False` is only the type of the running statistics.
 - What a mask hides takes no part and comes out as 0, where Flax normalizes it

@@ -23,7 +23,7 @@ These layers are subclasses of Flax's, so that whatever looks for
 `nnx.BatchNorm` finds them, and they take all of Flax's arguments. They differ
 where Flax is wrong, and in saying sooner what is wrong with a call:
 
-- The variance is always a stable one, for one collective at most:
+- The variance is always a stable one, with one collective over named axes:
   `use_fast_variance` has no effect.
 - With `dtype`, only the result is rounded to it. Flax rounds the activations
   and the running statistics first, which near a large mean leaves nothing of

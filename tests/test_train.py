@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import resource
 import signal
 import subprocess
 import sys
@@ -29,8 +28,8 @@ def start(shared, tmp_path):
   """Starts the command; what still runs in the end is killed."""
   started = []
 
-  def start(*flags, name='run', **options):
-    command = [sys.executable, '-m', 'bn_research.train', CONFIG]
+  def start(*flags, name='run', before=()):
+    command = [*before, sys.executable, '-m', 'bn_research.train', CONFIG]
     command += [f'--workdir={tmp_path / name}', f'--data_dir={shared}/data']
     command += [f'--compilation_cache={shared}/compiled', *flags]
     process = subprocess.Popen(
@@ -40,7 +39,6 @@ def start(shared, tmp_path):
       text=True,
       cwd=ROOT,
       env={**os.environ, 'JAX_NUM_CPU_DEVICES': '1'},
-      **options,
     )
     started.append(process)
     return process
@@ -148,10 +146,8 @@ def test_a_full_disk_is_one_line_and_loses_nothing(start, tmp_path):
   rows = workdir.read_metrics(tmp_path / 'run')
   step = workdir.read_status(tmp_path / 'run').step
 
-  def limit():
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
-
-  code, _, err = finish(start(*LONG, preexec_fn=limit))
+  limited = ['bash', '-c', 'ulimit -f 2; exec "$@"', 'bash']  # 2 KiB a file.
+  code, _, err = finish(start(*LONG, before=limited))
   assert code == 2
   assert err.startswith('error: cannot write ')
   assert err.count('\n') == 1

@@ -19,7 +19,8 @@ _STYLE: Any = {
   'axes.spines.top': False,
   'axes.titlesize': 'medium',
   'font.size': 8,
-  'legend.frameon': False,
+  'legend.edgecolor': 'none',
+  'legend.framealpha': 0.8,
   'pdf.fonttype': 42,  # text as text
   'savefig.dpi': 200,
 }

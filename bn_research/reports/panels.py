@@ -142,12 +142,7 @@ class Bands:
       axes.plot(steps, value, color=chosen.color, linewidth=width)
       _label_end(axes, f'{q:g}%', (steps[-1], value[-1]))
     _label_axes(axes, self)
-    axes.text(
-      *(0.03, 0.03),
-      f'seed {run.config["seed"]}',
-      transform=axes.transAxes,
-      fontsize='small',
-    )
+    axes.set_title(f'{self.title}, seed {run.config["seed"]}'.lstrip(', '))
 
 
 PANELS = {'curves': Curves, 'bands': Bands}

@@ -103,7 +103,7 @@ def test_runs_of_different_lengths_are_no_series(fake_run, tmp_path):
 
 
 def test_bands_are_the_percentiles_of_the_first_seed(five_seeds):
-  panel = panels.Bands('s', 'activations', 'last/unit')
+  panel = panels.Bands('s', 'activations', 'last/unit', title='(b)')
   axes = drawn(panel, series_of(five_seeds[::-1], WITH))
   first = next(run for run in five_seeds if run.matches({**WITH, 'seed': 0}))
   arrays = workdir.read_probe(first.path, 'activations')
@@ -111,7 +111,8 @@ def test_bands_are_the_percentiles_of_the_first_seed(five_seeds):
   np.testing.assert_array_equal(lines, arrays['last/unit'].T)
   np.testing.assert_array_equal(band(axes, 0), arrays['last/unit'].T[[0, 2]])
   texts = [text.get_text() for text in axes.texts]
-  assert texts == ['15%', '50%', '85%', 'seed 0']
+  assert texts == ['15%', '50%', '85%']
+  assert axes.get_title() == '(b), seed 0'
 
 
 def test_bands_share_their_axis_and_curves_keep_theirs(five_seeds):

@@ -63,7 +63,8 @@ def _moved(state, moments: Moments, rate):
 
   def move(old, new):
     # At rate 1 this form forgets even an infinite `old`.
-    return jnp.where(sound, (1 - rate) * old + rate * new, old)
+    moved = ((1 - rate) * old + rate * new).astype(old.dtype)
+    return jnp.where(sound, moved, old)
 
   return state._replace(
     mean=move(state.mean, moments.mean),

@@ -188,7 +188,9 @@ class Whiten:
       sizes = real.sum(-1)[:, None, None]
       shrinkage = _oas(covariance, level, sizes, count)
     epsilon = self.epsilon * (level if self.relative else 1 / unit)
-    diagonal = jnp.where(real[..., None], shrinkage * level + epsilon, 1.0)
+    # Principal axes come by size; what is beyond the last channel goes last.
+    beyond = 0.0 if self.method == 'pca' else 1.0
+    diagonal = jnp.where(real[..., None], shrinkage * level + epsilon, beyond)
     eye = jnp.eye(covariance.shape[-1], dtype=covariance.dtype)
     regular = (1 - shrinkage) * covariance + diagonal * eye
     if self.method != 'cholesky':

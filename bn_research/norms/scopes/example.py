@@ -68,7 +68,7 @@ class Example:
     positions = tuple(a for a in pooled if a != last)
     if last not in pooled:
       return View(x.shape, pooled)
-    if map.joint:
+    if map.joint and groups > 1:
       # Of the channels of a group, one stands for the group at each place:
       # the groups are the features, and their members are pooled.
       return View(x.shape, pooled, (last, groups), outer_last=True)

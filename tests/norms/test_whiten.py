@@ -1,0 +1,386 @@
+"""Whitening against float64 NumPy, in every scope; bad input; populations."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bn_research import norms
+
+METHODS = ['zca', 'newton_schulz', 'cholesky', 'pca']
+
+
+def inverse_root(covariance, method):
+  """W with W S Wᵀ = I, in float64, by NumPy's own decompositions."""
+  if method == 'cholesky':
+    return np.linalg.inv(np.linalg.cholesky(covariance))
+  values, vectors = np.linalg.eigh(covariance)
+  if method == 'pca':
+    rows = (vectors / np.sqrt(values)).T[::-1]
+    largest = np.abs(rows).argmax(1)
+    return rows * np.sign(rows[np.arange(len(rows)), largest])[:, None]
+  return vectors / np.sqrt(values) @ vectors.T
+
+
+def oracle(x, method, epsilon=0.0, relative=True, block=None, shrinkage=0.0):
+  """Huang et al. (2018), equations 3 to 5, over rows of x, block by block."""
+  x = np.asarray(x, np.float64)
+  block = block or x.shape[1]
+  out = []
+  for start in range(0, x.shape[1], block):
+    z = x[:, start : start + block]
+    z = z - z.mean(0)
+    s = z.T @ z / len(z)
+    level = np.trace(s) / len(s)
+    added = shrinkage * level + epsilon * (level if relative else 1)
+    s = (1 - shrinkage) * s + added * np.eye(len(s))
+    out.append(z @ inverse_root(s, method).T)
+  return np.concatenate(out, 1)
+
+
+def correlated(rows, channels, seed=0, condition=30.0):
+  rng = np.random.default_rng(seed)
+  basis, _ = np.linalg.qr(rng.standard_normal((channels, channels)))
+  deviations = np.geomspace(1, condition**-0.5, channels)
+  return (rng.standard_normal((rows, channels)) * deviations) @ basis.T + 3
+
+
+def whiten(norm, x, **options):
+  x = jnp.asarray(x, jnp.float32)
+  return norm.apply(x, norm.init(x.shape[-1]), **options)
+
+
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize(
+  'options',
+  [
+    {'epsilon': 0.0},
+    {'epsilon': 0.1},
+    {'epsilon': 0.1, 'relative': False},
+    {'epsilon': 0.0, 'shrinkage': 0.3},
+  ],
+)
+def test_batch_whitening_is_the_papers(method, options):
+  x = correlated(64, 6)
+  y, _ = whiten(norms.batch_whitening(method, **options), x)
+  expected = oracle(x, method, **options)
+  assert np.isfinite(y).all()
+  np.testing.assert_allclose(y, expected, atol=5e-5)
+
+
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('block', [1, 4, 5])
+def test_blocks_and_a_last_one_that_is_smaller(method, block):
+  x = correlated(64, 10)
+  y, state = whiten(norms.batch_whitening(method, block, 1e-3), x)
+  np.testing.assert_allclose(y, oracle(x, method, 1e-3, block=block), atol=2e-4)
+  assert state.var.shape == (-(-10 // block), block, block)
+
+
+def test_ghost_whitening_is_whitening_of_each_group():
+  x = correlated(40, 3)
+  norm = norms.batch_whitening('zca', epsilon=1e-3, ghost_size=16)
+  y, state = whiten(norm, x)
+  parts = [oracle(x[i : i + 16], 'zca', 1e-3) for i in (0, 16, 32)]
+  np.testing.assert_allclose(y, np.concatenate(parts), atol=1e-4)
+  np.testing.assert_allclose(
+    state.var[0], np.cov(x.T, bias=True) * 40 / 39, rtol=1e-4
+  )
+
+
+def test_instance_whitening_is_whitening_of_each_example():
+  x = correlated(3 * 25, 4).reshape(3, 5, 5, 4)
+  y, _ = whiten(norms.instance_whitening('zca', epsilon=1e-3), x)
+  for i in range(3):
+    expected = oracle(x[i].reshape(25, 4), 'zca', 1e-3)
+    np.testing.assert_allclose(y[i].reshape(25, 4), expected, atol=1e-4)
+
+
+def test_group_whitening_takes_groups_for_dimensions():
+  x = correlated(2 * 9, 6).reshape(2, 3, 3, 6)
+  y, _ = whiten(norms.group_whitening(2, 'zca', 1e-3), x)
+  for i in range(2):
+    rows = x[i].reshape(9, 2, 3).transpose(0, 2, 1).reshape(27, 2)
+    expected = oracle(rows, 'zca', 1e-3).reshape(9, 3, 2)
+    expected = expected.transpose(0, 2, 1).reshape(3, 3, 6)
+    np.testing.assert_allclose(y[i], expected, atol=1e-4)
+
+
+def test_oas_is_its_formula():
+  x = correlated(16, 8)
+  z = x - x.mean(0)
+  s = z.T @ z / 16
+  level, squares = np.trace(s) / 8, np.mean(s**2)
+  shrinkage = (squares + level**2) / (17 * (squares - level**2 / 8))
+  norm = norms.batch_whitening('zca', epsilon=0.0, shrinkage='oas')
+  y, _ = whiten(norm, x)
+  expected = oracle(x, 'zca', shrinkage=min(1, shrinkage))
+  np.testing.assert_allclose(y, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize(('channels', 'condition'), [(16, 1e4), (128, 1e4)])
+def test_whiteness(method, channels, condition):
+  x = correlated(4 * channels, channels, condition=condition)
+  y, _ = whiten(norms.batch_whitening(method, epsilon=0.0), x)
+  y = np.asarray(y, np.float64)
+  apart = np.abs(np.cov(y.T, bias=True) - np.eye(channels)).max()
+  assert apart <= 1e-3
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_refinement_whitens_what_one_pass_cannot(method):
+  x = correlated(256, 64, condition=1e6)
+  once, twice = (
+    np.asarray(
+      whiten(norms.batch_whitening(method, epsilon=0.0, refinements=r), x)[0],
+      np.float64,
+    )
+    for r in (0, 1)
+  )
+  apart = [
+    np.abs(np.cov(y.T, bias=True) - np.eye(64)).max() for y in (once, twice)
+  ]
+  assert apart[0] > 1e-4
+  assert apart[1] <= 1e-5
+
+
+ROWS = np.random.default_rng(0)
+BAD = {
+  'one row': np.ones((1, 4)),
+  'constant': np.full((9, 4), 3.0),
+  'constant channel': np.c_[ROWS.standard_normal((9, 3)), np.ones(9)],
+  'equal channels': np.repeat(ROWS.standard_normal((9, 2)), 2, 1),
+  'fewer rows than channels': ROWS.standard_normal((3, 8)),
+  'scale 1e-30': ROWS.standard_normal((9, 4)) * 1e-30,
+  'scale 1e-16': ROWS.standard_normal((9, 4)) * 1e-16,
+  'scale 1e15': ROWS.standard_normal((9, 4)) * 1e15,
+  'scale 1e30': ROWS.standard_normal((9, 4)) * 1e30,
+}
+
+
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('name', BAD)
+def test_finite_input_gives_finite_results_and_gradients(method, name):
+  x = jnp.asarray(BAD[name], jnp.float32)
+
+  def cubed(x, norm):
+    y, _ = norm.apply(x, norm.init(x.shape[1]))
+    return (y**3).sum(), y
+
+  for epsilon in (0.0, 1e-5):
+    norm = norms.batch_whitening(method, epsilon=epsilon)
+    gradient, y = jax.grad(cubed, has_aux=True)(x, norm)
+    assert jnp.isfinite(y).all()
+    assert jnp.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize('name', ['one row', 'constant'])
+def test_no_variance_maps_to_zero(name):
+  y, _ = whiten(norms.batch_whitening(), BAD[name])
+  np.testing.assert_array_equal(y, 0)
+
+
+def test_relative_epsilon_is_equivariant_to_scale():
+  x = correlated(32, 4)
+  norm = norms.batch_whitening('zca', epsilon=1e-2)
+  for scale in (1e-6, 1e6):
+    np.testing.assert_allclose(
+      whiten(norm, x * scale)[0], whiten(norm, x)[0], atol=1e-4
+    )
+
+
+def test_nan_stays_in_sight_and_out_of_the_state():
+  norm = norms.batch_whitening()
+  x = correlated(16, 3)
+  x[2, 1] = np.nan
+  y, state = whiten(norm, x)
+  assert jnp.isnan(y).any()
+  np.testing.assert_array_equal(state.var, norm.init(3).var)
+  assert (state.steps, state.skipped) == (0, 1)
+
+
+def test_masked_rows_take_no_part():
+  norm = norms.batch_whitening('zca', epsilon=1e-3)
+  x = correlated(20, 4)
+  padded = np.concatenate([x, np.full((5, 4), np.nan)])
+  mask = np.arange(25)[:, None] < 20
+  y, state = whiten(norm, padded, mask=mask)
+  alone, expected = whiten(norm, x)
+  np.testing.assert_allclose(y[:20], alone, atol=1e-5)
+  np.testing.assert_array_equal(y[20:], 0)
+  np.testing.assert_allclose(state.var, expected.var, rtol=1e-5)
+  with pytest.raises(ValueError, match='tells features apart'):
+    whiten(norm, padded, mask=np.broadcast_to(mask, padded.shape))
+
+
+@pytest.mark.parametrize(
+  ('average', 'unbiased', 'low', 'high'),
+  [
+    ('covariance', True, 0.99, 1.01),
+    ('covariance', False, 1.04, 1.09),
+    ('matrix', True, 1.7, 2.2),
+  ],
+)
+def test_population_whitens_what_it_never_saw(average, unbiased, low, high):
+  rng = np.random.default_rng(0)
+  mixing = rng.standard_normal((8, 8))
+  norm = norms.batch_whitening(
+    'zca', epsilon=0.0, momentum=0.999, average=average, unbiased=unbiased
+  )
+  draws = rng.standard_normal((3000, 16, 8)) @ mixing.T
+  state, _ = jax.lax.scan(
+    lambda state, x: (norm.apply(x, state)[1], None),
+    norm.init(8),
+    jnp.asarray(draws, jnp.float32),
+  )
+  fresh = jnp.asarray(rng.standard_normal((100_000, 8)) @ mixing.T, jnp.float32)
+  y, _ = norm.apply(fresh, state, use_running=True, update=False)
+  assert low < float(y.var(0).mean()) < high
+
+
+def test_interval_renews_and_is_constant_in_between():
+  norm = norms.batch_whitening('zca', every=3, momentum=0.5, epsilon=1e-3)
+  average = norms.Ema(0.5)
+  state, known = norm.init(3), average.init(jnp.zeros(3), jnp.eye(3)[None])
+  for step in range(7):
+    x = jnp.asarray(correlated(32, 3, seed=step), jnp.float32)
+    before = state
+    y, state = norm.apply(x, state)
+    if step:
+      np.testing.assert_allclose(
+        y, (x - before.mean) @ before.var[0].T, atol=1e-4
+      )
+    z = x - x.mean(0)
+    batch = norms.Moments(jnp.full(3, 32.0), x.mean(0), (z.T @ z)[None])
+    known = average.update(known, batch)
+    if step % 3 == 0:
+      level = np.trace(known.var[0]) / 3
+      expected = inverse_root(
+        np.asarray(known.var[0], np.float64) + 1e-3 * level * np.eye(3), 'zca'
+      )
+      np.testing.assert_allclose(state.var[0], expected, atol=1e-4)
+      np.testing.assert_allclose(state.mean, known.mean, atol=1e-5)
+    else:
+      np.testing.assert_array_equal(state.var, before.var)
+      np.testing.assert_array_equal(state.mean, before.mean)
+
+
+def test_interval_has_no_gradient_of_statistics():
+  norm = norms.batch_whitening('zca', every=2)
+  x = jnp.asarray(correlated(16, 3), jnp.float32)
+  state = norm.apply(x, norm.init(3))[1]
+  gradient = jax.grad(lambda x: norm.apply(x, state)[0].sum())(x)
+  np.testing.assert_allclose(
+    gradient, np.tile(np.asarray(state.var[0]).sum(0), (16, 1)), rtol=1e-5
+  )
+
+
+@pytest.mark.parametrize('method', ['zca', 'newton_schulz', 'cholesky'])
+def test_gradient_is_that_of_differences(method):
+  with jax.enable_x64(True):
+    rng = np.random.default_rng(0)
+    x, g = rng.standard_normal((2, 12, 5))
+    norm = norms.batch_whitening(method, 3, 1e-2)
+
+    def loss(x):
+      return (norm.apply(x, norm.init(5), update=False)[0] * g).sum()
+
+    def exact(x):
+      return (
+        oracle(x, 'cholesky' if method == 'cholesky' else 'zca', 1e-2, block=3)
+        * g
+      ).sum()
+
+    gradient = jax.grad(loss)(jnp.asarray(x))
+    step = 1e-5
+    expected = np.zeros_like(x)
+    for index in np.ndindex(x.shape):
+      bump = np.zeros_like(x)
+      bump[index] = step
+      expected[index] = (exact(x + bump) - exact(x - bump)) / (2 * step)
+    np.testing.assert_allclose(gradient, expected, atol=1e-7)
+    direction = jnp.asarray(rng.standard_normal(x.shape))
+    product = jax.jvp(jax.grad(loss), (jnp.asarray(x),), (direction,))[1]
+    difference = (
+      jax.grad(loss)(x + 1e-5 * direction)
+      - jax.grad(loss)(x - 1e-5 * direction)
+    ) / 2e-5
+    np.testing.assert_allclose(product, difference, atol=1e-6)
+
+
+def test_backward_keeps_one_array_of_the_size_of_x():
+  norm = norms.batch_whitening(group_size=8)
+  for dtype in (jnp.float32, jnp.bfloat16):
+    x = jnp.ones((4096, 16), dtype)
+    _, pull = jax.vjp(lambda x: norm.apply(x, norm.init(16))[0], x)
+    kept = sum(leaf.nbytes for leaf in jax.tree.leaves(pull))
+    assert kept <= x.nbytes + 64 * 16 * 8
+
+
+@pytest.mark.parametrize(
+  ('make', 'match'),
+  [
+    (lambda: norms.batch_whitening('svd'), 'method'),
+    (lambda: norms.batch_whitening(group_size=0), 'group_size=0'),
+    (lambda: norms.batch_whitening(epsilon=-1.0), 'epsilon'),
+    (lambda: norms.batch_whitening(shrinkage=2.0), 'shrinkage'),
+    (lambda: norms.batch_whitening(every=0), 'every=0'),
+    (lambda: norms.batch_whitening('zca', num_iterations=3), 'num_iterations'),
+    (lambda: norms.batch_whitening(refinements=-1), 'refinements'),
+    (
+      lambda: whiten(norms.batch_whitening(group_size=5), np.ones((3, 4))),
+      'group_size=5',
+    ),
+    (
+      lambda: norms.Normalization(norms.Example(), norms.Whiten()).apply(
+        jnp.ones((3, 4))
+      ),
+      'keeps the last axis',
+    ),
+  ],
+)
+def test_errors_name_the_argument_and_the_fix(make, match):
+  with pytest.raises(ValueError, match=match):
+    make()
+
+
+def test_combinations_do_what_their_parts_do():
+  x = jnp.asarray(correlated(32, 4), jnp.float32)
+  parts = (norms.batch_norm(), norms.batch_whitening('zca'))
+  mixture = norms.Mixture(parts)
+  learned = {'logits': jnp.log(jnp.array([1.0, 3.0])), 'parts': ({}, {})}
+  y, state = mixture.apply(x, mixture.init(4), learned=learned)
+  each = [part.apply(x, part.init(4)) for part in parts]
+  np.testing.assert_allclose(y, each[0][0] / 4 + each[1][0] * 3 / 4, rtol=1e-5)
+  np.testing.assert_allclose(state[1].var, each[1][1].var)
+
+  chain = norms.Chain(parts)
+  y, state = chain.apply(x, chain.init(4), bias=jnp.ones(4))
+  second, _ = parts[1].apply(each[0][0], parts[1].init(4))
+  np.testing.assert_allclose(y, second + 1, atol=1e-6)
+  inference, _ = chain.apply(x, state, use_running=True, update=False)
+  assert jnp.isfinite(inference).all()
+
+  coloured = norms.Coloured(parts[1])
+  colouring = jnp.arange(16.0).reshape(4, 4)
+  y, _ = coloured.apply(
+    x, coloured.init(4), learned={'colouring': colouring, 'inner': {}}
+  )
+  np.testing.assert_allclose(y, each[1][0] @ colouring.T, atol=1e-4)
+
+
+def test_moments_average_as_named_when_replaced():
+  norm = norms.batch_whitening('zca')
+  pooled = dataclasses.replace(norm, population=norms.Pooled())
+  data = [correlated(n, 3, seed=n) for n in (8, 5, 20)]
+  state = pooled.init(3)
+  for x in data:
+    _, state = pooled.apply(jnp.asarray(x, jnp.float32), state)
+  x = np.concatenate(data)
+  np.testing.assert_allclose(state.mean, x.mean(0), rtol=1e-5)
+  np.testing.assert_allclose(
+    state.var[0], np.cov(x.T, bias=True), rtol=1e-4, atol=1e-5
+  )

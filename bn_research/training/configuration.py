@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+import bn_research
 from bn_research import dotted, errors, workdir
 from bn_research.training import schedule
 
@@ -68,11 +69,12 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def write(directory: workdir.PathLike, config: Mapping[str, Any]) -> None:
   """Writes `config.json`: the config, and all that it ran with."""
-  packages = ('bn_research', 'jax', 'jaxlib', 'flax', 'optax', 'numpy')
+  packages = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
   record = {
     'config': config,
     'versions': {
       'python': platform.python_version(),
+      'bn_research': bn_research.__version__,
       **{name: importlib.metadata.version(name) for name in packages},
     },
     'devices': [str(device) for device in jax.devices()],

@@ -130,12 +130,13 @@ def _normalize_jvp(epsilon, primals, tangents):
   dx, _, dmean, dvar, dscale, dbias = tangents
   y = _normalize(*primals, epsilon)
   r = lax.rsqrt(var + epsilon)
-  dr = -0.5 * r * r * r * dvar
+  dlog = -0.5 * r * r * dvar  # of log r
   if _about_as_large(x, mean, var, scale, bias):
     rule = partial(_tangent_by_terms, dtype=x.dtype)
-    terms = (mean, r, scale, dmean, dr, dscale, dbias)
+    terms = (mean, r, scale, r * dmean, dlog, dscale, dbias)
     return y, recomputed(rule)(x, mask, dx, *terms)
-  slope, offset = r * dscale + dr * scale, dbias - r * scale * dmean
+  slope = r * dscale + r * dlog * scale
+  offset = dbias - r * scale * dmean
   slope, offset = _vary_together(slope, offset, x)
   rule = partial(_tangent_by_coefficients, dtype=x.dtype)
   return y, recomputed(rule)(x, mask, dx, mean, r * scale, slope, offset)
@@ -160,15 +161,15 @@ def _tangent_by_coefficients(x, mask, dx, mean, gain, slope, offset, *, dtype):
 
 
 def _tangent_by_terms(
-  x, mask, dx, mean, r, scale, dmean, dr, dscale, dbias, *, dtype
+  x, mask, dx, mean, r, scale, dshift, dlog, dscale, dbias, *, dtype
 ):
   """The same, moments and affine apart: each is small, together they are not.
 
-  dy = scale (r (dx - dmean) + dr (x - mean)) + dscale r (x - mean) + dbias
+  dy = scale (r dx - dshift + dlog x̂) + dscale x̂ + dbias,    x̂ = r (x - mean)
   """
-  apart = keep(mask, wide(x) - mean)
-  dhat = r * (wide(dx) - dmean) + dr * apart
-  dy = scale * dhat + dscale * (r * apart) + dbias
+  normal = keep(mask, wide(x) - mean) * r
+  dnormal = r * wide(dx) - dshift + dlog * normal
+  dy = scale * dnormal + dscale * normal + dbias
   return keep(mask, dy).astype(dtype)
 
 

@@ -76,14 +76,17 @@ def _linear() -> mlp.DenseFactory:
 
 
 def _prong(
-  every: int = 100, epsilon: float = 1e-3, decay: float = 0.95
+  every: int = 100,
+  epsilon: float = 1e-2,
+  decay: float = 0.95,
+  relative: bool = False,
 ) -> mlp.DenseFactory:
   if every < 1:
     raise errors.UserError(
       f'config.model.dense.every={every}; choose at least 1 step'
     )
   try:
-    whiten = norms.Whiten('zca', epsilon=epsilon)
+    whiten = norms.Whiten('zca', epsilon=epsilon, relative=relative)
     population = norms.Ema(decay)
   except ValueError as error:
     raise errors.UserError(f'config.model.dense: {error}') from error

@@ -41,15 +41,16 @@ class InputCovarianceState(NamedTuple):
 
 def precondition_by_input_covariance(
   every: int = 1,
-  epsilon: float = 1e-3,
+  epsilon: float = 1e-2,
   decay: float = 0.95,
   covariance: Structure = 'full',
+  relative: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
   """Multiplies each kernel's gradient by its input's inverse covariance.
 
   For a layer z = x K + b whose input x has mean c and covariance S,
 
-    ΔK = P (g_K - c g_bᵀ),    Δb = g_b - cᵀ ΔK,    P = (S + ε tr(S)/d I)⁻¹.
+    ΔK = P (g_K - c g_bᵀ),    Δb = g_b - cᵀ ΔK,    P = (S + ε I)⁻¹.
 
   This is gradient descent in coordinates in which the inputs are white (see
   `norms.coordinates`). A layer without bias cannot take up what centring
@@ -72,10 +73,13 @@ def precondition_by_input_covariance(
 
   Args:
     every: Updates from one renewal of c and P to the next; the first renews.
-    epsilon: ε.
+    epsilon: ε, which bounds P by 1 / ε.
     decay: Weight of the old value in the running averages, which are debiased.
     covariance: What S is taken to be: 'full'; 'diagonal', the variances alone;
       'identity', where P = I and c alone is left: mean-normalized SGD.
+    relative: Whether ε counts in units of the mean variance, tr(S) / d. Then
+      the scale of x is no matter, but nothing bounds P where x hardly varies,
+      as behind sigmoids with small weights: there even ε = 0.1 diverged.
 
   Returns:
     An optax gradient transformation with an extra argument.
@@ -88,7 +92,7 @@ def precondition_by_input_covariance(
   the optimization algorithm"; Martens and Grosse (2015), the input's factor of
   K-FAC; Wiesler et al. (2014), mean-normalized SGD.
   """
-  rule = _Rule(every, epsilon, decay, covariance)
+  rule = _Rule(every, epsilon, decay, covariance, relative)
 
   def init(params: optax.Params) -> InputCovarianceState:
     layers = _layers_of(params)
@@ -142,6 +146,7 @@ class _Rule:
   epsilon: float
   decay: float
   covariance: Structure
+  relative: bool
 
   def __post_init__(self):
     if self.every < 1:
@@ -216,10 +221,12 @@ class _Rule:
     if self.covariance == 'identity':
       return jnp.ones(second.shape[-1], second.dtype)
     if self.covariance == 'full':
-      whiten = norms.Whiten('cholesky', epsilon=self.epsilon)
+      whiten = norms.Whiten(
+        'cholesky', epsilon=self.epsilon, relative=self.relative
+      )
       root = whiten.root(second, second.shape[-1])[0]
       return matrices.matmul(root.T, root)
-    level = second + self.epsilon * second.mean()
+    level = second + self.epsilon * (second.mean() if self.relative else 1)
     is_positive = level > 0
     return jnp.where(is_positive, 1 / jnp.where(is_positive, level, 1), 0)
 

@@ -36,7 +36,7 @@ def steps(count, use_bias=True):
   ]
 
 
-def oracle(x, gradients, every, structure):
+def oracle(x, gradients, every, structure, relative):
   """All updates, in NumPy; `x` holds the inputs up to each step."""
   result = []
   for t, gradient in enumerate(gradients):
@@ -46,7 +46,8 @@ def oracle(x, gradients, every, structure):
     cov = np.average([np.cov(b.T) for b in x[:last]], 0, weights)
     if 'bias' not in gradient:
       cov, mean = cov + np.outer(mean, mean), np.zeros(D)
-    damped = cov + EPSILON * np.trace(cov) / D * np.eye(D)
+    unit = np.trace(cov) / D if relative else 1
+    damped = cov + EPSILON * unit * np.eye(D)
     inverse = {
       'full': lambda m: np.linalg.inv(m),
       'diagonal': lambda m: np.diag(1 / np.diag(m)),
@@ -80,11 +81,12 @@ def run(transformation, data, name='layer'):
 
 @pytest.mark.parametrize('structure', ['full', 'diagonal', 'identity'])
 @pytest.mark.parametrize('use_bias', [True, False])
-@pytest.mark.parametrize('every', [1, 3])
-def test_against_numpy(structure, use_bias, every):
+@pytest.mark.parametrize(('every', 'relative'), [(1, True), (3, False)])
+def test_against_numpy(structure, use_bias, every, relative):
   data = steps(5, use_bias)
-  found = run(PRECONDITION(every, covariance=structure), data)
-  expected = oracle(*zip(*data, strict=True), every, structure)
+  rule = PRECONDITION(every, covariance=structure, relative=relative)
+  found = run(rule, data)
+  expected = oracle(*zip(*data, strict=True), every, structure, relative)
   for a, b in zip(found, expected, strict=True):
     assert a.keys() == b.keys()
     for key in b:
@@ -126,7 +128,7 @@ def test_a_convolution_is_a_dense_layer_on_patches():
     ]
   )
   mean, cov = rows.mean(0), np.cov(rows.T)
-  damped = cov + EPSILON * np.trace(cov) / 18 * np.eye(18)
+  damped = cov + EPSILON * np.eye(18)
   kernel = np.asarray(gradient['kernel'], np.float64).reshape(18, M)
   kernel = np.linalg.solve(damped, kernel - np.outer(mean, gradient['bias']))
   np.testing.assert_allclose(

@@ -208,7 +208,9 @@ def test_descent_in_whitened_coordinates_is_preconditioned_descent(
 def test_the_optimizer_does_the_same(x64, num_devices):
   optimizer = optax.chain(
     optax.trace(0.9),
-    input_covariance.precondition_by_input_covariance(EVERY, EPSILON, DECAY),
+    input_covariance.precondition_by_input_covariance(
+      EVERY, EPSILON, DECAY, relative=True
+    ),
     optax.scale_by_learning_rate(RATE),
   )
   result = train(Net(nnx.Linear), optimizer, num_devices)

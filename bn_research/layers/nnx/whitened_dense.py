@@ -13,7 +13,7 @@ from bn_research.norms import coordinates
 from bn_research.norms.matrices import matmul
 
 _KERNEL_INIT = nnx.initializers.lecun_normal()
-_WHITEN = norms.Whiten('zca', epsilon=1e-3)
+_WHITEN = norms.Whiten('zca', epsilon=1e-2, relative=False)
 _POPULATION = norms.Ema(0.95)
 
 

@@ -1,0 +1,71 @@
+"""Both routes of whitening at an interval, from a config to its files."""
+
+import numpy as np
+import pytest
+
+from bn_research import errors, optim, training, workdir
+
+ROUTES = {
+  'prong': {'dense': {'name': 'prong', 'every': 5, 'epsilon': 0.1}},
+  'input_covariance': {
+    'precondition': {'name': 'input_covariance', 'every': 5, 'epsilon': 0.1}
+  },
+}
+
+
+@pytest.fixture
+def trained(loaded, config, tmp_path):
+  """Trains by a route, and returns the rows of its metrics."""
+  del loaded
+
+  def train(route, num_devices=1):
+    parts = ROUTES[route]
+    config['model']['norm']['name'] = 'none'
+    config['model']['dense'] = parts.get('dense')
+    config['model']['dense_bias'] = True
+    config['optimizer']['precondition'] = parts.get('precondition')
+    config['optimizer']['learning_rate'] = 0.1
+    config['num_devices'] = num_devices
+    directory = tmp_path / f'{route} on {num_devices}'
+    assert training.train(config, directory).status == workdir.DONE
+    return workdir.read_metrics(directory)
+
+  return train
+
+
+def losses(rows):
+  return np.asarray([row['test_loss'] for row in rows])
+
+
+def test_both_routes_are_one(trained):
+  prong, precondition = map(losses, map(trained, ROUTES))
+  assert np.isfinite(prong).all()
+  assert prong[-1] < 0.5 * prong[0]
+  np.testing.assert_allclose(prong, precondition, rtol=1e-3)
+
+
+@pytest.mark.parametrize('route', ROUTES)
+def test_eight_devices_are_as_one(trained, route):
+  np.testing.assert_allclose(
+    losses(trained(route)), losses(trained(route, 8)), rtol=1e-3
+  )
+
+
+@pytest.mark.parametrize(
+  ('optimizer', 'message'),
+  [
+    ({'precondition': {'name': 'covariance'}}, 'unknown precondition'),
+    (
+      {'precondition': {'name': 'input_covariance', 'each': 1}},
+      "no option 'each'",
+    ),
+    (
+      {'name': 'adam', 'precondition': {'name': 'input_covariance'}},
+      "optimizer 'adam' has no option 'precondition'",
+    ),
+  ],
+)
+def test_what_a_config_gets_wrong(optimizer, message):
+  config = {'name': 'sgd', 'learning_rate': 0.1} | optimizer
+  with pytest.raises(errors.UserError, match=message):
+    optim.create(config, 10)

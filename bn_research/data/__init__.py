@@ -1,7 +1,15 @@
 """Datasets by name, as arrays in memory, and the order of batches."""
 
 from bn_research.data.loading import Dataset, Split, load
+from bn_research.data.normalizing import input_function
 from bn_research.data.order import batch_indices
 from bn_research.data.pipeline import to_input
 
-__all__ = ['Dataset', 'Split', 'batch_indices', 'load', 'to_input']
+__all__ = [
+  'Dataset',
+  'Split',
+  'batch_indices',
+  'input_function',
+  'load',
+  'to_input',
+]

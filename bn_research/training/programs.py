@@ -133,9 +133,7 @@ class Programs:
     self.abstract = jax.tree.map(self._like, shapes)
     parts = {
       'graphdef': graphdef,
-      'to_input': functools.partial(
-        data.to_input, binarize=config['data'].get('binarize')
-      ),
+      'to_input': data.input_function(config['data'], dataset.train.images),
     }
     shape = (self.max_steps, config['batch_size'])
     self._train = self._ahead(

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from bn_research import errors
+from bn_research import dotted, errors
 
 CONFIG = 'config.json'
 METRICS = 'metrics.jsonl'
@@ -241,3 +241,31 @@ def read_probe(workdir: PathLike, name: str) -> dict[str, np.ndarray]:
     raise errors.UserError(
       f'{path} is damaged; remove the workdir and train again'
     ) from error
+
+
+# May differ between a run and its continuation: they do not change the curve.
+_FREE = ('num_devices', 'checkpoint_seconds')
+
+
+def check_same_config(directory: PathLike, config: Mapping[str, Any]) -> None:
+  """Checks that a workdir, if it has been used, was used for this config.
+
+  Raises:
+    UserError: If it holds a run of another config; names the keys that differ.
+  """
+  if not has_config(directory):
+    return
+  there = dotted.flatten(read_config(directory))
+  here = dotted.flatten(config)
+  differing = [
+    f'{key}={there.get(key)} there and {here.get(key)} here'
+    for key in sorted(there.keys() | here.keys())
+    # As text, where even a NaN is equal to itself.
+    if json.dumps(there.get(key)) != json.dumps(here.get(key))
+    and key not in _FREE
+  ]
+  if differing:
+    raise errors.UserError(
+      f'{directory} holds a run of another config ({"; ".join(differing)});'
+      ' choose another --workdir'
+    )

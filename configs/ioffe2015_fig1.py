@@ -92,7 +92,8 @@ def get_config(arg='mnist'):
   config.optimizer = ml_collections.ConfigDict()
   config.optimizer.name = 'sgd'
   config.optimizer.learning_rate = 1.0
-  config.optimizer.momentum = 0.0
+  # None: as in the paper; so that another optimizer may do without.
+  config.optimizer.momentum = config_dict.placeholder(float)
 
   config.eval = ml_collections.ConfigDict()
   config.eval.num_points = 10 if arg == 'quick' else 100
@@ -102,8 +103,10 @@ def get_config(arg='mnist'):
   config.probe.name = 'activations'
   config.probe.percentiles = (15.0, 50.0, 85.0)
   config.probe.unit = 0
-  config.probe.num_examples = 1000
-  config.probe.num_points = config.eval.num_points
+  config.probe.nonlinearities = ('hidden_3/input',)
+  # At most a twentieth of a run goes into probes; those on digits are short.
+  config.probe.num_examples = 1000 if arg == 'mnist' else 300
+  config.probe.num_points = {'mnist': 100, 'digits': 50, 'quick': 10}[arg]
   config.probe.spacing = 'linear'
 
   config.checkpoint_seconds = 60.0

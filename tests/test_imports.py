@@ -32,7 +32,7 @@ ROOMS = {
   'report': {'cli', 'reports'},
 }
 # Small helpers without an opinion: everyone but `norms` may use them.
-HELPERS = {'errors', 'registry', 'dotted'}
+HELPERS = {'errors', 'registry', 'dotted', '__version__'}
 
 # What some rooms may import beside that and the standard library.
 OTHERS = {
@@ -71,7 +71,8 @@ def check(path, name):
     if allowed is None or is_standard or top in allowed:
       return None
     return f'{path.relative_to(ROOT)} imports {name}'
-  other = rest[0] if rest else ''
+  # The package itself holds its version and nothing else.
+  other = rest[0] if rest else '__version__'
   helpers = set() if room == 'norms' else HELPERS
   if other in {room, *ROOMS.get(room, ()), *helpers}:
     return None

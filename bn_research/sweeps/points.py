@@ -11,7 +11,7 @@ from typing import Any
 
 import ml_collections
 
-from bn_research import dotted, errors, workdir
+from bn_research import errors, workdir
 
 _LONGEST_NAME = 120
 
@@ -65,7 +65,8 @@ def expand(
         ' alone with bn_research.train'
       )
     run = pathlib.Path(directory, name)
-    _check_same_config(run, _resolve(config, changes, path))
+    # A finished run is not started again, so nothing else would notice.
+    workdir.check_same_config(run, _resolve(config, changes, path))
     command = (
       *(sys.executable, '-m', 'bn_research.train', f'--config={path}'),
       *arguments({**overrides, **changes}),
@@ -118,20 +119,3 @@ def _resolve(
         ' than the config has there'
       ) from error
   return json.loads(config.to_json_best_effort())
-
-
-def _check_same_config(run: pathlib.Path, config: Mapping[str, Any]) -> None:
-  """Raises a UserError where `run` was trained with another config.
-
-  A finished run is not started again, so nothing else would notice.
-  """
-  if not (run / workdir.CONFIG).exists():
-    return
-  recorded = dotted.flatten(workdir.read_config(run))
-  wanted = dotted.flatten(config)
-  for key in sorted(recorded.keys() | wanted.keys()):
-    if recorded.get(key) != wanted.get(key):
-      raise errors.UserError(
-        f'{run} was trained with {key} = {recorded.get(key)}, not'
-        f' {wanted.get(key)}; give another --workdir'
-      )

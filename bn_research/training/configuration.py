@@ -1,7 +1,6 @@
 """The config of a run: checked once, written down, compared when resumed."""
 
 import importlib.metadata
-import json
 import platform
 import sys
 from collections.abc import Mapping
@@ -34,8 +33,6 @@ _OTHERS = (
   'probe.spacing',
   'checkpoint_seconds',
 )
-# May differ between a run and its continuation: they do not change the curve.
-_FREE = ('num_devices', 'checkpoint_seconds')
 
 
 def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,30 +78,6 @@ def write(directory: workdir.PathLike, config: Mapping[str, Any]) -> None:
     'command': sys.argv,
   }
   workdir.write_json(f'{directory}/{workdir.CONFIG}', record)
-
-
-def check_same(directory: workdir.PathLike, config: Mapping[str, Any]) -> None:
-  """Checks that a workdir, if it has been used, was used for this config.
-
-  Raises:
-    UserError: If it holds a run of another config; names the keys that differ.
-  """
-  if not workdir.has_config(directory):
-    return
-  there = dotted.flatten(workdir.read_config(directory))
-  here = dotted.flatten(config)
-  differing = [
-    f'{key}={there.get(key)} there and {here.get(key)} here'
-    for key in sorted(there.keys() | here.keys())
-    # As text, where even a NaN is equal to itself.
-    if json.dumps(there.get(key)) != json.dumps(here.get(key))
-    and key not in _FREE
-  ]
-  if differing:
-    raise errors.UserError(
-      f'{directory} holds a run of another config ({"; ".join(differing)});'
-      ' choose another --workdir'
-    )
 
 
 def _plain(value: Any) -> Any:

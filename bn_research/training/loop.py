@@ -48,7 +48,7 @@ def train(
     UserError: If config, data, devices or disk do not allow it.
   """
   config = configuration.resolve(config)
-  configuration.check_same(directory, config)
+  workdir.check_same_config(directory, config)
   status = workdir.read_status(directory)
   if status.status in (workdir.DONE, workdir.DIVERGED):
     return status

@@ -24,7 +24,7 @@ def test_what_the_paper_says(variant):
   assert config.model.widths == (100, 100, 100)
   assert config.model.nonlinearity == 'sigmoid'
   assert config.probe.percentiles == (15, 50, 85)
-  assert config.optimizer.momentum == 0
+  assert config.optimizer.momentum is None
 
 
 def test_mnist_is_as_long_as_in_the_paper():

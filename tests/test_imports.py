@@ -20,7 +20,7 @@ ROOMS = {
   'probes': {'norms'},
   'training': {
     *('norms', 'layers', 'models', 'data', 'optim', 'probes'),
-    *('workdir',),
+    *('workdir', '__version__'),
   },
   'sweeps': {'workdir'},
   'reports': {'workdir'},
@@ -32,7 +32,7 @@ ROOMS = {
   'report': {'cli', 'reports'},
 }
 # Small helpers without an opinion: everyone but `norms` may use them.
-HELPERS = {'errors', 'registry', 'dotted', '__version__'}
+HELPERS = {'errors', 'registry', 'dotted'}
 
 # What some rooms may import beside that and the standard library.
 OTHERS = {

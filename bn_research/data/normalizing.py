@@ -54,7 +54,8 @@ def fit(x: np.ndarray, name: str, epsilon: float = 1e-2) -> Normalizer:
   """
   if name not in ('centre', 'standardize', 'whiten'):
     raise errors.UserError(
-      f'data.normalize.name={name!r}; choose centre, standardize or whiten'
+      f'data.normalize.name={name!r}; choose none, centre, standardize'
+      ' or whiten'
     )
   if epsilon <= 0:
     raise errors.UserError(
@@ -79,8 +80,8 @@ def input_function(
   """Returns the function from stored images to what a network sees.
 
   Args:
-    config: `config.data`: `binarize`, see `to_input`; and `normalize`, where
-      inputs are to be normalized, with `name` and `epsilon` of `fit`.
+    config: `config.data`: `binarize`, see `to_input`; and `normalize`, the
+      `name` and the `epsilon` of `fit`, or the name `none`.
     images: (num_examples, height, width, channels) uint8, the training set.
 
   Returns:
@@ -94,7 +95,7 @@ def input_function(
   )
   given = config.get('normalize') or {}
   options = {k: v for k, v in given.items() if v is not None}
-  if 'name' not in options:
+  if options.get('name', 'none') == 'none':
     return to_input
   unknown = options.keys() - {'name', 'epsilon'}
   if unknown:

@@ -5,6 +5,8 @@ A measure is a function of a run and of options that the config gives.
 
 from collections.abc import Callable
 
+import numpy as np
+
 from bn_research.reports.runs import Run
 
 
@@ -44,8 +46,20 @@ def drift(run: Run, probe: str, array: str) -> float:
   return float(values.var(0).mean() ** 0.5)
 
 
+def milliseconds_a_step(run: Run) -> float:
+  """Returns what a training step took; the evaluations are in it.
+
+  The median over the stretches from one evaluation to the next, but for the
+  first: what else a computer does meanwhile slows some of them down.
+  """
+  steps, seconds = run.columns('step', 'seconds')
+  rates = np.diff(seconds) / np.diff(steps)
+  return float(1000 * np.median(rates[1:] if len(rates) > 1 else rates))
+
+
 MEASURES: dict[str, Callable[..., float]] = {
   'final': final,
   'early': early,
   'drift': drift,
+  'milliseconds_a_step': milliseconds_a_step,
 }

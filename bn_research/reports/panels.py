@@ -1,36 +1,17 @@
 """The kinds of panels that a figure is made of."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from bn_research import errors
+from bn_research.reports import drawing, measures, specs
+from bn_research.reports.drawing import Series
 from bn_research.reports.runs import Run
 
-_FEW = 5  # seeds below which the runs say more than their spread
-
 Limits = tuple[float, float] | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Series:
-  """Runs that differ in the seed only, and how they are drawn.
-
-  Attributes:
-    label: Their name in legends.
-    runs: Those that are done.
-    num_diverged: How many more diverged.
-    color: Any color of Matplotlib's.
-    linestyle: Any line style of Matplotlib's.
-  """
-
-  label: str
-  runs: Sequence[Run]
-  num_diverged: int
-  color: str
-  linestyle: str
 
 
 class Panel(Protocol):
@@ -55,6 +36,8 @@ class Curves:
     xlabel: Label of the x axis.
     ylabel: Label of the y axis.
     ylim: Ends of the y axis; those of the data where not given.
+    yscale: Any scale of Matplotlib's, such as `log`.
+    loc: Where the legend is, in Matplotlib's words.
   """
 
   metric: str
@@ -63,26 +46,21 @@ class Curves:
   xlabel: str = 'training step'
   ylabel: str = ''
   ylim: Limits = None
+  yscale: str = 'linear'
+  loc: str = 'lower right'
 
   def draw(self, axes: Any, series: Sequence[Series]) -> None:
     """Draws the curves of all series."""
     for s in series:
       x, y = self._columns(s)
-      style = {'color': s.color, 'linestyle': s.linestyle}
-      axes.plot(x, y.mean(0), label=_label(s), linewidth=1.4, **style)
-      if len(y) >= _FEW:
-        low, high = y.min(0), y.max(0)
-        axes.fill_between(x, low, high, color=s.color, alpha=0.25, linewidth=0)
-      elif len(y) > 1:
-        axes.plot(x, y.T, linewidth=0.6, alpha=0.6, **style)
-    axes.legend(
-      loc='lower right',
-      title=_legend_title(series),
-      fontsize='small',
-      title_fontsize='small',
-      alignment='left',
+      drawing.draw_runs(axes, s, x, y)
+    axes.set_yscale(self.yscale)
+    drawing.draw_legend(
+      axes,
+      drawing.legend_title(sorted({len(s.runs) for s in series})),
+      self.loc,
     )
-    _label_axes(axes, self)
+    drawing.label_axes(axes, self)
 
   def _columns(self, series: Series) -> tuple[np.ndarray, np.ndarray]:
     """Returns the mean over runs of x, (k,), and y of each run, (runs, k)."""
@@ -140,12 +118,77 @@ class Bands:
     for i, (q, value) in enumerate(zip(percentiles, values.T, strict=True)):
       width = 1.4 if i == middle else 0.7
       axes.plot(steps, value, color=chosen.color, linewidth=width)
-      _label_end(axes, f'{q:g}%', (steps[-1], value[-1]))
-    _label_axes(axes, self)
+      drawing.label_end(axes, f'{q:g}%', (steps[-1], value[-1]))
+    drawing.label_axes(axes, self)
     axes.set_title(f'{self.title}, seed {run.config["seed"]}'.lstrip(', '))
 
 
-PANELS = {'curves': Curves, 'bands': Bands}
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """A number of each run, against a setting in which the runs differ.
+
+  Attributes:
+    setting: The dotted key of the setting: a number, or a list of equal ones.
+    measure: Dict with `name`, a measure, and its options.
+    title: Title of the panel.
+    xlabel: Label of the x axis.
+    ylabel: Label of the y axis.
+    ylim: Ends of the y axis; those of the data where not given.
+    xscale: Any scale of Matplotlib's.
+    yscale: Any scale of Matplotlib's.
+    loc: Where the legend is, in Matplotlib's words.
+  """
+
+  setting: str
+  measure: Mapping[str, Any]
+  title: str = ''
+  xlabel: str = ''
+  ylabel: str = ''
+  ylim: Limits = None
+  xscale: str = 'log'
+  yscale: str = 'log'
+  loc: str = 'upper left'
+
+  def draw(self, axes: Any, series: Sequence[Series]) -> None:
+    """Draws the numbers of all series."""
+    seeds: set[int] = set()
+    for s in series:
+      x, y = self._columns(s)
+      seeds.add(len(y))
+      drawing.draw_runs(axes, s, x, y, marker='.')
+    axes.set_xscale(self.xscale)
+    axes.set_yscale(self.yscale)
+    drawing.draw_legend(axes, drawing.legend_title(sorted(seeds)), self.loc)
+    drawing.label_axes(axes, self)
+
+  def _columns(self, series: Series) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (k,) settings, and (seeds, k) numbers; NaN where a seed lacks."""
+    found: dict[float, dict[int, float]] = {}
+    for run in series.runs:
+      value = specs.create('measure', measures.MEASURES, self.measure, run=run)
+      seeds_at = found.setdefault(self._setting(run), {})
+      if run.config['seed'] in seeds_at:
+        raise errors.UserError(
+          f'{series.label!r} has two runs of one seed and one {self.setting},'
+          f' such as {run.path}; name in the series what they differ in'
+        )
+      seeds_at[run.config['seed']] = value
+    seeds = sorted({seed for values in found.values() for seed in values})
+    x = sorted(found)
+    y = [[found[at].get(seed, np.nan) for at in x] for seed in seeds]
+    return np.asarray(x), np.asarray(y)
+
+  def _setting(self, run: Run) -> float:
+    values = {float(value) for value in np.ravel(run.config[self.setting])}
+    if len(values) != 1:
+      raise errors.UserError(
+        f'{run.path}: {self.setting}={run.config[self.setting]} is not one'
+        ' number to draw by'
+      )
+    return values.pop()
+
+
+PANELS = {'curves': Curves, 'bands': Bands, 'settings': Settings}
 
 
 def share_y(panels: Sequence[Panel], axes: Sequence[Any]) -> None:
@@ -159,46 +202,3 @@ def share_y(panels: Sequence[Panel], axes: Sequence[Any]) -> None:
     limits = [a.get_ylim() for a in bands]
     for a in bands:
       a.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
-
-
-def _label_axes(axes: Any, panel: Curves | Bands) -> None:
-  axes.set_title(panel.title)
-  axes.set_xlabel(panel.xlabel)
-  axes.set_ylabel(panel.ylabel)
-  axes.margins(x=0)
-  axes.grid(alpha=0.3, linewidth=0.5)
-  axes.xaxis.set_major_formatter(_thousands)
-  if panel.ylim is not None:
-    axes.set_ylim(panel.ylim)
-
-
-def _label_end(axes: Any, text: str, end: tuple[float, float]) -> None:
-  """Writes a label to the right of the end of a line."""
-  axes.annotate(
-    text,
-    end,
-    xytext=(2, 0),
-    textcoords='offset points',
-    verticalalignment='center',
-    fontsize='small',
-  )
-
-
-def _thousands(value: float, _: int) -> str:
-  return f'{value / 1000:g}K' if value >= 1000 else f'{value:g}'
-
-
-def _legend_title(series: Sequence[Series]) -> str:
-  counts = sorted({len(s.runs) for s in series})
-  number = ' or '.join(map(str, counts))
-  if counts[-1] == 1:
-    return '1 seed'
-  if counts[0] >= _FEW:
-    return f'mean and range, {number} seeds'
-  return f'mean and runs, {number} seeds'
-
-
-def _label(series: Series) -> str:
-  if not series.num_diverged:
-    return series.label
-  return f'{series.label} ({series.num_diverged} more diverged)'

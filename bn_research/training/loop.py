@@ -112,6 +112,7 @@ class Run:
     self._chunk = _FIRST_CHUNK
     state = self._checkpoints.restore(programs.abstract)
     step = -1 if state is None else int(state.step)
+    programs.wait()  # The recorder's clock is not to run while it compiles.
     self._recorder = recorder.Recorder(config, directory, programs, step)
     if state is not None:
       self._progress.say(f'going on from step {step:,}')

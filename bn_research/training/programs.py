@@ -53,6 +53,10 @@ class Programs:
     self._compile(dataset)
     self._pool.shutdown(wait=False)
 
+  def wait(self) -> None:
+    """Waits until everything is compiled."""
+    self._pool.shutdown()
+
   def init(self) -> state.TrainState:
     """Returns the state before the first step."""
     return self._init(self._key)[1]

@@ -27,7 +27,10 @@ def normalized(name, epsilon=None):
 RAW = images().reshape(500, 6) / 255
 
 
-@pytest.mark.parametrize('config', [{}, {'normalize': {'name': None}}])
+@pytest.mark.parametrize(
+  'config',
+  [{}, {'normalize': {'name': None}}, {'normalize': {'name': 'none'}}],
+)
 def test_without_a_name_inputs_are_as_they_were(config):
   function = data.input_function(config | {'binarize': None}, images())
   x = np.asarray(function(images())).reshape(500, 6)
@@ -81,7 +84,7 @@ def test_it_follows_the_threshold():
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
-    ({'name': 'white'}, 'choose centre, standardize or whiten'),
+    ({'name': 'white'}, 'choose none, centre, standardize or whiten'),
     ({'name': 'whiten', 'epsilon': 0.0}, 'choose a positive number'),
     ({'name': 'whiten', 'rank': 3}, "has no option 'rank'"),
   ],

@@ -1,0 +1,101 @@
+"""Series of runs, and how they are drawn: what panels have in common."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from bn_research.reports.runs import Run
+
+_FEW = 5  # seeds below which the runs say more than their spread
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+  """Runs that differ in the seed only, and how they are drawn.
+
+  Attributes:
+    label: Their name in legends.
+    runs: Those that are done.
+    num_diverged: How many more diverged.
+    color: Any color of Matplotlib's.
+    linestyle: Any line style of Matplotlib's.
+  """
+
+  label: str
+  runs: Sequence[Run]
+  num_diverged: int
+  color: str
+  linestyle: str
+
+
+def draw_runs(
+  axes: Any, series: Series, x: np.ndarray, y: np.ndarray, marker: str = ''
+) -> None:
+  """Draws the mean over runs of y, (runs, k), and its range or each run."""
+  style = {'color': series.color, 'linestyle': series.linestyle}
+  mean = np.nanmean(y, 0)
+  axes.plot(
+    x, mean, label=_label(series), linewidth=1.4, marker=marker, **style
+  )
+  if len(y) >= _FEW:
+    low, high = np.nanmin(y, 0), np.nanmax(y, 0)
+    axes.fill_between(x, low, high, color=series.color, alpha=0.25, linewidth=0)
+  elif len(y) > 1:
+    axes.plot(x, y.T, linewidth=0.6, alpha=0.6, **style)
+
+
+def draw_legend(axes: Any, title: str, loc: str) -> None:
+  """Draws a legend with a title, at a place in Matplotlib's words."""
+  axes.legend(
+    loc=loc,
+    title=title,
+    fontsize='small',
+    title_fontsize='small',
+    alignment='left',
+  )
+
+
+def label_axes(axes: Any, panel: Any) -> None:
+  """Writes title and labels, and sets limits, as a panel's fields say."""
+  axes.set_title(panel.title)
+  axes.set_xlabel(panel.xlabel)
+  axes.set_ylabel(panel.ylabel)
+  axes.margins(x=0)
+  axes.grid(alpha=0.3, linewidth=0.5)
+  axes.xaxis.set_major_formatter(_thousands)
+  if panel.ylim is not None:
+    axes.set_ylim(panel.ylim)
+
+
+def label_end(axes: Any, text: str, end: tuple[float, float]) -> None:
+  """Writes a label to the right of the end of a line."""
+  axes.annotate(
+    text,
+    end,
+    xytext=(2, 0),
+    textcoords='offset points',
+    verticalalignment='center',
+    fontsize='small',
+  )
+
+
+def _thousands(value: float, _: int) -> str:
+  return f'{value / 1000:g}K' if value >= 1000 else f'{value:g}'
+
+
+def legend_title(counts: Sequence[int]) -> str:
+  """Says how many seeds there are, in increasing order, and what is drawn."""
+  number = ' or '.join(map(str, counts))
+  if counts[-1] == 1:
+    return '1 seed'
+  if counts[0] >= _FEW:
+    return f'mean and range, {number} seeds'
+  return f'mean and runs, {number} seeds'
+
+
+def _label(series: Series) -> str:
+  if not series.num_diverged:
+    return series.label
+  return f'{series.label} ({series.num_diverged} more diverged)'

@@ -18,7 +18,7 @@ def create(
     config: `name`, `learning_rate` and the optimizer's own options; `schedule`,
       where the learning rate is to change during the run, holds the `name` of a
       schedule and its options. Of `sgd`, `precondition` may hold the `name`
-      `input_covariance` and the options of
+      `none`, or `input_covariance` and the options of
       `input_covariance.precondition_by_input_covariance`, which works on the
       momentum of raw gradients. Options that are None keep their defaults.
     num_steps: The length of the run, in steps.
@@ -49,7 +49,7 @@ def _sgd(
 ) -> optax.GradientTransformation:
   # With a momentum of 0.0 optax would carry a trace that is never used.
   descent = optax.sgd(learning_rate, momentum or None, nesterov)
-  if precondition is None or precondition.get('name') is None:
+  if (precondition or {}).get('name') in (None, 'none'):
     return descent
   return optax.chain(
     descent, registry.create('precondition', _PRECONDITIONS, precondition)

@@ -46,8 +46,10 @@ def draw_runs(
     axes.plot(x, y.T, linewidth=0.6, alpha=0.6, **style)
 
 
-def draw_legend(axes: Any, title: str, loc: str) -> None:
-  """Draws a legend with a title, at a place in Matplotlib's words."""
+def draw_legend(axes: Any, title: str, loc: str | None) -> None:
+  """Draws a legend with a title at a place, or nowhere."""
+  if loc is None:
+    return
   axes.legend(
     loc=loc,
     title=title,
@@ -65,6 +67,7 @@ def label_axes(axes: Any, panel: Any) -> None:
   axes.margins(x=0)
   axes.grid(alpha=0.3, linewidth=0.5)
   axes.xaxis.set_major_formatter(_thousands)
+  axes.xaxis.set_minor_formatter('')
   if panel.ylim is not None:
     axes.set_ylim(panel.ylim)
 

@@ -36,8 +36,9 @@ class Curves:
     xlabel: Label of the x axis.
     ylabel: Label of the y axis.
     ylim: Ends of the y axis; those of the data where not given.
-    yscale: Any scale of Matplotlib's, such as `log`.
-    loc: Where the legend is, in Matplotlib's words.
+    xscale: Any scale of Matplotlib's, such as `log`.
+    yscale: Any scale of Matplotlib's.
+    loc: Where the legend is, in Matplotlib's words; None for no legend.
   """
 
   metric: str
@@ -46,20 +47,19 @@ class Curves:
   xlabel: str = 'training step'
   ylabel: str = ''
   ylim: Limits = None
+  xscale: str = 'linear'
   yscale: str = 'linear'
-  loc: str = 'lower right'
+  loc: str | None = 'lower right'
 
   def draw(self, axes: Any, series: Sequence[Series]) -> None:
     """Draws the curves of all series."""
     for s in series:
       x, y = self._columns(s)
       drawing.draw_runs(axes, s, x, y)
+    axes.set_xscale(self.xscale)
     axes.set_yscale(self.yscale)
-    drawing.draw_legend(
-      axes,
-      drawing.legend_title(sorted({len(s.runs) for s in series})),
-      self.loc,
-    )
+    counts = sorted({len(s.runs) for s in series})
+    drawing.draw_legend(axes, drawing.legend_title(counts), self.loc)
     drawing.label_axes(axes, self)
 
   def _columns(self, series: Series) -> tuple[np.ndarray, np.ndarray]:
@@ -136,7 +136,7 @@ class Settings:
     ylim: Ends of the y axis; those of the data where not given.
     xscale: Any scale of Matplotlib's.
     yscale: Any scale of Matplotlib's.
-    loc: Where the legend is, in Matplotlib's words.
+    loc: Where the legend is, in Matplotlib's words; None for no legend.
   """
 
   setting: str
@@ -147,18 +147,22 @@ class Settings:
   ylim: Limits = None
   xscale: str = 'log'
   yscale: str = 'log'
-  loc: str = 'upper left'
+  loc: str | None = 'upper left'
 
   def draw(self, axes: Any, series: Sequence[Series]) -> None:
     """Draws the numbers of all series."""
-    seeds: set[int] = set()
+    counts: set[int] = set()
+    settings: set[float] = set()
     for s in series:
       x, y = self._columns(s)
-      seeds.add(len(y))
+      counts.add(len(y))
+      settings.update(x)
       drawing.draw_runs(axes, s, x, y, marker='.')
     axes.set_xscale(self.xscale)
     axes.set_yscale(self.yscale)
-    drawing.draw_legend(axes, drawing.legend_title(sorted(seeds)), self.loc)
+    axes.set_xticks(sorted(settings))
+    axes.set_xticks([], minor=True)
+    drawing.draw_legend(axes, drawing.legend_title(sorted(counts)), self.loc)
     drawing.label_axes(axes, self)
 
   def _columns(self, series: Series) -> tuple[np.ndarray, np.ndarray]:

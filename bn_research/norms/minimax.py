@@ -129,7 +129,8 @@ def drive_to_identity(
     active = more & (loop.steps < most)
     new = _Loop(after, cubic.low, cubic.high, residual, active, loop.steps)
     new = jax.tree.map(lambda a, b: jnp.where(accept, a, b), new, loop)
-    return new._replace(active=active, steps=loop.steps + active)
+    steps = jnp.where(active, loop.steps + 1, loop.steps)
+    return new._replace(active=active, steps=steps)
 
   residual = distance_to_identity(state[0])
   active = _unfinished(residual, tolerance)

@@ -8,7 +8,7 @@ mean of means is taken anywhere, and no difference of large squares.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -134,9 +134,15 @@ def in_blocks(x: jax.Array, size: int) -> jax.Array:
   return x.reshape((*x.shape[:-1], -1, size))
 
 
+def wide_type(x: jax.Array) -> Any:
+  """The type of statistics: float32, or that of `x` where it is wider."""
+  # Not promote_types: the user may have forbidden silent promotion.
+  return x.dtype if jnp.finfo(x.dtype).bits > 32 else jnp.dtype('float32')
+
+
 def wide(x: jax.Array) -> jax.Array:
-  """Casts to the type of statistics: float32, or wider where `x` is wider."""
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  """Casts to the type of statistics."""
+  return x.astype(wide_type(x))
 
 
 def keep(mask: jax.Array | None, x: jax.Array) -> jax.Array:
@@ -200,7 +206,7 @@ def _local(x, mask, axes, centre) -> Moments:
 
 def count_kept(x, mask, axes) -> jax.Array:
   """How many are in the set: keeps the dimensions of `x`, small or full."""
-  dtype = jnp.promote_types(x.dtype, jnp.float32)
+  dtype = wide_type(x)
   if mask is None:
     size = 1
     for axis in axes:

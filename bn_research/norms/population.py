@@ -69,8 +69,8 @@ def _moved(state, moments: Moments, rate):
   return state._replace(
     mean=move(state.mean, moments.mean),
     var=move(state.var, moments.variance),
-    steps=state.steps + sound,
-    skipped=state.skipped + ~sound,
+    steps=jnp.where(sound, state.steps + 1, state.steps),
+    skipped=jnp.where(sound, state.skipped, state.skipped + 1),
   )
 
 

@@ -17,6 +17,7 @@ from bn_research.norms.moments import (
   keep,
   recomputed,
   wide,
+  wide_type,
 )
 
 
@@ -103,7 +104,7 @@ def normalize(
 
   Source: Ioffe and Szegedy (2015), Algorithm 1.
   """
-  dtype = jnp.promote_types(x.dtype, jnp.float32)
+  dtype = wide_type(x)
   zero, one = jnp.zeros((), dtype), jnp.ones((), dtype)
   if var is None:
     var, epsilon = one, 0.0

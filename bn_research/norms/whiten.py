@@ -146,7 +146,8 @@ class Whiten:
     """
     blocks, size = covariance.shape[-3], covariance.shape[-1]
     real = np.arange(blocks * size).reshape(blocks, size) < channels
-    level = matrices.trace(covariance) / real.sum(-1)[:, None, None]
+    sizes = real.sum(-1)[:, None, None].astype(covariance.dtype)
+    level = matrices.trace(covariance) / sizes
     usable = jnp.isfinite(level) & (level > 0)
     # The W of S is the W of S / c, over √c, for any constant c: so no power of
     # an extreme scale overflows, in the derivative neither.

@@ -23,7 +23,7 @@ class Running(NamedTuple):
       channels, (blocks, d, d).
     steps: int32, how many updates were made.
     skipped: int32, how many updates were not made, because the moments were of
-      no activation or not finite.
+      too few activations or not finite.
   """
 
   mean: jax.Array
@@ -49,17 +49,18 @@ def _running(mean: jax.Array, var: jax.Array) -> Running:
   return Running(mean, var, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
 
-def _sound(moments: Moments) -> jax.Array:
-  """Whether every feature has activations and finite moments."""
-  sound = jnp.all(moments.count > 0)
+def _sound(moments: Moments, least: int) -> jax.Array:
+  """Whether every feature has enough activations and finite moments."""
+  sound = jnp.all(moments.count >= least)
   for leaf in (moments.mean, moments.comoment):
     sound &= jnp.all(jnp.isfinite(leaf))
   return sound
 
 
-def _moved(state, moments: Moments, rate):
+def _moved(state, moments: Moments, rate, unbiased: bool = False):
   """old + rate · (new - old); the old state and a count if not sound."""
-  sound = _sound(moments)
+  sound = _sound(moments, least=2 if unbiased else 1)
+  moments = moments.unbiased() if unbiased else moments
 
   def move(old, new):
     # At rate 1 this form forgets even an infinite `old`.
@@ -89,7 +90,8 @@ class Ema:
       minus this.
     debias: Whether the initial value is forgotten exactly.
     unbiased: Whether variances are multiplied by n / (n - 1), n being the
-      number of activations, as in Ioffe and Szegedy (2015), Algorithm 2.
+      number of activations, as in Ioffe and Szegedy (2015), Algorithm 2. One
+      activation tells nothing of a variance: such a batch is skipped.
   """
 
   momentum: float = 0.99
@@ -109,8 +111,8 @@ class Ema:
 
   def update(self, state: Running, moments: Moments) -> Running:
     """Returns the state after one more batch."""
-    moments = moments.unbiased() if self.unbiased else moments
-    return _moved(state, moments, self._rate(state.steps, moments.mean.dtype))
+    rate = self._rate(state.steps, moments.mean.dtype)
+    return _moved(state, moments, rate, self.unbiased)
 
   def _rate(self, steps: jax.Array, dtype) -> jax.Array:
     rate = jnp.asarray(1 - self.momentum, dtype)
@@ -139,8 +141,8 @@ class Cumulative:
 
   def update(self, state: Running, moments: Moments) -> Running:
     """Returns the state after one more batch."""
-    moments = moments.unbiased() if self.unbiased else moments
-    return _moved(state, moments, 1 / (state.steps + 1).astype(jnp.float32))
+    rate = 1 / (state.steps + 1).astype(moments.mean.dtype)
+    return _moved(state, moments, rate, self.unbiased)
 
 
 class PooledRunning(NamedTuple):

@@ -157,7 +157,8 @@ class Whiten:
     level = jnp.where(usable, level / unit, 1)
     scaled = self._regularized(scaled, level, unit, count, real)
     root = roots.inverse_sqrt(scaled, self.method, **dict(self.options))
-    return jnp.where(usable, root / jnp.sqrt(unit), 0)
+    root = jnp.where(real[..., None], root / jnp.sqrt(unit), eye)
+    return jnp.where(usable, root, 0)
 
   def finish(self, x, mask, pair, scale, bias) -> jax.Array:
     """Centres, whitens, scales and shifts."""

@@ -57,7 +57,7 @@ class Divide:
 
   def finish(self, x, mask, pair, scale, bias) -> jax.Array:
     """Divides, scales and shifts."""
-    y = wide(x) * pair.spread
+    y = keep(mask, wide(x)) * pair.spread
     y = y if scale is None else y * scale
     y = y if bias is None else y + bias
     return keep(mask, y).astype(x.dtype)

@@ -53,17 +53,20 @@ class Reference:
   ) -> tuple[Moments, Moments]:
     """Returns moments of the reference with each row; and of the reference."""
     rows = map.estimate(x, mask, view.axes, Devices())
-    count = jnp.broadcast_to(rows.count, rows.mean.shape)
-    rows = rows._replace(count=count)
-    reference = jax.tree.map(lambda leaf: leaf[: self.size], rows).merged(0)
+    # Added, not broadcast, and selected, not sliced: rows may be spread over
+    # devices, and all of this must be spread as they are.
+    rows = rows._replace(count=jnp.zeros_like(rows.mean) + rows.count)
+    reference = self._select(rows, jax.tree.map(jnp.zeros_like, rows)).merged(0)
     repeated = jax.tree.map(
-      lambda leaf, like: jnp.broadcast_to(leaf, like.shape), reference, rows
+      lambda leaf, like: jnp.zeros_like(like) + leaf, reference, rows
     )
-    is_reference = jnp.arange(x.shape[0]) < self.size
-    is_reference = is_reference.reshape((-1,) + (1,) * (x.ndim - 1))
-    each = jax.tree.map(
-      lambda shared, own: jnp.where(is_reference, shared, own),
-      repeated,
-      joined(repeated, rows),
-    )
-    return each, reference
+    return self._select(repeated, joined(repeated, rows)), reference
+
+  def _select(self, of_reference: Moments, of_others: Moments) -> Moments:
+    """Takes reference rows from the first and the others from the second."""
+
+    def select(a, b):
+      is_reference = jnp.arange(a.shape[0]) < self.size
+      return jnp.where(is_reference.reshape((-1,) + (1,) * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(select, of_reference, of_others)

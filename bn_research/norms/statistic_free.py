@@ -76,8 +76,9 @@ class Squash:
     mask: jax.Array | None = None,
   ) -> tuple[jax.Array, tuple[()]]:
     """Squashes `x`; arguments as those of `Normalization.apply`."""
-    del use_running, update
+    del update
     checks.activations(x, mask, scale=scale, bias=bias)
+    checks.state(state, None, use_running)
     z = keep(mask, wide(x)) * learned['alpha']
     if self.function == 'tanh':
       return _affine(jnp.tanh(z), x, mask, scale, bias), state
@@ -146,6 +147,7 @@ class EvoNormB0:
   ) -> tuple[jax.Array, Any]:
     """Normalizes and activates; arguments as for `Normalization.apply`."""
     checks.activations(x, mask, scale=scale, bias=bias)
+    checks.state(state, x.shape[-1:], use_running)
     moments = self._batch.measure(x, mask)
     variance = state.var if use_running else moments.variance
     instance = Normalization(
@@ -197,8 +199,9 @@ class EvoNormS0:
     mask: jax.Array | None = None,
   ) -> tuple[jax.Array, tuple[()]]:
     """Normalizes and activates; arguments as for `Normalization.apply`."""
-    del use_running, update
+    del update
     checks.activations(x, mask, scale=scale, bias=bias)
+    checks.state(state, None, use_running)
     group = Normalization(
       Example('all', self.num_groups), Standardize(epsilon=self.epsilon)
     ).measure(x, mask)

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from bn_research.norms.moments import keep
+
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
@@ -104,7 +106,8 @@ class Mixture:
       strict=True,
     )
     y = sum(w * part for w, part in zip(weights, parts, strict=True))
-    return _affine(y, scale, bias).astype(x.dtype), states
+    y = _affine(y, scale, bias, options.get('mask'))
+    return y.astype(x.dtype), states
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +149,8 @@ class Coloured:
       self.normalization, x, state, learned['inner'], options, {}
     )
     y = jnp.matmul(y, learned['colouring'].T, precision=lax.Precision.HIGHEST)
-    return _affine(y, scale, bias).astype(x.dtype), state
+    y = _affine(y, scale, bias, options.get('mask'))
+    return y.astype(x.dtype), state
 
 
 def _each(learned, parts) -> tuple[Any, ...]:
@@ -160,6 +164,6 @@ def _apply(part, x, state, learned, options, affine):
   return part.apply(x, state, learned=learned, **affine, **options)
 
 
-def _affine(y, scale, bias) -> jax.Array:
+def _affine(y, scale, bias, mask) -> jax.Array:
   y = y if scale is None else y * scale
-  return y if bias is None else y + bias
+  return keep(mask, y if bias is None else y + bias)

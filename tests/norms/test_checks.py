@@ -1,0 +1,92 @@
+"""Bad input: an error that names the argument and the fix."""
+
+import jax.numpy as jnp
+import pytest
+
+from bn_research import norms
+
+x = jnp.ones((4, 6))
+batch = norms.batch_norm()
+layer = norms.layer_norm()
+
+
+def normalize(norm, x=x, state=None, **options):
+  return norm.apply(x, norm.init(6) if state is None else state, **options)
+
+
+CALLS = {
+  'x is int32.*x.astype': lambda: normalize(batch, jnp.ones((4, 6), int)),
+  'no activations.*leave the empty batch out': lambda: normalize(
+    batch, jnp.ones((0, 6))
+  ),
+  r'mask of shape \(3,\) does not broadcast': lambda: normalize(
+    batch, mask=jnp.ones(3, bool)
+  ),
+  r'mask of shape \(2, 4, 6\) does not broadcast': lambda: normalize(
+    batch, mask=jnp.ones((2, 4, 6), bool)
+  ),
+  r'scale of shape \(5,\) does not broadcast': lambda: normalize(
+    batch, scale=jnp.ones(5)
+  ),
+  r'bias of shape \(4,\) does not broadcast': lambda: normalize(
+    layer, bias=jnp.ones(4)
+  ),
+  r'got no state; call apply\(x, norm.init\(6\)\)': lambda: batch.apply(x),
+  r'init with the number of features': lambda: batch.apply(x, batch.init(5)),
+  'remembers none; give it a population': lambda: normalize(
+    layer, use_running=True
+  ),
+  'axis 3 does not exist.*use one of -2..1': lambda: normalize(
+    norms.layer_norm(axes=3)
+  ),
+  'name one of the 2 axes twice': lambda: normalize(
+    norms.layer_norm(axes=(1, -1))
+  ),
+  'num_groups=4 does not divide.*6; choose a divisor': lambda: normalize(
+    norms.group_norm(4)
+  ),
+  'group_size=5 does not divide.*6; choose a divisor': lambda: normalize(
+    norms.group_norm(group_size=5)
+  ),
+  'num_groups=2 and group_size=3 were both given': lambda: norms.group_norm(
+    2, group_size=3
+  ),
+  'group_size=0 must be at least 1': lambda: norms.batch_norm(group_size=0),
+  'epsilon=-1 must not be negative': lambda: norms.layer_norm(-1),
+  "gradient='mean' is not a gradient policy": lambda: norms.batch_norm(
+    gradient='mean'
+  ),
+  "axis_name='i' is not bound here.*leave axis_name out": lambda: normalize(
+    norms.batch_norm(axis_name='i')
+  ),
+  'population remembers statistics that examples share': lambda: normalize(
+    norms.Normalization(norms.Example(), norms.Standardize(), norms.Ema())
+  ),
+  'renormalization needs running statistics': lambda: normalize(
+    norms.Normalization(
+      norms.Batch(), norms.Standardize(), gradient=norms.Renormalized()
+    )
+  ),
+  'fewer than the reference batch of size=5': lambda: normalize(
+    norms.virtual_batch_norm(5)
+  ),
+  'size=4 must be odd': lambda: norms.divisive_norm(4),
+  "unknown normalization 'batchnorm'; did you mean 'batch_norm'": (
+    lambda: norms.create('batchnorm')
+  ),
+  "layer_norm takes no option 'momentum'; it takes: epsilon": (
+    lambda: norms.create('layer_norm', momentum=0.9)
+  ),
+}
+
+
+@pytest.mark.parametrize('message', CALLS)
+def test_the_message_names_the_argument_and_the_fix(message):
+  with pytest.raises((ValueError, TypeError), match=message) as caught:
+    CALLS[message]()
+  assert '\n' not in str(caught.value)
+
+
+def test_inputs_need_not_be_arrays_of_jax():
+  y, _ = batch.apply([[1.0, 2.0], [3.0, 5.0]], batch.init(2), mask=[True, True])
+  assert y.shape == (2, 2)

@@ -1,0 +1,134 @@
+"""The gradient axis: what of the statistics reaches the optimizer.
+
+Each policy is autodiff of the plain formula with `stop_gradient` where the
+policy has one: in both modes, to third order.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bn_research import norms
+from tests.oracles import formulas, sets
+from tests.rows import EPSILON
+
+SHAPE = (6, 2, 4)
+SCOPES = {
+  'batch_norm': (norms.batch_norm, sets.batch),
+  'ghosts': (
+    partial(norms.batch_norm, group_size=4),
+    partial(sets.batch, group_size=4),
+  ),
+  'layer_norm': (norms.layer_norm, sets.features),
+  'instance_norm': (norms.instance_norm, sets.instance),
+  'group_norm': (
+    partial(norms.group_norm, 2),
+    partial(sets.group, num_groups=2),
+  ),
+  'rms_norm': (norms.rms_norm, sets.features),
+}
+
+
+def problem(scope, policy):
+  """Losses of the library and of the formula, and where to take them."""
+  factory, labelled = SCOPES[scope]
+  norm = factory(epsilon=EPSILON, gradient=policy)
+  formula = formulas.standardized(labelled, scope != 'rms_norm', policy)
+  rng = np.random.default_rng(0)
+  x, weights, direction = jnp.asarray(rng.normal(size=(3, *SHAPE)))
+  mask = rng.uniform(size=SHAPE) < 0.8
+  state = norm.init(SHAPE[-1])
+  ours = lambda x: norm.apply(x, state, mask=mask)[0]
+  plain = lambda x: formula(x, mask, EPSILON, None)
+  loss = lambda f: lambda x: jnp.sum(weights * jnp.sin(f(x)))
+  return loss(ours), loss(plain), x, direction
+
+
+def close(actual, expected):
+  for a, b in zip(
+    jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True
+  ):
+    assert np.isfinite(a).all()
+    size = 1 + np.abs(b).max()
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * size)
+
+
+@pytest.mark.parametrize('policy', formulas.POLICIES)
+@pytest.mark.parametrize('scope', SCOPES)
+def test_policy_is_autodiff_of_the_formula(scope, policy, x64):
+  ours, plain, x, v = problem(scope, policy)
+
+  def derivatives(f):
+    slope = lambda x: jax.jvp(f, (x,), (v,))[1]
+    grad = jax.grad(f)
+    forward = lambda x: jax.jvp(grad, (x,), (v,))[1]
+    reverse = jax.grad(lambda x: jnp.vdot(grad(x), v))
+    return jax.jit(lambda x: (f(x), slope(x), grad(x), forward(x), reverse(x)))
+
+  close(derivatives(ours)(x), derivatives(plain)(x))
+
+
+@pytest.mark.parametrize('policy', formulas.POLICIES)
+def test_third_order(policy, x64):
+  ours, plain, x, v = problem('batch_norm', policy)
+
+  def derivatives(f):
+    forward = lambda f: lambda x: jax.jvp(f, (x,), (v,))[1]
+    reverse = lambda f: lambda x: jnp.vdot(jax.grad(f)(x), v)
+    orders = (
+      forward(forward(forward(f))),
+      jax.grad(forward(forward(f))),
+      forward(forward(jax.grad(f))),
+      jax.grad(reverse(reverse(f))),
+    )
+    return jax.jit(lambda x: [order(x) for order in orders])
+
+  close(derivatives(ours)(x), derivatives(plain)(x))
+
+
+def test_the_third_order_is_that_of_the_value(x64):
+  ours, _, x, v = problem('batch_norm', 'through')
+  along = lambda f: lambda t: jax.jvp(f, (t,), (1.0,))[1]
+  line = lambda t: ours(x + t * v)
+  second = jax.jit(along(along(line)))
+  third = jax.jit(along(along(along(line))))
+  t = 3e-4
+  near, far = second(t) - second(-t), second(2 * t) - second(-2 * t)
+  np.testing.assert_allclose(third(0.0), (8 * near - far) / (12 * t), rtol=1e-9)
+
+
+def test_a_function_of_both_pairs_is_a_policy():
+  def halfway(batch, population):
+    return batch._replace(
+      mean=(batch.mean + population.mean) / 2,
+      spread=(batch.spread + population.spread) / 2,
+    )
+
+  norm = norms.batch_norm(epsilon=0.0, gradient=halfway)
+  x = jnp.asarray([[1.0], [3.0]])
+  y, _ = norm.apply(x, norm.init(1))
+  # mean (2 + 0) / 2, variance (1 + 1) / 2
+  np.testing.assert_allclose(y, x - 1, rtol=1e-6)
+
+
+def test_section_2_the_bias_grows_where_the_mean_is_stopped():
+  """Ioffe and Szegedy (2015), Section 2: b grows and the loss stays."""
+  u = jnp.linspace(-1, 1, 64)[:, None]
+
+  def train(policy):
+    norm = norms.batch_norm(gradient=policy)
+    loss = lambda b: jnp.mean((norm.apply(u + b, norm.init(1))[0] - 1) ** 2)
+    first, b = loss(jnp.zeros(())), jnp.zeros(())
+    step = jax.jit(lambda b: b - 0.1 * jax.grad(loss)(b))
+    for _ in range(100):
+      b = step(b)
+    return b, first, loss(b)
+
+  b, first, last = train('through')
+  np.testing.assert_allclose(b, 0, atol=1e-4)
+  b, first, last = train('stopped')
+  assert b > 10
+  np.testing.assert_allclose(last, first, rtol=1e-5)

@@ -1,0 +1,84 @@
+"""Activations of 16 bits in and out; statistics and parameters of 32."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import rows
+from tests.normalizations import each, each_that_remembers
+from tests.oracles import Past
+
+halves = pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+
+
+def prepared(row, dtype):
+  """Activations of 16 bits, parameters of 32."""
+  sample = rows.cast(row.sample(), 'float32')
+  return sample._replace(x=sample.x.astype(dtype))
+
+
+def wide(tree):
+  return jax.tree.map(lambda leaf: np.asarray(leaf, 'float64'), tree)
+
+
+@halves
+@each
+def test_only_the_result_is_rounded(row, dtype):
+  """Also where the user forbids silent promotion of types and ranks."""
+  sample, mask = prepared(row, dtype), row.mask('rows')
+  right = row.expected(wide(sample), mask)
+  with jax.numpy_dtype_promotion('strict'):
+    y, _ = rows.call(row.make(), sample, row.init(), mask)
+  assert y.dtype == dtype
+  half_ulp = float(jnp.finfo(dtype).eps) / 2
+  np.testing.assert_allclose(
+    wide(y), right, rtol=1.02 * half_ulp, atol=1e-4 if row.joint else 1e-5
+  )
+
+
+@halves
+@each
+def test_gradients_are_those_of_float32_rounded(row, dtype):
+  sample, mask, norm = prepared(row, dtype), row.mask('rows'), row.make()
+  weights = jnp.asarray(row.sample(seed=1).x, dtype).astype('float32')
+
+  def loss(sample):
+    y, _ = rows.call(norm, sample, row.init(), mask)
+    return jnp.sum(weights * y.astype('float32'))
+
+  grad = jax.jit(jax.grad(loss))
+  actual, right = grad(sample), grad(rows.cast(sample, 'float32'))
+  kind = lambda leaf: leaf.dtype
+  assert jax.tree.map(kind, actual) == jax.tree.map(kind, sample)
+  # The paths to x through value and statistics are rounded apart, then summed.
+  ulp = float(jnp.finfo(dtype).eps)
+
+  def close(a, b, tolerance):
+    assert np.isfinite(b).all()
+    size = 1 + np.abs(b).max()
+    np.testing.assert_allclose(wide(a), wide(b), rtol=0, atol=tolerance * size)
+
+  close(actual.x, right.x, 2 * ulp)
+  for a, b in zip(*map(jax.tree.leaves, (actual[1:], right[1:])), strict=True):
+    close(a, b, 2e-5)
+
+
+@halves
+@each_that_remembers
+def test_what_is_remembered_is_float32(row, dtype):
+  """Mean 5 and deviation 0.01, of which bfloat16 has half a dozen values."""
+  norm, sample = row.make(), prepared(row, dtype)
+  sample = sample._replace(x=(5 + 0.01 * sample.x).astype(dtype))
+  _, state = rows.call(norm, sample, row.init())
+  assert state.mean.dtype == state.var.dtype == jnp.float32
+  mean, var = row.remember([(wide(sample.x), True)])
+  np.testing.assert_allclose(state.mean, mean, rtol=1e-6)
+  # Of a root, not of a variance, the elements are large.
+  size = np.abs(var).max()
+  np.testing.assert_allclose(state.var, var, rtol=1e-5, atol=1e-4 * size)
+  y, _ = rows.call(norm, sample, state, use_running=True, update=False)
+  past = Past(*wide(state[:2]))
+  right = row.expected(wide(sample), None, past, row.running)
+  ulp = float(jnp.finfo(dtype).eps)
+  np.testing.assert_allclose(wide(y), right, rtol=ulp, atol=1e-3)

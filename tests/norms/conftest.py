@@ -1,8 +1,10 @@
-"""Double precision where a test asks for it; the same examples every time."""
+"""Double precision where a test asks for it; which rows are quick to test."""
 
 import hypothesis
 import jax
 import pytest
+
+from tests import rows
 
 hypothesis.settings.register_profile(
   'norms', derandomize=True, deadline=None, max_examples=12, database=None
@@ -15,3 +17,27 @@ def x64():
   """Numbers are float64, so that what is exact can be held to 1e-12."""
   with jax.enable_x64(True):
     yield
+
+
+# At least one for each scope, map, population and gradient. All others are
+# tested by `scripts/test -m slow`.
+QUICK = {
+  'batch_norm',
+  'batch_norm/uneven_ghosts',
+  'batch_renorm',
+  'batch_whitening',
+  'divisive_norm',
+  'evonorm_b0',
+  'group_norm',
+  'layer_norm',
+  'virtual_batch_norm',
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+  for item in items:
+    parameters = item.callspec.params if hasattr(item, 'callspec') else {}
+    row = parameters.get('row')
+    if isinstance(row, rows.Row) and row.name not in QUICK:
+      item.add_marker(pytest.mark.slow)

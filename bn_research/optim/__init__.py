@@ -49,7 +49,7 @@ def _sgd(
 ) -> optax.GradientTransformation:
   # With a momentum of 0.0 optax would carry a trace that is never used.
   descent = optax.sgd(learning_rate, momentum or None, nesterov)
-  if (precondition or {}).get('name') in (None, 'none'):
+  if precondition is None or precondition.get('name') in (None, 'none'):
     return descent
   return optax.chain(
     descent, registry.create('precondition', _PRECONDITIONS, precondition)

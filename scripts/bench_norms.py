@@ -164,13 +164,15 @@ def _nnx(kind: str, shape, dtype) -> Forward:
     'layer': lambda: nnx.LayerNorm(size, dtype=dtype, rngs=rngs),
     'group': lambda: nnx.GroupNorm(size, _GROUPS, dtype=dtype, rngs=rngs),
   }[kind]()
-  graphdef, *_, rest = nnx.split(layer, nnx.Param, ...)
+  parts: Any = nnx.split(layer, nnx.Param, ...)
+  graphdef, _, rest = parts
 
   def forward(x, scale, bias):
     parameters = nnx.State({'scale': nnx.Param(scale), 'bias': nnx.Param(bias)})
     merged = nnx.merge(graphdef, parameters, rest, copy=True)
     y = merged(x)
-    return y, nnx.split(merged, nnx.Param, ...)[-1]
+    new: Any = nnx.split(merged, nnx.Param, ...)
+    return y, new[2]
 
   return forward
 

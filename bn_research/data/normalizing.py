@@ -67,10 +67,10 @@ def fit(x: np.ndarray, name: str, epsilon: float = 1e-2) -> Normalizer:
   covariance = _covariance(x, mean)
   level = epsilon * np.trace(covariance) / len(mean)
   if name == 'standardize':
-    return _float32(mean, 1 / np.sqrt(np.diag(covariance) + level))
+    return _float32(mean, _inverse_root(np.diag(covariance) + level))
   values, vectors = np.linalg.eigh(covariance)
   # Rounding may leave an eigenvalue of zero below it.
-  root = 1 / np.sqrt(np.maximum(values, 0) + level)
+  root = _inverse_root(np.maximum(values, 0) + level)
   return _float32(mean, (vectors * root) @ vectors.T)
 
 
@@ -114,6 +114,12 @@ def _covariance(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
     apart = x[start : start + _CHUNK] - mean
     products += apart.T @ apart
   return products / len(x)
+
+
+def _inverse_root(variances: np.ndarray) -> np.ndarray:
+  """1 / √v, and 0 for the 0 of images that are all the same."""
+  is_positive = variances > 0
+  return is_positive / np.sqrt(np.where(is_positive, variances, 1))
 
 
 def _float32(mean: np.ndarray, scale: np.ndarray) -> Normalizer:

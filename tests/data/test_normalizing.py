@@ -74,6 +74,13 @@ def test_chunks_change_nothing(monkeypatch):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize('name', ['centre', 'standardize', 'whiten'])
+def test_images_that_are_all_the_same_become_zero(name):
+  same = np.full((4, 3, 2, 1), 7, np.uint8)
+  function = data.input_function({'normalize': {'name': name}}, same)
+  np.testing.assert_allclose(function(same), 0, atol=1e-6)
+
+
 def test_it_follows_the_threshold():
   config = {'binarize': 0.5, 'normalize': {'name': 'centre'}}
   function = data.input_function(config, images())

@@ -41,6 +41,8 @@ _FIXES = {
   errno.EPERM: 'choose a writable --workdir',
   errno.ENOTDIR: 'choose another --workdir',
   errno.EEXIST: 'choose another --workdir',
+  errno.ENOENT: 'choose another --workdir',
+  errno.ENAMETOOLONG: 'choose a shorter --workdir',
 }
 
 

@@ -82,8 +82,9 @@ def get_config(arg='mnist'):
   config.model.init_scale = 0.05
   config.model.norm = ml_collections.ConfigDict()
   config.model.norm.name = 'batch_norm'
+  # Options that are None are the factory's own, so that a name is enough to
+  # train with another normalization.
   config.model.norm.momentum = config_dict.placeholder(float)
-  config.model.norm.momentum = 0.9
   config.model.norm.epsilon = config_dict.placeholder(float)
   config.model.norm.group_size = config_dict.placeholder(int)
   config.model.norm.gradient = config_dict.placeholder(str)
@@ -115,7 +116,7 @@ def get_config(arg='mnist'):
 
 def sweep():
   return [
-    {'model.norm.name': norm, 'seed': seed}
+    {'model.norm.name': norm, 'model.norm.momentum': 0.9, 'seed': seed}
     for norm in ('none', 'batch_norm')
     for seed in range(5)
   ]

@@ -60,12 +60,16 @@ class MLP(nnx.Module):
         centres the input of W, or the gradient of W, needs one there.
 
     Raises:
-      UserError: If the nonlinearity is unknown.
+      UserError: If the nonlinearity is unknown, or a width is below 1.
     """
     if nonlinearity not in _NONLINEARITIES:
       raise errors.UserError(
         f'unknown nonlinearity {nonlinearity!r}; there are'
         f' {", ".join(_NONLINEARITIES)}'
+      )
+    if any(width < 1 for width in widths):
+      raise errors.UserError(
+        f'widths={tuple(widths)}; every hidden layer needs at least 1 unit'
       )
     init = nnx.initializers.normal(init_scale)
     sizes = (num_inputs, *widths)

@@ -55,6 +55,8 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
       raise errors.UserError(
         f'{key}={value!r}; choose a whole number of at least {least}'
       )
+  if flat['seed'] >= 2**32:
+    raise errors.UserError(f'seed={flat["seed"]}; choose one below 2**32')
   if not flat['checkpoint_seconds'] >= 0:
     raise errors.UserError(
       f'checkpoint_seconds={flat["checkpoint_seconds"]}; choose at least 0'

@@ -1,5 +1,6 @@
 """What a run writes while it trains: rows of metrics, arrays of probes."""
 
+import errno
 import json
 import os
 import pathlib
@@ -36,8 +37,13 @@ class Metrics:
 
   def append(self, row: dict[str, Any]) -> None:
     """Writes one row: `step`, and scalars by name."""
+    line = json.dumps(row).encode() + b'\n'
     with workdir.writing(self._path):
-      self._file.write(json.dumps(row).encode() + b'\n')
+      size = os.fstat(self._file.fileno()).st_size
+      if self._file.write(line) < len(line):
+        # A full disk takes what it can and raises nothing until the next time.
+        self._file.truncate(size)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     self.rows.append(row)
     self._new.append((time.time(), row))
 

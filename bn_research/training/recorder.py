@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bn_research import probes, workdir
+from bn_research import errors, probes, workdir
 from bn_research.training import metrics, schedule
 from bn_research.training.programs import Programs
 from bn_research.training.state import TrainState
@@ -55,6 +55,7 @@ class Recorder:
     self._eval_points = schedule.measured(config, 'eval')
     self._probe_points = schedule.measured(config, 'probe')
     self._points = np.union1d(self._eval_points, self._probe_points)
+    self._check_rows(directory, step)
     self._metrics = metrics.Metrics(directory, step)
     self._probe_log = metrics.ProbeLog(
       directory,
@@ -65,6 +66,22 @@ class Recorder:
     self.last = self._metrics.rows[-1] if self._metrics.rows else {}
     self._start = time.monotonic() - self.last.get('seconds', 0.0)
     self.probe_seconds: float | None = None
+
+  def _check_rows(self, directory: workdir.PathLike, step: int) -> None:
+    """Refuses to go on where rows from before the checkpoint are gone.
+
+    They would not be measured again, and what can still be read of the file
+    would be rewritten without the rest.
+    """
+    there = {row['step'] for row in workdir.read_metrics(directory)}
+    due = self._eval_points[self._eval_points <= step]
+    lost = [int(point) for point in due if point not in there]
+    if lost:
+      raise errors.UserError(
+        f'{directory}/{workdir.METRICS} cannot be read from step {lost[0]} on,'
+        f' and the checkpoint is of step {step}; restore the file, or remove'
+        ' the folder and train again'
+      )
 
   def next_point(self, step: int) -> int:
     """Returns the first step after `step` at which something is measured."""

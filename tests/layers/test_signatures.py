@@ -65,7 +65,9 @@ def test_nnx_attributes_are_those_of_flax(name):
     {'param_dtype': jnp.bfloat16},
     {'scale_init': jax.nn.initializers.normal()},
   ],
-  ids=str,
+  ids=lambda options: (
+    ','.join(options) if isinstance(options, dict) else options
+  ),
 )
 def test_variables_are_those_of_flax(pair, name, options):
   pair(name, jnp.ones((2, 3, 32)), **options)  # compares the trees

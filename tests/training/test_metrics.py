@@ -1,12 +1,13 @@
 import errno
 import json
 import os
+import types
 
 import numpy as np
 import pytest
 
 from bn_research import errors, workdir
-from bn_research.training import metrics
+from bn_research.training import metrics, recorder
 
 ROWS = [{'step': step, 'test_loss': 1 / (1 + step)} for step in (0, 5, 10)]
 
@@ -88,3 +89,53 @@ def test_a_probe_grows(tmp_path):
 def test_rows_are_json_one_a_line(written):
   lines = (written / workdir.METRICS).read_text().splitlines()
   assert [json.loads(line) for line in lines] == ROWS
+
+
+class _Programs:
+  """Programs of a run whose losses are known."""
+
+  def evaluate(self, state):
+    del state
+    return {'accuracy': 0.5, 'loss': 1.0}
+
+  def probe(self, state):
+    del state
+    return {'hidden_1/input/unit': np.zeros(3, np.float32)}
+
+  def zero(self):
+    return 0.0
+
+
+def _recorder(directory, step):
+  config = {
+    'num_steps': 20,
+    'eval': {'num_points': 2, 'spacing': 'linear'},
+    'probe': {
+      'name': 'activations',
+      'num_points': 2,
+      'spacing': 'linear',
+      'num_examples': 1,
+    },
+  }
+  return recorder.Recorder(config, directory, _Programs(), step)
+
+
+def test_train_loss_is_the_mean_since_the_last_row(tmp_path):
+  measured = _recorder(tmp_path, -1)
+  for step, total in ((0, 0.0), (10, 5.0), (20, 30.0)):
+    measured.measure(
+      types.SimpleNamespace(loss_sum=total, _replace=lambda **_: None), step
+    )
+  measured.close()
+  rows = workdir.read_metrics(tmp_path)
+  assert [row.get('train_loss') for row in rows] == [None, 0.5, 3.0]
+
+
+def test_rows_that_cannot_be_read_are_not_thrown_away(tmp_path):
+  lines = [json.dumps({'step': step, 'test_loss': 1.0}) for step in (0, 10)]
+  path = tmp_path / workdir.METRICS
+  path.write_text('{"step": \n' + lines[1] + '\n')
+  before = path.read_text()
+  with pytest.raises(errors.UserError, match='cannot be read from step 0'):
+    _recorder(tmp_path, 10)
+  assert path.read_text() == before

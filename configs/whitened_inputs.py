@@ -167,7 +167,8 @@ def report():
     + [
       {
         **claim,
-        'claim': 'Whitened inputs are better than standardized ones',
+        'claim': 'Training converges faster if inputs are decorrelated too',
+        'source': 'LeCun et al. (1998b), recalled',
         'this': best['whiten'],
         'that': best['standardize'],
       }

@@ -1,9 +1,13 @@
 """Both routes of whitening at an interval, from a config to its files."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 
 from bn_research import errors, optim, training, workdir
+from bn_research.training.programs import Programs
 
 ROUTES = {
   'prong': {'dense': {'name': 'prong', 'every': 5, 'epsilon': 0.1}},
@@ -15,10 +19,10 @@ ROUTES = {
 
 @pytest.fixture
 def trained(loaded, config, tmp_path):
-  """Trains by a route, and returns the rows of its metrics."""
+  """Trains by a route, and returns the workdir."""
   del loaded
 
-  def train(route, num_devices=1):
+  def train(route, num_devices=1, name='run'):
     parts = ROUTES[route]
     config['model']['norm']['name'] = 'none'
     config['model']['dense'] = parts.get('dense')
@@ -26,14 +30,16 @@ def trained(loaded, config, tmp_path):
     config['optimizer']['precondition'] = parts.get('precondition')
     config['optimizer']['learning_rate'] = 0.1
     config['num_devices'] = num_devices
-    directory = tmp_path / f'{route} on {num_devices}'
-    assert training.train(config, directory).status == workdir.DONE
-    return workdir.read_metrics(directory)
+    directory = tmp_path / f'{name}, {route} on {num_devices}'
+    training.train(config, directory)
+    return directory
 
   return train
 
 
-def losses(rows):
+def losses(directory):
+  assert workdir.read_status(directory).status == workdir.DONE
+  rows = workdir.read_metrics(directory)
   return np.asarray([row['test_loss'] for row in rows])
 
 
@@ -49,6 +55,26 @@ def test_eight_devices_are_as_one(trained, route):
   np.testing.assert_allclose(
     losses(trained(route)), losses(trained(route, 8)), rtol=1e-3
   )
+
+
+@pytest.mark.parametrize('route', ROUTES)
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
+  trained, results, monkeypatch, route
+):
+  take = Programs.train
+
+  def take_and_stop(self, state, start, stop):
+    if start:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return take(self, state, start, stop)
+
+  whole = trained(route, name='whole')
+  with monkeypatch.context() as patch:
+    patch.setattr(Programs, 'train', take_and_stop)
+    cut = trained(route, name='cut')
+  assert workdir.read_status(cut).status == workdir.INCOMPLETE
+  trained(route, name='cut')
+  assert results(cut) == results(whole)
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def precondition_by_input_covariance(
       'identity', where P = I and c alone is left: mean-normalized SGD.
     relative: Whether ε counts in units of the mean variance, tr(S) / d. Then
       the scale of x is no matter, but nothing bounds P where x hardly varies,
-      as behind sigmoids with small weights: there even ε = 0.1 diverged.
+      as behind sigmoids with small weights: there the loss exploded.
 
   Returns:
     An optax gradient transformation with an extra argument.

@@ -11,6 +11,7 @@ from jax import lax
 
 from bn_research import errors, norms
 from bn_research.norms import coordinates, matrices
+from bn_research.optim import by_layer
 
 Structure = Literal['full', 'diagonal', 'identity']
 
@@ -95,7 +96,7 @@ def precondition_by_input_covariance(
   rule = _Rule(every, epsilon, decay, covariance, relative)
 
   def init(params: optax.Params) -> InputCovarianceState:
-    layers = _layers_of(params)
+    layers = by_layer.layers_of(params)
     return InputCovarianceState(
       {
         name: rule.init(layer['kernel'])
@@ -113,18 +114,15 @@ def precondition_by_input_covariance(
     **extra: Any,
   ) -> tuple[optax.Updates, InputCovarianceState]:
     del params, extra
-    layers = _layers_of(updates)
-    moments = _moments_of(input_moments)
+    layers = by_layer.layers_of(updates)
+    moments = by_layer.moments_of(input_moments)
     new = {}
     for name, layer_state in state.layers.items():
       layer = layers[name]
-      _check(name, layer['kernel'], moments)
+      by_layer.check(name, layer['kernel'], moments)
       new[name] = rule.learn(layer_state, moments[name], 'bias' in layer)
       layer.update(rule.precondition(new[name], layer))
-    leaves = jax.tree_util.tree_map_with_path(
-      lambda path, _: layers[_name(path[:-1])][_name(path[-1:])], updates
-    )
-    return leaves, InputCovarianceState(new)
+    return by_layer.with_layers(updates, layers), InputCovarianceState(new)
 
   return optax.GradientTransformationExtraArgs(init, update)
 
@@ -229,38 +227,3 @@ class _Rule:
     level = second + self.epsilon * (second.mean() if self.relative else 1)
     is_positive = level > 0
     return jnp.where(is_positive, 1 / jnp.where(is_positive, level, 1), 0)
-
-
-def _layers_of(tree: Any) -> dict[str, dict[str, jax.Array]]:
-  """Groups the leaves of a tree by what holds them."""
-  layers: dict[str, dict[str, jax.Array]] = {}
-  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    layers.setdefault(_name(path[:-1]), {})[_name(path[-1:])] = leaf
-  return layers
-
-
-def _moments_of(tree: Any) -> dict[str, norms.Moments]:
-  leaves = jax.tree_util.tree_leaves_with_path(
-    tree, is_leaf=lambda node: isinstance(node, norms.Moments)
-  )
-  return {_name(path): moments for path, moments in leaves}
-
-
-def _name(path: Any) -> str:
-  return jax.tree_util.keystr(path, simple=True, separator='/')
-
-
-def _check(
-  name: str, kernel: jax.Array, moments: dict[str, norms.Moments]
-) -> None:
-  if name not in moments:
-    raise errors.UserError(
-      f'the kernel of {name} has no input_moments; there are those of'
-      f' {", ".join(moments) or "nothing"}. optax.masked leaves kernels out'
-    )
-  there, here = moments[name].mean.size, math.prod(kernel.shape[:-1])
-  if there != here:
-    raise errors.UserError(
-      f'the kernel of {name} multiplies {here} inputs, and its input_moments'
-      f' are of {there}; optax.masked leaves kernels out'
-    )

@@ -182,8 +182,10 @@ time.sleep(60)
 """
   run = point(tmp_path, 'hangs', script)
   (tmp_path / 'point.json').write_text(json.dumps([run.name, *run.command]))
+  # Tests that a shell runs in the background inherit that Ctrl-C is ignored.
   program = f"""
-import json, pathlib
+import json, pathlib, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from bn_research.sweeps import driver, points
 name, *command = json.load(open({str(tmp_path / 'point.json')!r}))
 run = pathlib.Path({str(run.workdir)!r})

@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import timing
 from absl import app, flags, logging
 from flax import linen as nn
 from flax import nnx
@@ -91,6 +92,7 @@ def _time(turns: dict[str, Turn]) -> dict[str, list[float]]:
       turn(_STEPS.value)
       seconds = time.perf_counter() - start
       times[name].append(seconds / _STEPS.value * 1e6)
+      timing.settle(name)
   return times
 
 

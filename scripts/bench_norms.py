@@ -46,6 +46,7 @@ Forward = Callable[[jax.Array, jax.Array, jax.Array], Any]
 def main(argv: list[str]) -> None:
   """Prints a table for each normalization and type."""
   del argv
+  timing.keep_pages()
   print(timing.device())
   for kind in _NORMS.value:
     for dtype in _DTYPES.value:

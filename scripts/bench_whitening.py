@@ -48,6 +48,7 @@ _GOALS = (
 def main(argv: list[str]) -> None:
   """Prints a block of lines for each shape, and the means of the ratios."""
   del argv
+  timing.keep_pages()
   print(timing.device())
   collected: dict[tuple[str, str], list[float]] = {}
   for shape in SHAPES:

@@ -1,5 +1,6 @@
 """Timing in turns: what the benchmarks have in common."""
 
+import ctypes
 import math
 import platform
 import statistics
@@ -13,22 +14,36 @@ Turn = Callable[[], object]  # one timed call, which waits for its result
 # PyTorch's threads spin for milliseconds after their work is done, on the cores
 # of whoever comes next: batch norm at (32, 14, 14, 256) took 4 ms for 1.6.
 _SETTLE_SECONDS = 0.03
+_LEAST_SECONDS = 0.004
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 def in_turns(turns: Mapping[str, Turn], rounds: int) -> dict[str, list[float]]:
-  """Calls each in turn, after two calls that warm up; returns seconds."""
+  """Calls each in turn; returns seconds of a call.
+
+  What is timed are calls for some milliseconds, after as many that are not
+  timed: they find the caches and the threads as calls of their own left them.
+  """
+  calls = {}
   for name, turn in turns.items():
-    turn()
-    turn()
+    _seconds(turn, 1)
+    calls[name] = max(1, int(_LEAST_SECONDS / _seconds(turn, 3)))
     settle(name)
   seconds: dict[str, list[float]] = {name: [] for name in turns}
   for _ in range(rounds):
     for name, turn in turns.items():
-      start = time.perf_counter()
-      turn()
-      seconds[name].append(time.perf_counter() - start)
+      _seconds(turn, calls[name])
+      seconds[name].append(_seconds(turn, calls[name]))
       settle(name)
   return seconds
+
+
+def _seconds(turn: Turn, calls: int) -> float:
+  start = time.perf_counter()
+  for _ in range(calls):
+    turn()
+  return (time.perf_counter() - start) / calls
 
 
 def settle(name: str) -> None:
@@ -39,13 +54,23 @@ def settle(name: str) -> None:
 
 def rounds_within(turns: Mapping[str, Turn], seconds: float) -> int:
   """How many rounds take about so long: odd, between 7 and 201."""
-  for turn in turns.values():
-    turn()
   start = time.perf_counter()
-  for turn in turns.values():
-    turn()
+  in_turns(turns, 1)
   one = time.perf_counter() - start
   return min(201, max(7, int(seconds / one))) | 1
+
+
+def keep_pages() -> None:
+  """Has freed memory kept, as the buffers of a training loop are.
+
+  Else every call gets its large results as fresh pages of the system, at a cost
+  like that of the normalization itself, and not the same from call to call.
+  Does nothing where the C library is not glibc.
+  """
+  mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
+  if mallopt is not None:
+    mallopt(_M_MMAP_MAX, 0)
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def ratio(ours: list[float], theirs: list[float]) -> float:

@@ -55,11 +55,17 @@ class Devices:
     )
     return stacked.reshape((-1, *x.shape))
 
-  def total(self, x: jax.Array) -> jax.Array:
-    """Sums `x` over the devices; `x` itself where no axis is named."""
+  def total(self, *parts: jax.Array) -> tuple[jax.Array, ...]:
+    """Sums arrays of one shape over the devices, together: one collective.
+
+    They are returned as they are where no axis is named.
+    """
     if not self.names:
-      return x
-    return lax.psum(x, self.names, axis_index_groups=self.groups)
+      return parts
+    stacked = jnp.stack(parts)
+    return tuple(
+      lax.psum(stacked, self.names, axis_index_groups=self.groups)
+    )
 
   def position(self) -> jax.Array:
     """Returns this device's index in the order in which `gather` stacks."""

@@ -226,8 +226,8 @@ def _estimate_jvp(axes, devices, centre, primals, tangents):
   x, mask = primals
   moments = _estimate(x, mask, axes, devices, centre)
   sums = partial(_tangent_sums, axes=axes, centre=centre)
-  stacked = recomputed(sums)(x, mask, moments.mean, tangents[0])
-  dsum, dcomoment = devices.total(stacked)
+  local = recomputed(sums)(x, mask, moments.mean, tangents[0])
+  dsum, dcomoment = devices.total(*local)
   dmean = dsum / jnp.maximum(moments.count, 1)
   return moments, Moments(jnp.zeros_like(moments.count), dmean, dcomoment)
 
@@ -238,4 +238,4 @@ def _tangent_sums(x, mask, mean, dx, axes, centre):
   add = partial(jnp.sum, axis=axes, keepdims=True)
   dcomoment = 2 * add(apart * dx)
   dsum = add(dx) if centre else jnp.zeros_like(dcomoment)
-  return jnp.stack([dsum, dcomoment])
+  return dsum, dcomoment

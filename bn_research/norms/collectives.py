@@ -63,9 +63,7 @@ class Devices:
     if not self.names:
       return parts
     stacked = jnp.stack(parts)
-    return tuple(
-      lax.psum(stacked, self.names, axis_index_groups=self.groups)
-    )
+    return tuple(lax.psum(stacked, self.names, axis_index_groups=self.groups))
 
   def position(self) -> jax.Array:
     """Returns this device's index in the order in which `gather` stacks."""

@@ -5,10 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from bn_research.norms.collectives import Devices
 from bn_research.norms.gradients import Pair
 from bn_research.norms.moments import (
-  Axes,
   Moments,
   Shape,
   estimate,
@@ -37,11 +35,9 @@ class Divide:
   joint = False
   scales = False
 
-  def estimate(
-    self, x: jax.Array, mask: jax.Array | None, axes: Axes, devices: Devices
-  ) -> Moments:
+  def estimate(self, x, mask, axes, devices, groups=None) -> Moments:
     """Estimates the second moment about zero."""
-    return estimate(x, mask, axes, devices, centre=False)
+    return estimate(x, mask, axes, devices, False, groups)
 
   def initial(self, features: Shape) -> tuple[jax.Array, jax.Array]:
     """Returns mean 0 and mean square 1."""

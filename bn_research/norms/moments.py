@@ -161,6 +161,7 @@ def estimate(
   axes: Axes,
   devices: Devices = _ONE_DEVICE,
   centre: bool = True,
+  groups: int | None = None,
 ) -> Moments:
   """Estimates moments over `axes` of `x` and over devices.
 
@@ -180,21 +181,28 @@ def estimate(
     devices: Devices over which is pooled too.
     centre: Whether deviations are from the mean, or (False) from zero: then
       the mean returned is zero.
+    groups: None, or into how many groups of neighbours the last axis, not one
+      of `axes`, is divided; each group is pooled. That axis then keeps its
+      size, every place with the moments of its group; with one group it has
+      size 1.
 
   Returns:
     The moments, in float32 at least.
   """
-  return _estimate(x, mask, axes, devices, centre)
+  return _estimate(x, mask, axes, devices, centre, groups)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
-def _estimate(x, mask, axes, devices, centre):
-  return pooled(_local(x, mask, axes, centre), devices)
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4, 5))
+def _estimate(x, mask, axes, devices, centre, groups):
+  return pooled(_local(x, mask, axes, centre, groups), devices)
 
 
-def _local(x, mask, axes, centre) -> Moments:
-  add = partial(jnp.sum, axis=axes, keepdims=True)
+def _local(x, mask, axes, centre, groups) -> Moments:
+  add = partial(_sum, axes=axes, groups=groups)
   count = count_kept(x, mask, axes)
+  if groups is not None:
+    each = (*count.shape[:-1], x.shape[-1])
+    count = _over_groups(jnp.broadcast_to(count, each), groups)
   x = keep(mask, wide(x))
   if not centre:
     total = add(x * x)
@@ -202,6 +210,20 @@ def _local(x, mask, axes, centre) -> Moments:
   mean = add(x) / jnp.maximum(count, 1)
   apart = keep(mask, x - mean)
   return Moments(count, mean, add(apart * apart))
+
+
+def _sum(x: jax.Array, axes: Axes, groups: int | None) -> jax.Array:
+  """Sums over `axes`, which stay, and then within groups of the last axis."""
+  total = x.sum(axes, keepdims=True)
+  return total if groups is None else _over_groups(total, groups)
+
+
+def _over_groups(total: jax.Array, groups: int) -> jax.Array:
+  if groups == 1:
+    return total.sum(-1, keepdims=True)
+  cut = (*total.shape[:-1], groups, total.shape[-1] // groups)
+  sums = total.reshape(cut).sum(-1, keepdims=True)
+  return jnp.broadcast_to(sums, cut).reshape(total.shape)
 
 
 def count_kept(x, mask, axes) -> jax.Array:
@@ -222,20 +244,20 @@ def count_kept(x, mask, axes) -> jax.Array:
 
 
 @_estimate.defjvp
-def _estimate_jvp(axes, devices, centre, primals, tangents):
+def _estimate_jvp(axes, devices, centre, groups, primals, tangents):
   x, mask = primals
-  moments = _estimate(x, mask, axes, devices, centre)
-  sums = partial(_tangent_sums, axes=axes, centre=centre)
+  moments = _estimate(x, mask, axes, devices, centre, groups)
+  add = partial(_sum, axes=axes, groups=groups)
+  sums = partial(_tangent_sums, add=add, centre=centre)
   local = recomputed(sums)(x, mask, moments.mean, tangents[0])
   dsum, dcomoment = devices.total(*local)
   dmean = dsum / jnp.maximum(moments.count, 1)
   return moments, Moments(jnp.zeros_like(moments.count), dmean, dcomoment)
 
 
-def _tangent_sums(x, mask, mean, dx, axes, centre):
+def _tangent_sums(x, mask, mean, dx, add, centre):
   dx = keep(mask, wide(dx))
   apart = keep(mask, wide(x) - mean)
-  add = partial(jnp.sum, axis=axes, keepdims=True)
   dcomoment = 2 * add(apart * dx)
   dsum = add(dx) if centre else jnp.zeros_like(dcomoment)
   return dsum, dcomoment

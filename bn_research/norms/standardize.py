@@ -51,9 +51,9 @@ class Standardize:
     """Whether the map takes a scale away."""
     return self.scale
 
-  def estimate(self, x, mask, axes, devices) -> Moments:
+  def estimate(self, x, mask, axes, devices, groups=None) -> Moments:
     """Estimates mean and variance, or the second moment about zero."""
-    return estimate(x, mask, axes, devices, self.centre)
+    return estimate(x, mask, axes, devices, self.centre, groups)
 
   def initial(self, features: Shape) -> tuple[jax.Array, jax.Array]:
     """Returns mean 0 and variance 1, float32, of shape `features`."""

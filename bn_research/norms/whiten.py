@@ -10,7 +10,6 @@ import numpy as np
 from jax import lax
 
 from bn_research.norms import matrices, roots
-from bn_research.norms.collectives import Devices
 from bn_research.norms.gradients import Pair
 from bn_research.norms.moments import (
   Axes,
@@ -88,11 +87,9 @@ class Whiten:
         f"shrinkage={self.shrinkage!r} must be in [0, 1], or 'oas'."
       )
 
-  def estimate(
-    self, x: jax.Array, mask: jax.Array | None, axes: Axes, devices: Devices
-  ) -> Moments:
+  def estimate(self, x, mask, axes, devices, groups=None) -> Moments:
     """Estimates mean and covariances of blocks of the last axis."""
-    if x.ndim - 1 in axes:
+    if x.ndim - 1 in axes or groups is not None:
       raise ValueError(
         'whitening needs the covariance of features, and this scope pools '
         'them; take a scope that keeps the last axis, such as Batch().'

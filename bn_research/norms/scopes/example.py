@@ -5,7 +5,6 @@ import math
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 
 from bn_research.norms.collectives import AxisNames, Devices, IndexGroups
 from bn_research.norms.moments import Axes, Moments, Shape
@@ -14,7 +13,7 @@ from bn_research.norms.scopes.view import Estimator, View, canonical_axes
 Pooled = int | Axes | Literal['features', 'positions', 'all']
 
 # With at least so many positions it is quicker to pool them channel by channel
-# and to merge the few moments of the channels of a group.
+# and then the few sums of the channels of a group.
 _MANY_POSITIONS = 8
 
 
@@ -83,11 +82,10 @@ class Example:
   ) -> tuple[Moments, Moments]:
     """Returns moments of each example, twice: examples share none."""
     devices = Devices.along(self.axis_name, self.axis_index_groups)
-    moments = map.estimate(x, mask, view.axes, devices)
     last = len(view.shape) - 1
-    later = last in self._pooled(len(view.shape)) and last not in view.axes
-    if later and view.cut is None:
-      moments = _merge_channels(moments, self._groups(x, (last,)))
+    later = last in self._pooled(last + 1) and last not in view.axes
+    groups = self._groups(x, (last,)) if later and view.cut is None else None
+    moments = map.estimate(x, mask, view.axes, devices, groups)
     return moments, moments
 
   def _pooled(self, ndim: int) -> Axes:
@@ -120,18 +118,3 @@ class Example:
         'choose a divisor.'
       )
     return given if name == 'num_groups' else channels // given
-
-
-def _merge_channels(moments: Moments, groups: int) -> Moments:
-  """Merges moments of channels, and hands each channel those of its group."""
-  shape = moments.mean.shape
-  cut = (*shape[:-1], groups, shape[-1] // groups)
-  count = jnp.broadcast_to(moments.count, shape)
-  merged = jax.tree.map(
-    lambda leaf: leaf.reshape(cut), moments._replace(count=count)
-  ).merged(-1)
-  if groups == 1:
-    return jax.tree.map(lambda leaf: leaf[..., 0, :], merged)
-  return jax.tree.map(
-    lambda leaf: jnp.broadcast_to(leaf, cut).reshape(shape), merged
-  )

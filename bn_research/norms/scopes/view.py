@@ -78,9 +78,14 @@ class Estimator(Protocol):
     ...
 
   def estimate(
-    self, x: jax.Array, mask: jax.Array | None, axes: Axes, devices: Devices
+    self,
+    x: jax.Array,
+    mask: jax.Array | None,
+    axes: Axes,
+    devices: Devices,
+    groups: int | None = None,
   ) -> Moments:
-    """Estimates the moments that the map needs."""
+    """Estimates the moments that the map needs, as `moments.estimate` does."""
     ...
 
 

@@ -13,6 +13,11 @@ def activations(x: jax.Array, mask: jax.Array | None, **affine) -> None:
     TypeError: If `x` is not floating.
     ValueError: If `x` is empty, or an array does not broadcast against it.
   """
+  if jnp.issubdtype(x.dtype, jnp.complexfloating):
+    raise TypeError(
+      f'x is {x.dtype}; a normalization here is of real activations: give real '
+      'and imaginary parts as features, jnp.concatenate([x.real, x.imag], -1).'
+    )
   if not jnp.issubdtype(x.dtype, jnp.floating):
     raise TypeError(
       f'x is {x.dtype}; a normalization needs floating activations: call with '

@@ -13,6 +13,7 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.flatten_util import ravel_pytree
 
 AxisNames: TypeAlias = str | Sequence[str] | None
 IndexGroups: TypeAlias = Sequence[Sequence[int]] | None
@@ -56,14 +57,14 @@ class Devices:
     return stacked.reshape((-1, *x.shape))
 
   def total(self, *parts: jax.Array) -> tuple[jax.Array, ...]:
-    """Sums arrays of one shape over the devices, together: one collective.
+    """Sums arrays of one type over the devices, together: one collective.
 
     They are returned as they are where no axis is named.
     """
     if not self.names:
       return parts
-    stacked = jnp.stack(parts)
-    return tuple(lax.psum(stacked, self.names, axis_index_groups=self.groups))
+    flat, unravel = ravel_pytree(parts)
+    return unravel(lax.psum(flat, self.names, axis_index_groups=self.groups))
 
   def position(self) -> jax.Array:
     """Returns this device's index in the order in which `gather` stacks."""

@@ -169,9 +169,35 @@ def _tangent_by_terms(
   dy = scale (r dx - dshift + dlog x̂) + dscale x̂ + dbias,    x̂ = r (x - mean)
   """
   normal = keep(mask, wide(x) - mean) * r
-  dnormal = r * wide(dx) - dshift + dlog * normal
-  dy = scale * dnormal + dscale * normal + dbias
+  slope = _outer(dlog, scale) + dscale
+  shift = _outer(-dshift, scale) + dbias
+  dy = scale * r * wide(dx) + slope * normal + shift
   return keep(mask, dy).astype(dtype)
+
+
+def _outer(left: jax.Array, right: jax.Array) -> jax.Array:
+  """left · right, as a matrix product if the axes of one precede the other's.
+
+  Backward, that is products of a matrix with vectors. As a product of broadcast
+  arrays it would be sums of arrays as large as `x`, each written first.
+  """
+  rows, columns = (
+    [a for a, size in enumerate(side.shape) if size > 1]
+    for side in (left, right)
+  )
+  if not (rows and columns and rows[-1] < columns[0]):
+    return left * right
+  product = jnp.tensordot(
+    left.squeeze(_but(rows, left.ndim)),
+    right.squeeze(_but(columns, right.ndim)),
+    axes=0,
+    precision=lax.Precision.HIGHEST,
+  )
+  return lax.expand_dims(product, _but(rows + columns, right.ndim))
+
+
+def _but(axes: list[int], ndim: int) -> list[int]:
+  return [a for a in range(ndim) if a not in axes]
 
 
 def _vary_together(slope, offset, x):

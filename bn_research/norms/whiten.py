@@ -1,7 +1,6 @@
 """The whitening map: centre, and multiply by the root of a covariance."""
 
 import dataclasses
-from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -9,19 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bn_research.norms import matrices, roots
+from bn_research.norms import covariances, matrices, roots
 from bn_research.norms.gradients import Pair
-from bn_research.norms.moments import (
-  Axes,
-  Moments,
-  Shape,
-  count_kept,
-  in_blocks,
-  keep,
-  pooled,
-  recomputed,
-  wide,
-)
+from bn_research.norms.moments import Moments, Shape
 
 Method = Literal['newton_schulz', 'zca', 'cholesky', 'pca']
 
@@ -100,15 +89,7 @@ class Whiten:
         'whole examples: give the last axis of the mask size 1.'
       )
     size = self._block(x.shape[-1])
-
-    def local(x):
-      count = count_kept(x, mask, axes)
-      x = keep(mask, wide(x))
-      mean = x.sum(axes, keepdims=True) / jnp.maximum(count, 1)
-      products = _products(in_blocks(keep(mask, x - mean), size), axes)
-      return Moments(count, mean, products)
-
-    return pooled(recomputed(local)(x), devices)
+    return covariances.estimate(x, mask, tuple(axes), size, devices)
 
   def initial(self, features: Shape) -> tuple[jax.Array, jax.Array]:
     """Returns mean 0, and covariance I for each block."""
@@ -158,18 +139,8 @@ class Whiten:
     return jnp.where(usable, root, 0)
 
   def finish(self, x, mask, pair, scale, bias) -> jax.Array:
-    """Centres, whitens, scales and shifts."""
-    size = self._block(x.shape[-1])
-
-    def whitened(x, mean, root, scale, bias):
-      apart = keep(mask, wide(x) - mean)
-      y = _times(root, in_blocks(apart, size))
-      y = y.reshape((*y.shape[:-2], -1))[..., : x.shape[-1]]
-      y = y if scale is None else y * scale
-      y = y if bias is None else y + bias
-      return keep(mask, y).astype(x.dtype)
-
-    return recomputed(whitened)(x, pair.mean, pair.spread, scale, bias)
+    """Centres, whitens, scales and shifts, in one rule."""
+    return covariances.whiten(x, mask, *pair[:2], scale, bias)
 
   def _block(self, channels: int) -> int:
     size = self.group_size or channels
@@ -212,49 +183,3 @@ def _oas(covariance, level, sizes, count) -> jax.Array:
   spread = jnp.where(sizes > 1, spread, 1)
   shrinkage = (squares + level**2) / ((count + 1) * spread)
   return jnp.clip(jnp.where(sizes > 1, shrinkage, 0), 0, 1)
-
-
-_LETTERS = 'abcdefh'  # axes of the activations; g, i, j are for blocks
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _products(blocks: jax.Array, axes: Axes) -> jax.Array:
-  """Σ z zᵀ over `axes` of z (..., blocks, d); those axes stay, with size 1."""
-  return _inner(blocks, blocks, axes)
-
-
-@_products.defjvp
-def _products_jvp(axes, primals, tangents):
-  # Autodiff would take two products of the size of the batch; the second is the
-  # transpose of the first.
-  half = _inner(tangents[0], primals[0], axes)
-  return _products(primals[0], axes), half + matrices.transpose(half)
-
-
-def _inner(left: jax.Array, right: jax.Array, axes: Axes) -> jax.Array:
-  every = _LETTERS[: left.ndim - 2]
-  kept = ''.join(a for i, a in enumerate(every) if i not in axes)
-  # With the blocks in front, each product is of contiguous matrices.
-  left, right = (jnp.moveaxis(side, -2, 0) for side in (left, right))
-  products = jnp.einsum(
-    f'g{every}i,g{every}j->{kept}gij',
-    left,
-    right,
-    precision=lax.Precision.HIGHEST,
-  )
-  return jnp.expand_dims(products, axes)
-
-
-def _times(root: jax.Array, blocks: jax.Array) -> jax.Array:
-  """W z for z (..., blocks, d) and W (..., blocks, d, d), size 1 if shared."""
-  every = _LETTERS[: blocks.ndim - 2]
-  shared = tuple(i for i in range(len(every)) if root.shape[i] == 1)
-  left = ''.join(a for i, a in enumerate(every) if i not in shared)
-  z = jnp.moveaxis(blocks, -2, 0)
-  y = jnp.einsum(
-    f'g{every}i,{left}gji->g{every}j',
-    z,
-    jnp.squeeze(root, shared),
-    precision=lax.Precision.HIGHEST,
-  )
-  return jnp.moveaxis(y, 0, -2)

@@ -16,6 +16,9 @@ def normalize(norm, x=x, state=None, **options):
 
 CALLS = {
   'x is int32.*x.astype': lambda: normalize(batch, jnp.ones((4, 6), int)),
+  'x is complex64.*real and imaginary parts as features': lambda: normalize(
+    batch, jnp.ones((4, 6), complex)
+  ),
   'no activations.*leave the empty batch out': lambda: normalize(
     batch, jnp.ones((0, 6))
   ),

@@ -94,6 +94,12 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 def _checked_parse(argv: Sequence[str]) -> list[str]:
+  for argument in argv:
+    if re.search(r'[\ud800-\udfff\n]', argument):
+      # Logs, JSON and TensorStore could not write it.
+      raise errors.UserError(
+        f'{argument!a} is not one line of UTF-8; choose another name'
+      )
   path = _typed_config(argv)
   if path is not None:
     config = _load(path)

@@ -41,6 +41,7 @@ _FIXES = {
   errno.EPERM: 'choose a writable --workdir',
   errno.ENOTDIR: 'choose another --workdir',
   errno.EEXIST: 'choose another --workdir',
+  errno.ELOOP: 'choose another --workdir',
   errno.ENOENT: 'choose another --workdir',
   errno.ENAMETOOLONG: 'choose a shorter --workdir',
 }
@@ -134,8 +135,13 @@ def read_status(workdir: PathLike) -> Status:
 
 
 def has_config(workdir: PathLike) -> bool:
-  """Whether a run has begun in this directory."""
-  return pathlib.Path(workdir, CONFIG).exists()
+  """Whether a run has begun in this directory.
+
+  Raises:
+    UserError: If there can be no such directory.
+  """
+  with writing(workdir):
+    return pathlib.Path(workdir, CONFIG).exists()
 
 
 def read_record(workdir: PathLike) -> dict[str, Any]:

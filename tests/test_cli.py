@@ -107,6 +107,8 @@ def test_help_shows_the_flags(run):
     (['left.py'], "unexpected argument 'left.py'"),
     (['--config.seed=13'], '13 brings bad luck; choose another seed'),
     (['--workdir='], '--workdir is required'),
+    ([b'--workdir=\xff'], r"'--workdir=\udcff' is not one line of UTF-8"),
+    (['--workdir=a\nb'], r"'--workdir=a\nb' is not one line of UTF-8"),
   ],
 )
 def test_a_mistake_is_one_line(run, flags, message):

@@ -32,7 +32,7 @@ ROOMS = {
   'report': {'cli', 'reports'},
 }
 # Small helpers without an opinion: everyone but `norms` may use them.
-HELPERS = {'errors', 'registry', 'dotted'}
+HELPERS = {'arguments', 'errors', 'registry', 'dotted'}
 
 # What some rooms may import beside that and the standard library.
 OTHERS = {

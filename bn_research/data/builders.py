@@ -59,7 +59,7 @@ def find(name: str, data_dir: str | None = None) -> Any:
 
 
 def expand(data_dir: str | None) -> str | None:
-  """Returns `data_dir` with `~` replaced; shells leave it in `--data_dir=~`."""
+  """Returns `data_dir` with `~` replaced; TFDS does so where it reads only."""
   return data_dir and os.path.expanduser(data_dir)
 
 

@@ -29,7 +29,7 @@ ROOMS = {
   'cli': set(),
   'train': {'cli', 'training', 'workdir'},
   'sweep': {'cli', 'sweeps'},
-  'report': {'cli', 'reports'},
+  'report': {'cli', 'reports', 'sweeps'},
 }
 # Small helpers without an opinion: everyone but `norms` may use them.
 HELPERS = {'arguments', 'errors', 'registry', 'dotted'}

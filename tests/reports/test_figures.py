@@ -97,7 +97,7 @@ def test_the_legend_tells_of_runs_that_diverged(five_seeds):
 def test_runs_of_different_lengths_are_no_series(fake_run, tmp_path):
   fake_run('none', 0)
   fake_run('none', 1, num_steps=50)
-  found = runs.load(str(tmp_path), {'seed', 'num_steps'})
+  found = runs.load(str(tmp_path))
   with pytest.raises(errors.UserError, match='at different steps'):
     drawn(panels.Curves('test_accuracy'), series_of(found, WITHOUT))
 

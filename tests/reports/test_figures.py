@@ -80,6 +80,21 @@ def test_fewer_than_five_seeds_are_drawn_one_by_one(five_seeds):
   np.testing.assert_allclose(np.mean(each, 0), mean)
 
 
+def test_a_zoom_does_not_hide_how_a_curve_ends(five_seeds):
+  series = [series_of(five_seeds, where) for where in (WITHOUT, WITH)]
+  ends = []
+  for ylim in ((0.7, 1.0), (0.975, 1.0), (0.5, 0.9)):
+    axes = drawn(panels.Curves('test_accuracy', ylim=ylim), *series)
+    low, high = axes.get_ylim()
+    ends.append((low, high))
+    for line in axes.lines:
+      assert low <= line.get_ydata()[-1] <= high
+  assert ends[0] == (0.7, 1.0)  # All end inside, though they begin below.
+  assert ends[1][0] < 0.11  # Where the curve begins.
+  assert ends[1][1] == 1.0
+  assert ends[2][0] == 0.5
+
+
 def test_curves_by_seconds(five_seeds):
   panel = panels.Curves('test_accuracy', x='seconds', xlabel='seconds')
   axes = drawn(panel, series_of(five_seeds, WITH))

@@ -13,7 +13,6 @@ import difflib
 import functools
 import importlib.util
 import os
-import pathlib
 import re
 import sys
 import traceback
@@ -24,7 +23,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
-from bn_research import errors
+from bn_research import arguments, errors
 
 # No default: with one, a bad override would fail while this module is imported.
 CONFIG = config_flags.DEFINE_config_file(
@@ -72,7 +71,7 @@ def config_module(path: str) -> types.ModuleType:
     UserError: If there is no such file, or it raises.
   """
   name, _, _ = path.partition(':')
-  if not pathlib.Path(name).is_file():
+  if not os.path.isfile(name):
     raise errors.UserError(
       f'no config file {name}; give --config=path.py or path.py:argument'
     )
@@ -94,6 +93,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 def _checked_parse(argv: Sequence[str]) -> list[str]:
+  argv = arguments.tidy(argv)
   path = _typed_config(argv)
   if path is not None:
     config = _load(path)

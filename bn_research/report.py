@@ -3,11 +3,13 @@
     python -m bn_research.report --config=configs/ioffe2015_fig1.py:digits \\
         --workdir=runs/fig1
 
-Reads the runs below --workdir and writes into its folder `report`.
+Reads the runs below --workdir and writes into its folder `report`. They must be
+those of the config: give each `--config.KEY=VALUE` that they were trained with.
 """
 
 from bn_research import cli, errors
 from bn_research.reports import writing
+from bn_research.sweeps import points
 
 
 def main() -> None:
@@ -16,8 +18,13 @@ def main() -> None:
   module = cli.config_module(path)
   if not hasattr(module, 'report'):
     raise errors.UserError(f'{path} has no function report')
-  sweep = module.sweep() if hasattr(module, 'sweep') else []
-  writing.write(module.report(), str(cli.WORKDIR.value), set().union(*sweep))
+  sweep = module.sweep() if hasattr(module, 'sweep') else [{}]
+  writing.write(
+    module.report(),
+    str(cli.WORKDIR.value),
+    [points.resolve(cli.CONFIG.value, changes, path) for changes in sweep],
+    set().union(*sweep),
+  )
 
 
 if __name__ == '__main__':

@@ -41,6 +41,7 @@ _FIXES = {
   errno.EPERM: 'choose a writable --workdir',
   errno.ENOTDIR: 'choose another --workdir',
   errno.EEXIST: 'choose another --workdir',
+  errno.ELOOP: 'choose another --workdir',
   errno.ENOENT: 'choose another --workdir',
   errno.ENAMETOOLONG: 'choose a shorter --workdir',
 }
@@ -134,8 +135,13 @@ def read_status(workdir: PathLike) -> Status:
 
 
 def has_config(workdir: PathLike) -> bool:
-  """Whether a run has begun in this directory."""
-  return pathlib.Path(workdir, CONFIG).exists()
+  """Whether a run has begun in this directory.
+
+  Raises:
+    UserError: If there can be no such directory.
+  """
+  with writing(workdir):
+    return pathlib.Path(workdir, CONFIG).exists()
 
 
 def read_record(workdir: PathLike) -> dict[str, Any]:
@@ -257,17 +263,29 @@ def check_same_config(directory: PathLike, config: Mapping[str, Any]) -> None:
   """
   if not has_config(directory):
     return
-  there = dotted.flatten(read_config(directory))
-  here = dotted.flatten(config)
-  differing = [
-    f'{key}={there.get(key)} there and {here.get(key)} here'
+  differing = differences(read_config(directory), config)
+  if differing:
+    raise errors.UserError(
+      f'{directory} holds a run of another config'
+      f' ({"; ".join(differing.values())}); choose another --workdir'
+    )
+
+
+def differences(
+  there: Mapping[str, Any], here: Mapping[str, Any]
+) -> dict[str, str]:
+  """Compares the config of a run with one that is asked for.
+
+  A key that is absent is one that is None: a factory's default.
+
+  Returns:
+    By dotted key, both values in words; none where the curve is the same.
+  """
+  there, here = dotted.flatten(there), dotted.flatten(here)
+  return {
+    key: f'{key}={there.get(key)} there and {here.get(key)} here'
     for key in sorted(there.keys() | here.keys())
     # As text, where even a NaN is equal to itself.
     if json.dumps(there.get(key)) != json.dumps(here.get(key))
     and key not in _FREE
-  ]
-  if differing:
-    raise errors.UserError(
-      f'{directory} holds a run of another config ({"; ".join(differing)});'
-      ' choose another --workdir'
-    )
+  }

@@ -54,7 +54,10 @@ def run(tmp_path):
     return subprocess.run(
       [sys.executable, 'command.py', *first, '--workdir=w', *flags],
       cwd=tmp_path,
-      env={'PYTHONPATH': str(pathlib.Path(__file__).parents[1])},
+      env={
+        'PYTHONPATH': str(pathlib.Path(__file__).parents[1]),
+        'HOME': '/home/ada',
+      },
       capture_output=True,
       text=True,
     )
@@ -74,6 +77,12 @@ def test_flags_reach_the_command(run):
   overrides = {'seed': 3, 'widths': (5, 6), 'optimizer.momentum': 0.9}
   assert done.stdout == f'config.py:large {overrides} w\n(5, 6) d\n'
   assert done.stderr == ''
+
+
+def test_a_tilde_is_the_home_directory(run):
+  done = run('--workdir=~/w', '--data_dir=~/d')
+  assert done.returncode == 0, done.stderr
+  assert done.stdout == 'config.py {} /home/ada/w\n(3, 4) /home/ada/d\n'
 
 
 def test_help_shows_the_flags(run):
@@ -107,6 +116,7 @@ def test_help_shows_the_flags(run):
     (['left.py'], "unexpected argument 'left.py'"),
     (['--config.seed=13'], '13 brings bad luck; choose another seed'),
     (['--workdir='], '--workdir is required'),
+    ([b'--workdir=\xff'], r"'--workdir=\udcff' is not one line of UTF-8"),
   ],
 )
 def test_a_mistake_is_one_line(run, flags, message):
@@ -122,6 +132,8 @@ def test_a_mistake_is_one_line(run, flags, message):
   [
     (None, '--config is required'),
     ('--config=none.py', 'no config file none.py'),
+    (f'--config={"a" * 300}.py', 'no config file aaa'),
+    ('--config=~/none.py', 'no config file /home/ada/none.py'),
     ('--config=', 'no config file'),
     ('--config=.', 'no config file'),
     (

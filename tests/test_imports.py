@@ -29,10 +29,10 @@ ROOMS = {
   'cli': set(),
   'train': {'cli', 'training', 'workdir'},
   'sweep': {'cli', 'sweeps'},
-  'report': {'cli', 'reports'},
+  'report': {'cli', 'reports', 'sweeps'},
 }
 # Small helpers without an opinion: everyone but `norms` may use them.
-HELPERS = {'errors', 'registry', 'dotted'}
+HELPERS = {'arguments', 'errors', 'registry', 'dotted'}
 
 # What some rooms may import beside that and the standard library.
 OTHERS = {

@@ -165,6 +165,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(start, tmp_path):
     (['--config.model.norm.name=bacth_norm'], ''),
     (['--config.num_devices=2'], 'num_devices=2, but there are 1'),
     ([f'--workdir={CONFIG_FILE}/run'], 'cannot write '),
+    ([f'--workdir={"a" * 300}'], 'cannot write '),
   ],
 )
 def test_a_mistake_is_one_line(start, tmp_path, flags, message):

@@ -132,3 +132,16 @@ def test_json_is_for_people(tmp_path):
   text = (tmp_path / 'a.json').read_text()
   assert json.loads(text) == {'b': [1]}
   assert '\n  "b"' in text
+
+
+@pytest.mark.parametrize('path', ['a' * 300, 'loop/run', 'file/run'])
+def test_a_path_that_cannot_be_is_one_line(path, tmp_path):
+  (tmp_path / 'loop').symlink_to('loop')
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(errors.UserError, match=r'choose a.* --workdir'):
+    workdir.write_status(tmp_path / path, workdir.Status())
+
+
+def test_a_name_that_is_too_long_is_told_before_anything_runs(tmp_path):
+  with pytest.raises(errors.UserError, match='choose a shorter --workdir'):
+    workdir.check_same_config(tmp_path / ('a' * 300), {})

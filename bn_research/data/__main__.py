@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import NoReturn
 
-from bn_research import errors
+from bn_research import arguments, errors
 from bn_research.data import builders, prepare
 
 
@@ -39,10 +39,8 @@ def _prepare() -> str:
     metavar='FOLDER',
     help='folder of the four original files; downloaded where not given',
   )
-  arguments = parser.parse_args()
-  builder = prepare.prepare(
-    arguments.name, arguments.data_dir, arguments.source
-  )
+  given = parser.parse_args(arguments.tidy(sys.argv[1:]))
+  builder = prepare.prepare(given.name, given.data_dir, given.source)
   counts = ', '.join(
     f'{name} {split.num_examples}'
     for name, split in builder.info.splits.items()

@@ -4,6 +4,7 @@ Nothing here downloads, so that every error comes within a moment.
 """
 
 import difflib
+import logging
 import os
 import re
 import shlex
@@ -14,6 +15,8 @@ from bn_research import errors
 OWN = ('digits', 'fashion_mnist', 'mnist')
 """The datasets that this package can prepare."""
 
+# TFDS warns of what we tell by an error, and of what is as our lock has it.
+_NO_NEWS = ('has no dataset_info.json', 'OpenCV is not installed')
 _NAME = r'\w+(/[\w.\-]+)?(:\d+\.\d+\.\d+)?'
 
 
@@ -37,6 +40,7 @@ def find(name: str, data_dir: str | None = None) -> Any:
       f'data.name={name!r} is not a name of TFDS, such as mnist, mnist:3.0.1 '
       'or emnist/letters'
     )
+  logging.getLogger('absl').addFilter(_is_news)
   try:
     return tfds.builder(name, data_dir=expand(data_dir))
   except tfds.core.DatasetNotFoundError as error:
@@ -58,8 +62,12 @@ def find(name: str, data_dir: str | None = None) -> Any:
     raise errors.UserError(f'data.name={name!r}: {reason}') from error
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+  return not any(text in record.getMessage() for text in _NO_NEWS)
+
+
 def expand(data_dir: str | None) -> str | None:
-  """Returns `data_dir` with `~` replaced; shells leave it in `--data_dir=~`."""
+  """Returns `data_dir` with `~` replaced; TFDS does so where it reads only."""
   return data_dir and os.path.expanduser(data_dir)
 
 

@@ -92,6 +92,6 @@ def _files(
     return None
   if source is None:
     mnist.download(writer.URL, scratch)
-  folder = scratch if source is None else pathlib.Path(source).expanduser()
+  folder = scratch if source is None else pathlib.Path(source)
   mnist.check_complete(folder)
   return folder

@@ -69,7 +69,24 @@ def label_axes(axes: Any, panel: Any) -> None:
   axes.xaxis.set_major_formatter(_thousands)
   axes.xaxis.set_minor_formatter('')
   if panel.ylim is not None:
-    axes.set_ylim(panel.ylim)
+    _zoom(axes, panel.ylim)
+
+
+def _zoom(axes: Any, ylim: tuple[float, float]) -> None:
+  """Sets the ends of the y axis, and moves them where a curve ends outside.
+
+  A zoom may cut the beginning of a curve, but not hide how it ends.
+  """
+  low, high = ylim
+  wide_low, wide_high = axes.get_ylim()
+  ends = [line.get_ydata()[-1] for line in axes.lines]
+  if any(end < low for end in ends):
+    low = wide_low
+  if any(end > high for end in ends):
+    high = wide_high
+  axes.set_ylim(low, high)
+  if (low, high) != tuple(ylim) and (legend := axes.get_legend()):
+    legend.set_loc('best')  # the place asked for may be a curve's now
 
 
 def label_end(axes: Any, text: str, end: tuple[float, float]) -> None:

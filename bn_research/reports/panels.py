@@ -35,7 +35,8 @@ class Curves:
     title: Title of the panel.
     xlabel: Label of the x axis.
     ylabel: Label of the y axis.
-    ylim: Ends of the y axis; those of the data where not given.
+    ylim: Ends of the y axis, moved where a curve ends outside; those of the
+      data where not given.
     xscale: Any scale of Matplotlib's, such as `log`.
     yscale: Any scale of Matplotlib's.
     loc: Where the legend is, in Matplotlib's words; None for no legend.
@@ -87,8 +88,8 @@ class Bands:
     title: Title of the panel.
     xlabel: Label of the x axis.
     ylabel: Label of the y axis.
-    ylim: Ends of the y axis; where not given, all such panels of a figure share
-      those of their data.
+    ylim: Ends of the y axis, as for curves; where not given, all such panels of
+      a figure share those of their data.
   """
 
   series: str
@@ -133,7 +134,8 @@ class Settings:
     title: Title of the panel.
     xlabel: Label of the x axis.
     ylabel: Label of the y axis.
-    ylim: Ends of the y axis; those of the data where not given.
+    ylim: Ends of the y axis, moved where a curve ends outside; those of the
+      data where not given.
     xscale: Any scale of Matplotlib's.
     yscale: Any scale of Matplotlib's.
     loc: Where the legend is, in Matplotlib's words; None for no legend.

@@ -2,7 +2,7 @@
 
 import pathlib
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import rich.console
@@ -15,7 +15,10 @@ _PLAIN_WIDTH = 120  # of the table where there is no terminal
 
 
 def write(
-  report: Mapping[str, Any], directory: str, swept: Collection[str]
+  report: Mapping[str, Any],
+  directory: str,
+  points: Sequence[Mapping[str, Any]],
+  swept: Collection[str],
 ) -> None:
   """Draws the figures, checks the claims, and prints where and what.
 
@@ -23,10 +26,12 @@ def write(
     report: `figures` and `claims`: lists of dicts, the fields of
       `figures.Figure` and of `claims.Claim`.
     directory: Where the runs are; the files go to its folder `report`.
-    swept: The keys, dotted, in which the configs of the runs may differ.
+    points: The configs of the experiment's runs.
+    swept: The keys, dotted, that tell these runs apart.
 
   Raises:
-    UserError: If the specification is wrong, or the runs lack what it needs.
+    UserError: If the specification is wrong, or the runs are of another config
+      or lack what it needs.
   """
   if unknown := report.keys() - {'figures', 'claims'}:
     raise errors.UserError(
@@ -40,7 +45,7 @@ def write(
     specs.build('claim', claims.Claim, spec)
     for spec in report.get('claims', ())
   ]
-  found = runs.load(directory, swept)
+  found = runs.of_experiment(runs.load(directory), points, swept)
   for figure in drawings:
     for path in figure.draw(found, pathlib.Path(directory, FOLDER)):
       print(path)

@@ -66,7 +66,7 @@ def expand(
       )
     run = pathlib.Path(directory, name)
     # A finished run is not started again, so nothing else would notice.
-    workdir.check_same_config(run, _resolve(config, changes, path))
+    workdir.check_same_config(run, resolve(config, changes, path))
     command = (
       *(sys.executable, '-m', 'bn_research.train', f'--config={path}'),
       *arguments({**overrides, **changes}),
@@ -74,6 +74,36 @@ def expand(
     )
     points[name] = Point(name, run, command)
   return list(points.values())
+
+
+def resolve(
+  config: ml_collections.ConfigDict, changes: Mapping[str, Any], path: str
+) -> dict[str, Any]:
+  """Returns the config of one run as its `config.json` would hold it.
+
+  Args:
+    config: The config of the experiment.
+    changes: The overrides of the run, as `sweep()` gives them.
+    path: The experiment as it was typed, for messages.
+
+  Raises:
+    UserError: If an override names no key or is of the wrong type.
+  """
+  config = config.copy_and_resolve_references()
+  config.lock()
+  for key, value in changes.items():
+    try:
+      config.update_from_flattened_dict({key: value})
+    except KeyError as error:
+      raise errors.UserError(
+        f'{path}: sweep() names {key!r}, which the config does not have'
+      ) from error
+    except TypeError as error:
+      raise errors.UserError(
+        f'{path}: sweep() gives {key!r} the value {value!r}, of another type'
+        ' than the config has there'
+      ) from error
+  return json.loads(config.to_json_best_effort())
 
 
 def arguments(overrides: Mapping[str, Any]) -> list[str]:
@@ -98,24 +128,3 @@ def name_of(overrides: Mapping[str, Any]) -> str:
     return name
   digest = hashlib.sha256(exact.encode()).hexdigest()[:8]
   return f'{name[:_LONGEST_NAME]}-{digest}'
-
-
-def _resolve(
-  config: ml_collections.ConfigDict, changes: Mapping[str, Any], path: str
-) -> dict[str, Any]:
-  """Returns the config of one run as its `config.json` would hold it."""
-  config = config.copy_and_resolve_references()
-  config.lock()
-  for key, value in changes.items():
-    try:
-      config.update_from_flattened_dict({key: value})
-    except KeyError as error:
-      raise errors.UserError(
-        f'{path}: sweep() names {key!r}, which the config does not have'
-      ) from error
-    except TypeError as error:
-      raise errors.UserError(
-        f'{path}: sweep() gives {key!r} the value {value!r}, of another type'
-        ' than the config has there'
-      ) from error
-  return json.loads(config.to_json_best_effort())

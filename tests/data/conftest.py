@@ -5,6 +5,8 @@ import pathlib
 import numpy as np
 import pytest
 
+from bn_research.data import builders
+
 _REAL = pathlib.Path(__file__).parents[2] / '../shared/data'
 
 
@@ -60,6 +62,9 @@ def write(tmp_path):
     )
     return str(tmp_path / 'data')
 
+  # Else builders might first be imported below, and never be listed.
+  tfds.list_builders(with_community_datasets=False)
+  builders.find('digits')
   with registered.skip_registration():
     yield write
 

@@ -1,3 +1,4 @@
+import logging
 import os
 import pathlib
 import shutil
@@ -98,6 +99,16 @@ def test_half_written(small_mnist):
   data_dir, *_ = small_mnist
   (_folder(data_dir) / 'dataset_info.json').unlink()
   _fails('half written; delete it', {'name': 'mnist'}, data_dir)
+
+
+def test_tfds_warns_of_nothing_that_is_told_or_normal(small_mnist, caplog):
+  data_dir, *_ = small_mnist
+  data.load({'name': 'mnist'}, data_dir)  # without OpenCV
+  (_folder(data_dir) / 'dataset_info.json').unlink()
+  _fails('half written', {'name': 'mnist'}, data_dir)
+  assert caplog.records == []
+  logging.getLogger('absl').warning('another')
+  assert [record.message for record in caplog.records] == ['another']
 
 
 def test_damaged_description(small_mnist):

@@ -161,6 +161,7 @@ def test_command(tmp_path, monkeypatch, capsys):
     (['mnist', '--form=x'], '--form=x'),
     (['mnits'], "did you mean 'mnist'"),
     (['mnist', '--from=/nowhere'], 'in /nowhere'),
+    (['mnist', '--from=~/nowhere'], f'in {pathlib.Path.home()}/nowhere'),
     (['digits', '--from=/nowhere'], 'leave out --from'),
   ],
 )

@@ -9,8 +9,6 @@ import pytest
 from bn_research import workdir
 from bn_research.reports import runs
 
-SWEPT = {'seed', 'model.norm.name'}
-
 
 @pytest.fixture
 def fake_run(tmp_path):
@@ -56,4 +54,4 @@ def five_seeds(fake_run, tmp_path):
   for norm in ('none', 'batch_norm'):
     for seed in range(5):
       fake_run(norm, seed)
-  return runs.load(str(tmp_path), SWEPT)
+  return runs.load(str(tmp_path))

@@ -80,6 +80,21 @@ def test_fewer_than_five_seeds_are_drawn_one_by_one(five_seeds):
   np.testing.assert_allclose(np.mean(each, 0), mean)
 
 
+def test_a_zoom_does_not_hide_how_a_curve_ends(five_seeds):
+  series = [series_of(five_seeds, where) for where in (WITHOUT, WITH)]
+  ends = []
+  for ylim in ((0.7, 1.0), (0.975, 1.0), (0.5, 0.9)):
+    axes = drawn(panels.Curves('test_accuracy', ylim=ylim), *series)
+    low, high = axes.get_ylim()
+    ends.append((low, high))
+    for line in axes.lines:
+      assert low <= line.get_ydata()[-1] <= high
+  assert ends[0] == (0.7, 1.0)  # All end inside, though they begin below.
+  assert ends[1][0] < 0.11  # Where the curve begins.
+  assert ends[1][1] == 1.0
+  assert ends[2][0] == 0.5
+
+
 def test_curves_by_seconds(five_seeds):
   panel = panels.Curves('test_accuracy', x='seconds', xlabel='seconds')
   axes = drawn(panel, series_of(five_seeds, WITH))
@@ -97,7 +112,7 @@ def test_the_legend_tells_of_runs_that_diverged(five_seeds):
 def test_runs_of_different_lengths_are_no_series(fake_run, tmp_path):
   fake_run('none', 0)
   fake_run('none', 1, num_steps=50)
-  found = runs.load(str(tmp_path), {'seed', 'num_steps'})
+  found = runs.load(str(tmp_path))
   with pytest.raises(errors.UserError, match='at different steps'):
     drawn(panels.Curves('test_accuracy'), series_of(found, WITHOUT))
 

@@ -15,8 +15,14 @@ ROOT = pathlib.Path(__file__).parents[2]
 _CONFIG = """
 import ml_collections
 
-def get_config():
-  return ml_collections.ConfigDict({'seed': 0})
+def get_config(arg='short'):
+  return ml_collections.ConfigDict({
+    'seed': 0,
+    'num_steps': {'short': 1000, 'long': 2000}[arg],
+    'batch_size': 60,
+    'model': {'norm': {'name': 'batch_norm'}},
+    'probe': {'percentiles': (15, 50, 85)},
+  })
 
 def sweep():
   return [{'model.norm.name': 'none', 'seed': 0}]
@@ -43,11 +49,11 @@ def command(tmp_path):
   config = tmp_path / 'config.py'
   config.write_text(_CONFIG)
 
-  def run(directory):
+  def run(directory, *flags, variant='short'):
     return subprocess.run(
       [
         *(sys.executable, '-m', 'bn_research.report'),
-        *(f'--config={config}', f'--workdir={directory}'),
+        *(f'--config={config}:{variant}', f'--workdir={directory}', *flags),
       ],
       cwd=ROOT,
       env={**os.environ, 'LC_ALL': 'C.UTF-8'},
@@ -78,6 +84,19 @@ def test_an_empty_workdir_is_one_line(command, tmp_path):
   assert line.startswith(f'error: {tmp_path} has no runs; train some with')
 
 
+def test_runs_of_another_variant_are_one_line(command, fake_run, tmp_path):
+  path = fake_run('none', 0)
+  result = command(tmp_path, variant='long')
+  assert (result.returncode, result.stdout) == (2, '')
+  (line,) = result.stderr.splitlines()
+  assert line.startswith(
+    f'error: {path} holds a run of another config'
+    ' (num_steps=1000 there and 2000 here); give the --config'
+  )
+  result = command(tmp_path, '--config.num_steps=1000', variant='long')
+  assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.parametrize(
   ('report', 'message'),
   [
@@ -89,4 +108,4 @@ def test_an_empty_workdir_is_one_line(command, tmp_path):
 def test_a_wrong_report_is_one_line(report, message, five_seeds, tmp_path):
   del five_seeds
   with pytest.raises(errors.UserError, match=message):
-    writing.write(report, str(tmp_path), {'seed', 'model.norm.name'})
+    writing.write(report, str(tmp_path), [{}], set())

@@ -8,12 +8,10 @@ import pytest
 from bn_research import errors, workdir
 from bn_research.reports import runs
 
-SWEPT = {'seed', 'model.norm.name'}
-
 
 def test_a_curve_has_the_rows_where_both_were_measured(fake_run, tmp_path):
   path = fake_run('none', 0)
-  (run,) = runs.load(str(path), SWEPT)
+  (run,) = runs.load(str(path))
   lines = (path / workdir.METRICS).read_text().splitlines()
   rows = [json.loads(line) for line in lines]
   assert len(rows) == 102
@@ -31,7 +29,7 @@ def test_runs_are_found_below_and_checkpoints_not_searched(fake_run, tmp_path):
   inner.parent.mkdir(parents=True)
   inner.write_text('not a run')
   fake_run('batch_norm', 1)
-  found = runs.load(str(tmp_path), SWEPT)
+  found = runs.load(str(tmp_path))
   assert [run.config['model.norm.name'] for run in found] == [
     'batch_norm',
     'none',
@@ -42,7 +40,7 @@ def test_unfinished_runs_are_left_out_and_named(fake_run, tmp_path, capsys):
   fake_run('none', 0)
   for seed, status in enumerate(('incomplete', 'failed', 'diverged'), start=1):
     fake_run('none', seed, status=status)
-  found = runs.load(str(tmp_path), SWEPT)
+  found = runs.load(str(tmp_path))
   assert [run.is_done for run in found] == [True, False]
   out = capsys.readouterr().out
   assert f'left out, because incomplete: {tmp_path}/norm=none,seed=1' in out
@@ -52,30 +50,77 @@ def test_unfinished_runs_are_left_out_and_named(fake_run, tmp_path, capsys):
 def test_no_runs(tmp_path):
   for directory in (tmp_path, tmp_path / 'missing'):
     with pytest.raises(errors.UserError, match='no runs; train some with'):
-      runs.load(str(directory), SWEPT)
+      runs.load(str(directory))
 
 
 @pytest.mark.parametrize('status', ['incomplete', 'failed', 'diverged'])
 def test_no_run_is_done(status, fake_run, tmp_path):
   fake_run('none', 0, status=status)
   with pytest.raises(errors.UserError, match='no run that is done'):
-    runs.load(str(tmp_path), SWEPT)
+    runs.load(str(tmp_path))
 
 
-def test_runs_of_two_experiments_are_not_averaged(fake_run, tmp_path):
+def belonging(directory, *norms, **changes):
+  """The runs below a directory that are of an experiment with these norms."""
+  config = {
+    'seed': 0,
+    'num_steps': 1000,
+    'batch_size': 60,
+    'probe': {'percentiles': (15, 50, 85)},
+    **changes,
+  }
+  points = [{**config, 'model': {'norm': {'name': norm}}} for norm in norms]
+  found = runs.load(str(directory))
+  return runs.of_experiment(found, points, {'seed', 'model.norm.name'})
+
+
+def test_all_seeds_of_an_experiment_are_its_runs(fake_run, tmp_path):
+  for norm, seed in (('none', 0), ('batch_norm', 0), ('batch_norm', 7)):
+    fake_run(norm, seed)
+  assert len(belonging(tmp_path, 'none', 'batch_norm', 'layer_norm')) == 3
+
+
+def test_what_does_not_change_a_curve_is_no_other_experiment(
+  fake_run, tmp_path
+):
+  fake_run('none', 0)
+  new = {'num_devices': 2, 'checkpoint_seconds': 1.0, 'momentum': None}
+  assert len(belonging(tmp_path, 'none', **new)) == 1
+
+
+def test_runs_that_are_swept_no_more_are_left_out(fake_run, tmp_path, capsys):
+  fake_run('none', 0)
+  fake_run('layer_norm', 0)
+  (run,) = belonging(tmp_path, 'batch_norm', 'none')
+  assert run.config['model.norm.name'] == 'none'
+  (line,) = capsys.readouterr().out.splitlines()
+  assert line == (
+    f'left out, because not in sweep(): {tmp_path}/norm=layer_norm,seed=0'
+    ' (model.norm.name=layer_norm there and batch_norm here)'
+  )
+  with pytest.raises(errors.UserError, match='layer_norm there and none here'):
+    belonging(tmp_path / 'norm=layer_norm,seed=0', 'none')
+
+
+def test_runs_of_another_config_are_not_taken_for_it(fake_run, tmp_path):
   fake_run('none', 0)
   fake_run('none', 1, batch_size=30)
-  with pytest.raises(errors.UserError, match='batch_size is 60 and 30'):
-    runs.load(str(tmp_path), SWEPT)
+  with pytest.raises(errors.UserError) as caught:
+    belonging(tmp_path, 'none', 'batch_norm')
+  assert str(caught.value) == (
+    f'{tmp_path}/norm=none,seed=1 holds a run of another config'
+    ' (batch_size=30 there and 60 here); give the --config that it was trained'
+    ' with, and each --config.KEY=VALUE, or another --workdir'
+  )
 
 
 def test_an_unfinished_last_line_is_no_harm(fake_run):
   path = fake_run('none', 0)
-  (run,) = runs.load(str(path), SWEPT)
+  (run,) = runs.load(str(path))
   whole = run.columns('step', 'test_accuracy')
   with open(path / workdir.METRICS, 'a') as file:
     file.write('{"step": 10')
-  (run,) = runs.load(str(path), SWEPT)
+  (run,) = runs.load(str(path))
   np.testing.assert_array_equal(run.columns('step', 'test_accuracy'), whole)
 
 
@@ -84,7 +129,7 @@ def test_metrics_that_end_too_early_are_damaged(keep, fake_run):
   path = fake_run('none', 0)
   text = (path / workdir.METRICS).read_text()
   (path / workdir.METRICS).write_text(text[: int(keep * len(text))])
-  (run,) = runs.load(str(path), SWEPT)
+  (run,) = runs.load(str(path))
   with pytest.raises(errors.UserError, match=r'metrics\.jsonl is damaged'):
     run.columns('step', 'test_accuracy')
 
@@ -94,14 +139,14 @@ def test_a_damaged_line_in_the_middle_is_not_passed_over(fake_run):
   lines = (path / workdir.METRICS).read_text().splitlines()
   lines[50] = lines[50][:-5]
   (path / workdir.METRICS).write_text('\n'.join(lines) + '\n')
-  (run,) = runs.load(str(path), SWEPT)
+  (run,) = runs.load(str(path))
   with pytest.raises(errors.UserError, match=r'metrics\.jsonl is damaged'):
     run.columns('step', 'test_accuracy')
 
 
 def test_what_is_missing_is_named_with_what_is_there(fake_run):
   path = fake_run('none', 0)
-  (run,) = runs.load(str(path), SWEPT)
+  (run,) = runs.load(str(path))
   with pytest.raises(errors.UserError, match='no metric loss; there are'):
     run.columns('step', 'loss')
   with pytest.raises(errors.UserError, match=r"no 'first'; there are last/all"):

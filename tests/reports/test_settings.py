@@ -21,7 +21,7 @@ def swept(fake_run, tmp_path):
       for seed in range(3):
         if (size, seed) not in missing:
           fake_run('none', seed + size, batch_size=size)
-    found = runs.load(str(tmp_path), {'seed', 'batch_size'})
+    found = runs.load(str(tmp_path))
     return [
       dataclasses.replace(
         run, config={**run.config, 'seed': run.config['seed'] % 30}
@@ -90,6 +90,6 @@ def test_what_cannot_be_drawn(swept):
 
 def test_milliseconds_a_step(fake_run, tmp_path):
   fake_run('none', 0)
-  (run,) = runs.load(str(tmp_path), set())
+  (run,) = runs.load(str(tmp_path))
   # Runs of `fake_run` take 50 steps a second.
   np.testing.assert_allclose(measures.milliseconds_a_step(run), 20)

@@ -67,6 +67,7 @@ def test_a_dry_run_prints_what_a_person_would_type(sweep, tmp_path):
     ('--config.seed=1', '--config.seed is given and swept'),
     ('--jobs=0', 'flag --jobs=0'),
     ('--dryrun', "Unknown command line flag 'dryrun'"),
+    (f'--workdir={"a" * 300}', 'File name too long; choose a shorter'),
   ],
 )
 def test_a_wrong_flag_is_one_line(flag, message, sweep, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bn_research import errors, training, workdir
-from bn_research.training import loop
+from bn_research.training import checkpoints, loop, schedule
 from bn_research.training.programs import Programs
 
 pytestmark = pytest.mark.usefixtures('loaded')
@@ -92,6 +92,37 @@ def test_rows_after_the_checkpoint_are_measured_again(
   workdir.write_probe(tmp_path / 'cut', 'activations', later | constants)
   training.train(config, tmp_path / 'cut')
   assert results(tmp_path / 'cut') == results(tmp_path / 'whole')
+
+
+def test_what_was_measured_is_on_the_disk_before_its_checkpoint(
+  config, tmp_path, monkeypatch
+):
+  config['checkpoint_seconds'] = 0.0
+  monkeypatch.setattr(loop, '_FIRST_CHUNK', 7)
+  sync, save = os.fsync, checkpoints.Checkpoints.save
+  path = tmp_path / workdir.METRICS
+  synced, saved = [], []
+
+  def note_sync(descriptor):
+    sync(descriptor)
+    if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+      synced[:] = path.read_bytes().splitlines()
+
+  def check_and_save(self, state):
+    step = int(state.step)
+    rows = [json.loads(line)['step'] for line in synced]
+    due = schedule.measured(config, 'eval')
+    assert rows == [point for point in due if point <= step]
+    probed = workdir.read_probe(tmp_path, 'activations')['step']
+    due = schedule.measured(config, 'probe')
+    assert list(probed) == [point for point in due if point <= step]
+    saved.append(step)
+    save(self, state)
+
+  monkeypatch.setattr(os, 'fsync', note_sync)
+  monkeypatch.setattr(checkpoints.Checkpoints, 'save', check_and_save)
+  assert training.train(config, tmp_path).status == workdir.DONE
+  assert len(saved) > 3
 
 
 @pytest.mark.parametrize(

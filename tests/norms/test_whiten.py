@@ -177,6 +177,24 @@ def test_finite_input_gives_finite_results_and_gradients(method, name):
     assert jnp.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('channels', [8, 33])
+@pytest.mark.parametrize('sign', [1, -1])
+def test_equal_channels_are_no_more_than_white(method, channels, sign):
+  """A centred column of n numbers of variance 1 at most is within √n."""
+  x = np.random.default_rng(0).standard_normal((64, channels // 2))
+  x = np.concatenate([x, sign * x], 1)
+  norm = norms.batch_whitening(method, epsilon=0.0)
+
+  def f(x):
+    y, _ = norm.apply(x, norm.init(x.shape[1]))
+    return jnp.sin(y).sum(), y
+
+  gradient, y = jax.grad(f, has_aux=True)(jnp.asarray(x, jnp.float32))
+  assert np.abs(y).max() <= np.sqrt(len(x))
+  assert np.abs(gradient).max() <= 1e6
+
+
 @pytest.mark.parametrize('name', ['one row', 'constant'])
 def test_no_variance_maps_to_zero(name):
   y, _ = whiten(norms.batch_whitening(), BAD[name])

@@ -108,6 +108,10 @@ class Whiten:
       count = count_kept(x, mask, axes)
       x = keep(mask, wide(x))
       mean = x.sum(axes, keepdims=True) / jnp.maximum(count, 1)
+      # Twice, so that what is constant deviates by nothing at all: a relative
+      # ε would make its rounding white. That has no derivative.
+      rest = lax.stop_gradient(keep(mask, x - mean)).sum(axes, keepdims=True)
+      mean += rest / jnp.maximum(count, 1)
       products = _products(in_blocks(keep(mask, x - mean), size), axes)
       return Moments(count, mean, products)
 

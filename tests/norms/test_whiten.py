@@ -201,6 +201,16 @@ def test_no_variance_maps_to_zero(name):
   np.testing.assert_array_equal(y, 0)
 
 
+@pytest.mark.parametrize('rows', [7, 60, 8192])
+def test_a_mean_that_rounds_is_no_variance(rows):
+  x = np.full((rows, 4), [0.1, 0.4822797, 760.1628, -3.3e-7])
+  mask = np.arange(rows + 1)[:, None] < rows
+  norm = norms.batch_whitening()
+  np.testing.assert_array_equal(whiten(norm, x)[0], 0)
+  padded = np.concatenate([x, np.full((1, 4), np.nan)])
+  np.testing.assert_array_equal(whiten(norm, padded, mask=mask)[0], 0)
+
+
 def test_relative_epsilon_is_equivariant_to_scale():
   x = correlated(32, 4)
   norm = norms.batch_whitening('zca', epsilon=1e-2)

@@ -81,9 +81,10 @@ class Whiten:
         f'group_size={self.group_size} must be at least 1 channel, or None for '
         'one block of all.'
       )
-    if self.epsilon < 0:
+    if not self.epsilon >= 0:
       raise ValueError(f'epsilon={self.epsilon} must not be negative.')
-    if self.shrinkage != 'oas' and not 0 <= self.shrinkage <= 1:
+    shrinks_by = self.shrinkage if self.shrinkage != 'oas' else 0
+    if isinstance(shrinks_by, str) or not 0 <= shrinks_by <= 1:
       raise ValueError(
         f"shrinkage={self.shrinkage!r} must be in [0, 1], or 'oas'."
       )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bn_research.norms import matrices, roots
+from bn_research.norms import eigen, matrices, roots
 from bn_research.norms.collectives import Devices
 from bn_research.norms.gradients import Pair
 from bn_research.norms.moments import (
@@ -33,8 +33,9 @@ class Whiten:
 
     S' = (1 - a) S + a μ I + ε c I,    μ = tr S / d
 
-  S is the covariance, a the shrinkage; c is μ if ε is relative, else 1. The
-  blocks are of neighbouring channels; the last holds what remains.
+  S is the covariance, a the shrinkage; c is μ if ε is relative, else 1. Of S'
+  no eigenvalue is less than floor · μ; larger ones stay as they are. The blocks
+  are of neighbouring channels; the last holds what remains.
 
   A block of zero variance is mapped to zero. Non-finite activations give
   non-finite results. Any finite ones give finite results with finite gradients:
@@ -51,6 +52,8 @@ class Whiten:
       map equivariant to scale; the papers' is absolute.
     shrinkage: a in [0, 1], or 'oas' for the value that an oracle would come
       near to (Chen et al., 2010), estimated from S and the count.
+    floor: In [0, 1). Not 0, it costs an eigendecomposition, with
+      'newton_schulz' too, which has none else.
     options: Options of the method, as sorted pairs (see `roots`).
     remembered: What the population remembers: covariances, from which W is made
       at inference, or the W of batches, as in the papers.
@@ -63,6 +66,7 @@ class Whiten:
   epsilon: float = 1e-5
   relative: bool = True
   shrinkage: float | Literal['oas'] = 0.0
+  floor: float = 0.0
   options: tuple[tuple[str, Any], ...] = ()
   remembered: Literal['covariance', 'matrix'] = 'covariance'
 
@@ -88,6 +92,8 @@ class Whiten:
       raise ValueError(
         f"shrinkage={self.shrinkage!r} must be in [0, 1], or 'oas'."
       )
+    if not 0 <= self.floor < 1:
+      raise ValueError(f'floor={self.floor} must be in [0, 1).')
 
   def estimate(
     self, x: jax.Array, mask: jax.Array | None, axes: Axes, devices: Devices
@@ -200,6 +206,11 @@ class Whiten:
     diagonal = jnp.where(real[..., None], shrinkage * level + epsilon, beyond)
     eye = jnp.eye(covariance.shape[-1], dtype=covariance.dtype)
     regular = (1 - shrinkage) * covariance + diagonal * eye
+    if self.floor:
+      raised = eigen.floor_spectrum(regular, self.floor * level)
+      # What is beyond the last channel stays as it is.
+      both = real[..., :, None] & real[..., None, :]
+      regular = jnp.where(both, raised, regular)
     if self.method != 'cholesky':
       return regular
     # Cholesky alone gives NaN for what is singular to rounding.

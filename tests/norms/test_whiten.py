@@ -24,7 +24,9 @@ def inverse_root(covariance, method):
   return vectors / np.sqrt(values) @ vectors.T
 
 
-def oracle(x, method, epsilon=0.0, relative=True, block=None, shrinkage=0.0):
+def oracle(
+  x, method, epsilon=0.0, relative=True, block=None, shrinkage=0.0, floor=0.0
+):
   """Huang et al. (2018), equations 3 to 5, over rows of x, block by block."""
   x = np.asarray(x, np.float64)
   block = block or x.shape[1]
@@ -36,6 +38,8 @@ def oracle(x, method, epsilon=0.0, relative=True, block=None, shrinkage=0.0):
     level = np.trace(s) / len(s)
     added = shrinkage * level + epsilon * (level if relative else 1)
     s = (1 - shrinkage) * s + added * np.eye(len(s))
+    values, vectors = np.linalg.eigh(s)
+    s = vectors * np.maximum(values, floor * level) @ vectors.T
     out.append(z @ inverse_root(s, method).T)
   return np.concatenate(out, 1)
 
@@ -60,6 +64,7 @@ def whiten(norm, x, **options):
     {'epsilon': 0.1},
     {'epsilon': 0.1, 'relative': False},
     {'epsilon': 0.0, 'shrinkage': 0.3},
+    {'epsilon': 0.0, 'floor': 0.15},
   ],
 )
 def test_batch_whitening_is_the_papers(method, options):
@@ -77,6 +82,23 @@ def test_blocks_and_a_last_one_that_is_smaller(method, block):
   y, state = whiten(norms.batch_whitening(method, block, 1e-3), x)
   np.testing.assert_allclose(y, oracle(x, method, 1e-3, block=block), atol=2e-4)
   assert state.var.shape == (-(-10 // block), block, block)
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_a_floor_under_the_spectrum_of_each_block(method):
+  """Two of the last block's three directions are below it, and empty."""
+  x = correlated(64, 7)
+  x[:, 5:] = x[:, 4:5]
+  norm = norms.batch_whitening(method, 4, 0.0, floor=0.2)
+  y, _ = whiten(norm, x)
+  # The axes of equal eigenvalues are any, for PCA: what it does is not.
+  square = lambda y: np.asarray(y, np.float64) @ np.asarray(y, np.float64).T
+  turned = square if method == 'pca' else np.asarray
+  expected = oracle(x, method, block=4, floor=0.2)
+  np.testing.assert_allclose(turned(y), turned(expected), atol=2e-4)
+  gradient = jax.grad(lambda x: jnp.sin(norm.apply(x, norm.init(7))[0]).sum())
+  gradient = gradient(jnp.asarray(x, jnp.float32))
+  assert np.abs(gradient).max() <= 100
 
 
 def test_ghost_whitening_is_whitening_of_each_group():
@@ -306,19 +328,26 @@ def test_interval_has_no_gradient_of_statistics():
   )
 
 
+@pytest.mark.parametrize('floor', [0.0, 0.5])
 @pytest.mark.parametrize('method', ['zca', 'newton_schulz', 'cholesky'])
-def test_gradient_is_that_of_differences(method):
+def test_gradient_is_that_of_differences(method, floor):
   with jax.enable_x64(True):
     rng = np.random.default_rng(0)
     x, g = rng.standard_normal((2, 12, 5))
-    norm = norms.batch_whitening(method, 3, 1e-2)
+    norm = norms.batch_whitening(method, 3, 1e-2, floor=floor)
 
     def loss(x):
       return (norm.apply(x, norm.init(5), update=False)[0] * g).sum()
 
     def exact(x):
       return (
-        oracle(x, 'cholesky' if method == 'cholesky' else 'zca', 1e-2, block=3)
+        oracle(
+          x,
+          'cholesky' if method == 'cholesky' else 'zca',
+          1e-2,
+          block=3,
+          floor=floor,
+        )
         * g
       ).sum()
 
@@ -357,6 +386,7 @@ def test_backward_keeps_one_array_of_the_size_of_x():
     (lambda: norms.batch_whitening(epsilon=np.nan), 'epsilon=nan'),
     (lambda: norms.batch_whitening(shrinkage=2.0), 'shrinkage'),
     (lambda: norms.batch_whitening(shrinkage='lw'), "shrinkage='lw'"),
+    (lambda: norms.batch_whitening(floor=1.0), 'floor=1.0'),
     (lambda: norms.batch_whitening(every=0), 'every=0'),
     (lambda: norms.batch_whitening('zca', num_iterations=3), 'num_iterations'),
     (lambda: norms.batch_whitening(refinements=-1), 'refinements'),

@@ -38,9 +38,12 @@ class Whiten:
   are of neighbouring channels; the last holds what remains.
 
   A block of zero variance is mapped to zero. Non-finite activations give
-  non-finite results. Any finite ones give finite results with finite gradients:
-  where fewer examples than channels leave S singular and nothing is added to
-  it, the directions that rounding alone decides are damped.
+  non-finite results. Finite ones give finite results with finite gradients, if
+  their squares and the inverses of those are far from the ends of float32, as
+  for deviations between 1e-12 and 1e15: where fewer examples than channels
+  leave S singular (see `undetermined`) and nothing is added to it, the
+  directions that rounding alone decides are damped. Beyond those deviations
+  gradients may not be finite, and from 1e-19 and 1e19 on the result is zero.
 
   Attributes:
     method: Which W (see `roots`): 'newton_schulz' and 'zca' change the
@@ -142,6 +145,22 @@ class Whiten:
       return Pair(mean, var)
     return Pair(mean, self.root(var, mean.shape[-1]))
 
+  def undetermined(self, moments: Moments) -> jax.Array:
+    """Counts the directions of each block that so few examples leave open.
+
+    n examples, centred, span n - 1 directions at most. In the others what is
+    added to S decides, or rounding.
+
+    Args:
+      moments: Such as `Normalization.measure` returns.
+
+    Returns:
+      int32 (..., blocks): 0 where there are more examples than channels.
+    """
+    sizes = self._real(moments.comoment, moments.mean.shape[-1]).sum(-1)
+    spanned = jnp.maximum(moments.count[..., :1] - 1, 0)
+    return jnp.maximum(sizes - spanned, 0).astype(jnp.int32)
+
   def root(
     self, covariance: jax.Array, channels: int, count: Any = jnp.inf
   ) -> jax.Array:
@@ -155,8 +174,8 @@ class Whiten:
     Returns:
       W, (..., blocks, d, d); beyond the last channel the identity.
     """
-    blocks, size = covariance.shape[-3], covariance.shape[-1]
-    real = np.arange(blocks * size).reshape(blocks, size) < channels
+    size = covariance.shape[-1]
+    real = self._real(covariance, channels)
     sizes = real.sum(-1)[:, None, None].astype(covariance.dtype)
     level = matrices.trace(covariance) / sizes
     usable = jnp.isfinite(level) & (level > 0)
@@ -184,6 +203,11 @@ class Whiten:
       return keep(mask, y).astype(x.dtype)
 
     return recomputed(whitened)(x, pair.mean, pair.spread, scale, bias)
+
+  def _real(self, covariance: jax.Array, channels: int) -> np.ndarray:
+    """Which places of the blocks are of channels, (blocks, d)."""
+    blocks, size = covariance.shape[-3], covariance.shape[-1]
+    return np.arange(blocks * size).reshape(blocks, size) < channels
 
   def _block(self, channels: int) -> int:
     size = self.group_size or channels

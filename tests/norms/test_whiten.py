@@ -233,6 +233,25 @@ def test_a_mean_that_rounds_is_no_variance(rows):
   np.testing.assert_array_equal(whiten(norm, padded, mask=mask)[0], 0)
 
 
+@pytest.mark.parametrize(
+  ('options', 'expected'),
+  [
+    ({}, [[6]] * 14),
+    ({'group_size': 7}, [[3, 0]] * 14),
+    ({'ghost_size': 4}, [[7]] * 12 + [[9]] * 2),
+  ],
+)
+def test_directions_that_few_rows_leave_open_are_counted(options, expected):
+  x = jnp.asarray(np.random.default_rng(0).standard_normal((14, 10)), 'float32')
+  mask = None if 'ghost_size' in options else jnp.arange(14)[:, None] < 5
+  norm = norms.batch_whitening(**options)
+  counts = norm.map.undetermined(norm.measure(x, mask))
+  assert counts.dtype == jnp.int32
+  np.testing.assert_array_equal(*np.broadcast_arrays(counts, expected))
+  enough = norms.batch_whitening().measure(x)
+  np.testing.assert_array_equal(norm.map.undetermined(enough), 0)
+
+
 def test_relative_epsilon_is_equivariant_to_scale():
   x = correlated(32, 4)
   norm = norms.batch_whitening('zca', epsilon=1e-2)

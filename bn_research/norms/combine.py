@@ -5,6 +5,7 @@ They have the calls of a `Normalization` and plug in where one does; a state and
 """
 
 import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -151,6 +152,34 @@ class Coloured:
     y = jnp.matmul(y, learned['colouring'].T, precision=lax.Precision.HIGHEST)
     y = _affine(y, scale, bias, options.get('mask'))
     return y.astype(x.dtype), state
+
+
+def changed(normalization: Any, change: Callable[[Any], Any]) -> Any:
+  """Applies `change` to a normalization, or to each part of a combination.
+
+  Parts that remember nothing stay as they are.
+  """
+  if isinstance(normalization, Coloured):
+    inner = changed(normalization.normalization, change)
+    return dataclasses.replace(normalization, normalization=inner)
+  if isinstance(normalization, Chain | Mixture):
+    parts = tuple(
+      changed(part, change) if part.remembers else part
+      for part in normalization.parts
+    )
+    return dataclasses.replace(normalization, parts=parts)
+  return change(normalization)
+
+
+def with_states(normalization: Any, state: Any) -> Iterator[tuple[Any, Any]]:
+  """Yields what remembers, with its state: parts, where it is a combination."""
+  if isinstance(normalization, Coloured):
+    yield from with_states(normalization.normalization, state)
+  elif isinstance(normalization, Chain | Mixture):
+    for part, own in zip(normalization.parts, state, strict=True):
+      yield from with_states(part, own)
+  elif normalization.remembers:
+    yield normalization, state
 
 
 def _each(learned, parts) -> tuple[Any, ...]:

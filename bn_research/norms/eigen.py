@@ -74,8 +74,8 @@ def _principal_axes_jvp(primals, tangents):
   return (values, vectors), (dvalues, matmul(vectors, rotation))
 
 
-def floor_spectrum(matrix: jax.Array, floor: float) -> jax.Array:
-  """Raises the eigenvalues λ of S to max(λ, c), c = floor · tr S / d.
+def floor_spectrum(matrix: jax.Array, least: jax.typing.ArrayLike) -> jax.Array:
+  """Raises the eigenvalues λ of S to max(λ, c).
 
   Written with the matrix absolute value, max(S, c) = (S + c I + |S - c I|) / 2,
   which has a derivative of every order wherever no eigenvalue sits on c: for
@@ -83,24 +83,20 @@ def floor_spectrum(matrix: jax.Array, floor: float) -> jax.Array:
 
     H dH + dH H = A dA + dA A.
 
-  No differences of eigenvalues, and the trace is differentiated too. Where
-  one does sit on c, it counts as raised and as not raised with weight one half.
+  No differences of eigenvalues, and c is differentiated too. Where an
+  eigenvalue does sit on c, it counts as raised and as not raised with weight
+  one half.
 
   Args:
     matrix: S, symmetric, positive semi-definite to rounding, (..., d, d).
-    floor: Relative to the mean eigenvalue, below 1; not below about d ε.
+    least: c, (..., 1, 1) or a number; below about d ε of the largest
+      eigenvalue rounding hides it.
 
   Returns:
     The floored matrix, (..., d, d), in float32 at least.
-
-  Raises:
-    ValueError: A floor outside [0, 1).
   """
-  if not 0 <= floor < 1:
-    raise ValueError(f'floor must be in [0, 1), not {floor}')
   matrix = matrices.prepare(matrix)
-  level = floor * matrices.trace(matrix) / matrix.shape[-1]
-  level = level * matrices.identity_like(matrix)
+  level = least * matrices.identity_like(matrix)
   apart = matrix - level
   vectors, values = lax.linalg.eigh(
     lax.stop_gradient(apart), symmetrize_input=False

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bn_research.norms import gradients
+from bn_research.norms import combine, gradients
 from bn_research.norms.collectives import AxisNames
 from bn_research.norms.normalization import Normalization
 from bn_research.norms.population import Fixed
@@ -21,7 +21,7 @@ def freeze(normalization: Normalization) -> Normalization:
   """Returns one that always uses its running moments and never moves them.
 
   It is a point of the product, population `Fixed` and gradient `frozen`, so
-  that no flag of a later call thaws it.
+  that no flag of a later call thaws it; of a combination each part is.
 
   Raises:
     ValueError: If it remembers nothing.
@@ -31,8 +31,11 @@ def freeze(normalization: Normalization) -> Normalization:
       f'{normalization} has no running statistics to freeze; it is the same in '
       'training and inference already.'
     )
-  return dataclasses.replace(
-    normalization, population=Fixed(), gradient=gradients.frozen
+  return combine.changed(
+    normalization,
+    lambda part: dataclasses.replace(
+      part, population=Fixed(), gradient=gradients.frozen
+    ),
   )
 
 
@@ -46,6 +49,10 @@ def sync(normalization: Normalization, axis_name: AxisNames) -> Normalization:
   Raises:
     ValueError: If the scope has none.
   """
+  return combine.changed(normalization, lambda part: _sync(part, axis_name))
+
+
+def _sync(normalization: Normalization, axis_name: AxisNames) -> Normalization:
   scope: Any = normalization.scope
   if 'axis_name' not in {field.name for field in dataclasses.fields(scope)}:
     raise ValueError(

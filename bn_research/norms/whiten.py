@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bn_research.norms import covariances, matrices, roots
+from bn_research.norms import covariances, eigen, matrices, roots
 from bn_research.norms.gradients import Pair
 from bn_research.norms.moments import Moments, Shape
 
@@ -21,13 +21,17 @@ class Whiten:
 
     S' = (1 - a) S + a μ I + ε c I,    μ = tr S / d
 
-  S is the covariance, a the shrinkage; c is μ if ε is relative, else 1. The
-  blocks are of neighbouring channels; the last holds what remains.
+  S is the covariance, a the shrinkage; c is μ if ε is relative, else 1. Of S'
+  no eigenvalue is less than floor · μ; larger ones stay as they are. The blocks
+  are of neighbouring channels; the last holds what remains.
 
   A block of zero variance is mapped to zero. Non-finite activations give
-  non-finite results. Any finite ones give finite results with finite gradients:
-  where fewer examples than channels leave S singular and nothing is added to
-  it, the directions that rounding alone decides are damped.
+  non-finite results. Finite ones give finite results with finite gradients, if
+  their squares and the inverses of those are far from the ends of float32, as
+  for deviations between 1e-12 and 1e15: where fewer examples than channels
+  leave S singular (see `undetermined`) and nothing is added to it, the
+  directions that rounding alone decides are damped. Beyond those deviations
+  gradients may not be finite, and from 1e-19 and 1e19 on the result is zero.
 
   Attributes:
     method: Which W (see `roots`): 'newton_schulz' and 'zca' change the
@@ -39,6 +43,8 @@ class Whiten:
       map equivariant to scale; the papers' is absolute.
     shrinkage: a in [0, 1], or 'oas' for the value that an oracle would come
       near to (Chen et al., 2010), estimated from S and the count.
+    floor: In [0, 1). Not 0, it costs an eigendecomposition, with
+      'newton_schulz' too, which has none else.
     options: Options of the method, as sorted pairs (see `roots`).
     remembered: What the population remembers: covariances, from which W is made
       at inference, or the W of batches, as in the papers.
@@ -51,6 +57,7 @@ class Whiten:
   epsilon: float = 1e-5
   relative: bool = True
   shrinkage: float | Literal['oas'] = 0.0
+  floor: float = 0.0
   options: tuple[tuple[str, Any], ...] = ()
   remembered: Literal['covariance', 'matrix'] = 'covariance'
 
@@ -69,12 +76,15 @@ class Whiten:
         f'group_size={self.group_size} must be at least 1 channel, or None for '
         'one block of all.'
       )
-    if self.epsilon < 0:
+    if not self.epsilon >= 0:
       raise ValueError(f'epsilon={self.epsilon} must not be negative.')
-    if self.shrinkage != 'oas' and not 0 <= self.shrinkage <= 1:
+    shrinks_by = self.shrinkage if self.shrinkage != 'oas' else 0
+    if isinstance(shrinks_by, str) or not 0 <= shrinks_by <= 1:
       raise ValueError(
         f"shrinkage={self.shrinkage!r} must be in [0, 1], or 'oas'."
       )
+    if not 0 <= self.floor < 1:
+      raise ValueError(f'floor={self.floor} must be in [0, 1).')
 
   def estimate(self, x, mask, axes, devices, groups=None) -> Moments:
     """Estimates mean and covariances of blocks of the last axis."""
@@ -109,6 +119,22 @@ class Whiten:
       return Pair(mean, var)
     return Pair(mean, self.root(var, mean.shape[-1]))
 
+  def undetermined(self, moments: Moments) -> jax.Array:
+    """Counts the directions of each block that so few examples leave open.
+
+    n examples, centred, span n - 1 directions at most. In the others what is
+    added to S decides, or rounding.
+
+    Args:
+      moments: Such as `Normalization.measure` returns.
+
+    Returns:
+      int32 (..., blocks): 0 where there are more examples than channels.
+    """
+    sizes = self._real(moments.comoment, moments.mean.shape[-1]).sum(-1)
+    spanned = jnp.maximum(moments.count[..., :1] - 1, 0)
+    return jnp.maximum(sizes - spanned, 0).astype(jnp.int32)
+
   def root(
     self, covariance: jax.Array, channels: int, count: Any = jnp.inf
   ) -> jax.Array:
@@ -122,8 +148,8 @@ class Whiten:
     Returns:
       W, (..., blocks, d, d); beyond the last channel the identity.
     """
-    blocks, size = covariance.shape[-3], covariance.shape[-1]
-    real = np.arange(blocks * size).reshape(blocks, size) < channels
+    size = covariance.shape[-1]
+    real = self._real(covariance, channels)
     sizes = real.sum(-1)[:, None, None].astype(covariance.dtype)
     level = matrices.trace(covariance) / sizes
     usable = jnp.isfinite(level) & (level > 0)
@@ -141,6 +167,11 @@ class Whiten:
   def finish(self, x, mask, pair, scale, bias) -> jax.Array:
     """Centres, whitens, scales and shifts, in one rule."""
     return covariances.whiten(x, mask, *pair[:2], scale, bias)
+
+  def _real(self, covariance: jax.Array, channels: int) -> np.ndarray:
+    """Which places of the blocks are of channels, (blocks, d)."""
+    blocks, size = covariance.shape[-3], covariance.shape[-1]
+    return np.arange(blocks * size).reshape(blocks, size) < channels
 
   def _block(self, channels: int) -> int:
     size = self.group_size or channels
@@ -163,6 +194,11 @@ class Whiten:
     diagonal = jnp.where(real[..., None], shrinkage * level + epsilon, beyond)
     eye = jnp.eye(covariance.shape[-1], dtype=covariance.dtype)
     regular = (1 - shrinkage) * covariance + diagonal * eye
+    if self.floor:
+      raised = eigen.floor_spectrum(regular, self.floor * level)
+      # What is beyond the last channel stays as it is.
+      both = real[..., :, None] & real[..., None, :]
+      regular = jnp.where(both, raised, regular)
     if self.method != 'cholesky':
       return regular
     # Cholesky alone gives NaN for what is singular to rounding.

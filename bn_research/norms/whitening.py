@@ -22,6 +22,7 @@ def batch_whitening(
   ghost_size: int | None = None,
   relative: bool = True,
   shrinkage: float | Literal['oas'] = 0.0,
+  floor: float = 0.0,
   num_iterations: int | None = None,
   average: Literal['covariance', 'matrix'] = 'covariance',
   unbiased: bool = True,
@@ -42,6 +43,7 @@ def batch_whitening(
     ghost_size: None, or examples that share statistics.
     relative: Whether `epsilon` counts in units of the mean variance.
     shrinkage: Toward a multiple of the identity, in [0, 1], or 'oas'.
+    floor: Least eigenvalue of the covariance, in units of the mean variance.
     num_iterations: Of Newton-Schulz; None to iterate to rounding.
     average: What inference averages: covariances, or matrices as in the papers.
     unbiased: Whether running covariances are multiplied by n / (n - 1).
@@ -81,6 +83,7 @@ def batch_whitening(
     epsilon,
     relative,
     shrinkage,
+    floor,
     tuple(sorted(options.items())),
     'matrix' if every else average,
   )
@@ -166,7 +169,7 @@ def iter_norm(
   """
   options = (('normalizer', 'trace'), ('num_iterations', num_iterations))
   map = Whiten(
-    'newton_schulz', group_size, epsilon, False, 0.0, options, average
+    'newton_schulz', group_size, epsilon, False, 0.0, 0.0, options, average
   )
   return Normalization(
     Batch(axis_name=axis_name), map, _population(map, Ema(momentum), None)
@@ -180,6 +183,7 @@ def instance_whitening(
   *,
   relative: bool = True,
   shrinkage: float | Literal['oas'] = 0.0,
+  floor: float = 0.0,
   gradient: str | gradients.Gradient = 'through',
 ) -> Normalization:
   """Instance whitening: an example's channels decorrelated over its positions.
@@ -190,6 +194,7 @@ def instance_whitening(
     epsilon: As for `batch_whitening`.
     relative: As for `batch_whitening`.
     shrinkage: As for `batch_whitening`.
+    floor: As for `batch_whitening`.
     gradient: As for `batch_whitening`.
 
   Returns:
@@ -197,7 +202,7 @@ def instance_whitening(
 
   Source: Pan et al. (2019), Section 3.1.
   """
-  map = Whiten(method, group_size, epsilon, relative, shrinkage)
+  map = Whiten(method, group_size, epsilon, relative, shrinkage, floor)
   return _per_example(Example('positions'), map, gradient)
 
 

@@ -170,6 +170,44 @@ def test_reestimation_pools_exactly(in_order):
     )
 
 
+COMBINED = {
+  'refined': norms.batch_whitening('zca', epsilon=1e-3, refinements=1),
+  'coloured': norms.Coloured(WHITENING),
+  'mixed': norms.Mixture((norms.batch_norm(), norms.layer_norm(), WHITENING)),
+}
+
+
+def outputs(norm, x):
+  """Its output in inference, and what it learns from in training."""
+  return norm(x, True), norm(x, False, update=False)
+
+
+@pytest.mark.parametrize('name', COMBINED)
+def test_combinations_are_reestimated_part_by_part(name):
+  """Of one batch as the data set, inference is what training was."""
+  norm = nnx.List([layers.Norm(COMBINED[name], 5, rngs=nnx.Rngs(0))])
+  (x,) = batches(64)
+  reestimation.reestimate(norm, lambda: [x], lambda norm, x: norm[0](x))
+  np.testing.assert_allclose(*outputs(norm[0], x), atol=1e-4)
+
+
+@pytest.mark.parametrize('name', COMBINED)
+def test_combinations_freeze_and_keep_what_they_learned(name):
+  norm = nnx.List([layers.Norm(COMBINED[name], 5, rngs=nnx.Rngs(0))])
+  for x in batches(32, 16, 32):
+    norm[0](x)
+  move = lambda param: param.set_value(param[...] + 0.3)
+  is_variable = lambda node: isinstance(node, nnx.Variable)
+  jax.tree.map(move, norm[0].learned, is_leaf=is_variable)
+  expected = norm[0](x, True)
+  surgery.replace(norm, norms.freeze)
+  for y in outputs(norm[0], x):
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+  surgery.replace(norm, lambda norm: norms.sync(norm, 'data'))
+  assert "axis_name='data'" in str(norm[0].normalization)
+  np.testing.assert_allclose(norm[0](x, True), expected, atol=1e-5)
+
+
 def test_reestimation_of_matrices_installs_a_matrix():
   norm = norms.decorrelated_batch_norm(group_size=None)
   model, data = Net(nnx.Rngs(0), norm), batches(64, 64)

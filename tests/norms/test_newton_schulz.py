@@ -165,6 +165,16 @@ def test_indefinite_matrices_end(least):
   assert not info.residual < 0.5  # NaN or large: never said to be white
 
 
+@pytest.mark.parametrize('size', [8, 64])
+def test_exactly_singular_matrices_do_not_blow_up(size):
+  """Rounding gives a null vector no eigenvalue that would stop its growth."""
+  rows = np.random.default_rng(0).standard_normal((4 * size, size // 2))
+  rows = np.tile(rows, 2).astype(np.float32)
+  for matrix in (rows.T @ rows / len(rows), np.ones((size, size), np.float32)):
+    _, info = roots.newton_schulz_with_info(matrix)
+    assert info.residual <= 2 * np.sqrt(size)
+
+
 def test_lyapunov_solution():
   with jax.enable_x64(True):
     values = np.geomspace(1e-2, 3, 8)

@@ -24,7 +24,9 @@ def inverse_root(covariance, method):
   return vectors / np.sqrt(values) @ vectors.T
 
 
-def oracle(x, method, epsilon=0.0, relative=True, block=None, shrinkage=0.0):
+def oracle(
+  x, method, epsilon=0.0, relative=True, block=None, shrinkage=0.0, floor=0.0
+):
   """Huang et al. (2018), equations 3 to 5, over rows of x, block by block."""
   x = np.asarray(x, np.float64)
   block = block or x.shape[1]
@@ -36,6 +38,8 @@ def oracle(x, method, epsilon=0.0, relative=True, block=None, shrinkage=0.0):
     level = np.trace(s) / len(s)
     added = shrinkage * level + epsilon * (level if relative else 1)
     s = (1 - shrinkage) * s + added * np.eye(len(s))
+    values, vectors = np.linalg.eigh(s)
+    s = vectors * np.maximum(values, floor * level) @ vectors.T
     out.append(z @ inverse_root(s, method).T)
   return np.concatenate(out, 1)
 
@@ -60,6 +64,7 @@ def whiten(norm, x, **options):
     {'epsilon': 0.1},
     {'epsilon': 0.1, 'relative': False},
     {'epsilon': 0.0, 'shrinkage': 0.3},
+    {'epsilon': 0.0, 'floor': 0.15},
   ],
 )
 def test_batch_whitening_is_the_papers(method, options):
@@ -77,6 +82,23 @@ def test_blocks_and_a_last_one_that_is_smaller(method, block):
   y, state = whiten(norms.batch_whitening(method, block, 1e-3), x)
   np.testing.assert_allclose(y, oracle(x, method, 1e-3, block=block), atol=2e-4)
   assert state.var.shape == (-(-10 // block), block, block)
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_a_floor_under_the_spectrum_of_each_block(method):
+  """Two of the last block's three directions are below it, and empty."""
+  x = correlated(64, 7)
+  x[:, 5:] = x[:, 4:5]
+  norm = norms.batch_whitening(method, 4, 0.0, floor=0.2)
+  y, _ = whiten(norm, x)
+  # The axes of equal eigenvalues are any, for PCA: what it does is not.
+  square = lambda y: np.asarray(y, np.float64) @ np.asarray(y, np.float64).T
+  turned = square if method == 'pca' else np.asarray
+  expected = oracle(x, method, block=4, floor=0.2)
+  np.testing.assert_allclose(turned(y), turned(expected), atol=2e-4)
+  gradient = jax.grad(lambda x: jnp.sin(norm.apply(x, norm.init(7))[0]).sum())
+  gradient = gradient(jnp.asarray(x, jnp.float32))
+  assert np.abs(gradient).max() <= 100
 
 
 def test_ghost_whitening_is_whitening_of_each_group():
@@ -177,10 +199,57 @@ def test_finite_input_gives_finite_results_and_gradients(method, name):
     assert jnp.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('channels', [8, 33])
+@pytest.mark.parametrize('sign', [1, -1])
+def test_equal_channels_are_no_more_than_white(method, channels, sign):
+  """A centred column of n numbers of variance 1 at most is within √n."""
+  x = np.random.default_rng(0).standard_normal((64, channels // 2))
+  x = np.concatenate([x, sign * x], 1)
+  norm = norms.batch_whitening(method, epsilon=0.0)
+
+  def f(x):
+    y, _ = norm.apply(x, norm.init(x.shape[1]))
+    return jnp.sin(y).sum(), y
+
+  gradient, y = jax.grad(f, has_aux=True)(jnp.asarray(x, jnp.float32))
+  assert np.abs(y).max() <= np.sqrt(len(x))
+  assert np.abs(gradient).max() <= 1e6
+
+
 @pytest.mark.parametrize('name', ['one row', 'constant'])
 def test_no_variance_maps_to_zero(name):
   y, _ = whiten(norms.batch_whitening(), BAD[name])
   np.testing.assert_array_equal(y, 0)
+
+
+@pytest.mark.parametrize('rows', [7, 60, 8192])
+def test_a_mean_that_rounds_is_no_variance(rows):
+  x = np.full((rows, 4), [0.1, 0.4822797, 760.1628, -3.3e-7])
+  mask = np.arange(rows + 1)[:, None] < rows
+  norm = norms.batch_whitening()
+  np.testing.assert_array_equal(whiten(norm, x)[0], 0)
+  padded = np.concatenate([x, np.full((1, 4), np.nan)])
+  np.testing.assert_array_equal(whiten(norm, padded, mask=mask)[0], 0)
+
+
+@pytest.mark.parametrize(
+  ('options', 'expected'),
+  [
+    ({}, [[6]] * 14),
+    ({'group_size': 7}, [[3, 0]] * 14),
+    ({'ghost_size': 4}, [[7]] * 12 + [[9]] * 2),
+  ],
+)
+def test_directions_that_few_rows_leave_open_are_counted(options, expected):
+  x = jnp.asarray(np.random.default_rng(0).standard_normal((14, 10)), 'float32')
+  mask = None if 'ghost_size' in options else jnp.arange(14)[:, None] < 5
+  norm = norms.batch_whitening(**options)
+  counts = norm.map.undetermined(norm.measure(x, mask))
+  assert counts.dtype == jnp.int32
+  np.testing.assert_array_equal(*np.broadcast_arrays(counts, expected))
+  enough = norms.batch_whitening().measure(x)
+  np.testing.assert_array_equal(norm.map.undetermined(enough), 0)
 
 
 def test_relative_epsilon_is_equivariant_to_scale():
@@ -278,19 +347,26 @@ def test_interval_has_no_gradient_of_statistics():
   )
 
 
+@pytest.mark.parametrize('floor', [0.0, 0.5])
 @pytest.mark.parametrize('method', ['zca', 'newton_schulz', 'cholesky'])
-def test_gradient_is_that_of_differences(method):
+def test_gradient_is_that_of_differences(method, floor):
   with jax.enable_x64(True):
     rng = np.random.default_rng(0)
     x, g = rng.standard_normal((2, 12, 5))
-    norm = norms.batch_whitening(method, 3, 1e-2)
+    norm = norms.batch_whitening(method, 3, 1e-2, floor=floor)
 
     def loss(x):
       return (norm.apply(x, norm.init(5), update=False)[0] * g).sum()
 
     def exact(x):
       return (
-        oracle(x, 'cholesky' if method == 'cholesky' else 'zca', 1e-2, block=3)
+        oracle(
+          x,
+          'cholesky' if method == 'cholesky' else 'zca',
+          1e-2,
+          block=3,
+          floor=floor,
+        )
         * g
       ).sum()
 
@@ -326,7 +402,10 @@ def test_backward_keeps_one_array_of_the_size_of_x():
     (lambda: norms.batch_whitening('svd'), 'method'),
     (lambda: norms.batch_whitening(group_size=0), 'group_size=0'),
     (lambda: norms.batch_whitening(epsilon=-1.0), 'epsilon'),
+    (lambda: norms.batch_whitening(epsilon=np.nan), 'epsilon=nan'),
     (lambda: norms.batch_whitening(shrinkage=2.0), 'shrinkage'),
+    (lambda: norms.batch_whitening(shrinkage='lw'), "shrinkage='lw'"),
+    (lambda: norms.batch_whitening(floor=1.0), 'floor=1.0'),
     (lambda: norms.batch_whitening(every=0), 'every=0'),
     (lambda: norms.batch_whitening('zca', num_iterations=3), 'num_iterations'),
     (lambda: norms.batch_whitening(refinements=-1), 'refinements'),

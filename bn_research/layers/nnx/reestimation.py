@@ -10,6 +10,7 @@ from flax import nnx
 from bn_research import norms
 from bn_research.layers.nnx import surgery
 from bn_research.layers.nnx.norm import Norm
+from bn_research.norms import combine
 
 Call = Callable[[nnx.Module, Any], Any]
 
@@ -30,7 +31,8 @@ def reestimate(
   measured with those before it as they are at inference, with moments measured
   already, as Algorithm 2 has it: a pass over the data for each layer. Not in
   order, all are measured in one pass, each behind layers that normalize by the
-  batch: cheaper, and not quite the network of inference.
+  batch: cheaper, and not quite the network of inference. So are, in order too,
+  the parts of one combination, such as the passes of a refined whitening.
 
   Args:
     model: With layers `Norm` or `BatchNorm`, in the order of their calls.
@@ -81,7 +83,11 @@ def _measured(model, measured, frozen, batches, call) -> dict[Any, Any]:
   }
 
 
-def _pooled(normalization: norms.Normalization) -> norms.Normalization:
+def _pooled(normalization: Any) -> Any:
+  return combine.changed(normalization, _pooled_part)
+
+
+def _pooled_part(normalization: norms.Normalization) -> norms.Normalization:
   map: Any = normalization.map
   if isinstance(map, norms.Whiten):
     map = dataclasses.replace(map, remembered='covariance')
@@ -92,11 +98,19 @@ def _install(model: nnx.Module, measured: dict[Any, Any]) -> None:
   for path, layer in surgery.normalizations(model):
     if path not in measured:
       continue
-    mean, var = measured[path].mean, measured[path].var
-    holder: Any = layer  # a BatchNorm of Flax holds the variables itself
-    if isinstance(layer, Norm):
-      holder, map = layer.statistics, layer.normalization.map
+    if not isinstance(layer, Norm):  # a BatchNorm holds the variables itself
+      _set(layer, measured[path])
+      continue
+    parts = combine.with_states(layer.normalization, layer.statistics)
+    found = combine.with_states(layer.normalization, measured[path])
+    for (part, statistics), (_, moments) in zip(parts, found, strict=True):
+      map = part.map
       if isinstance(map, norms.Whiten) and map.remembered == 'matrix':
-        var = map.root(var, mean.shape[-1])
-    holder.mean.set_value(mean)
-    holder.var.set_value(var)
+        root = map.root(moments.var, moments.mean.shape[-1])
+        moments = moments._replace(var=root)
+      _set(statistics, moments)
+
+
+def _set(statistics: Any, moments: Any) -> None:
+  statistics.mean.set_value(moments.mean)
+  statistics.var.set_value(moments.var)

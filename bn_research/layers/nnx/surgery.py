@@ -11,6 +11,7 @@ from bn_research import norms
 from bn_research.layers import drop_in
 from bn_research.layers.nnx.norm import Norm
 from bn_research.layers.nnx.promotion import value
+from bn_research.norms import combine
 
 Path = tuple[Any, ...]
 Change = Callable[[norms.Normalization], norms.Normalization]
@@ -30,8 +31,8 @@ def replace(
 ) -> None:
   """Replaces normalizations in a model, in place.
 
-  Scale, bias, and running statistics of the same shape carry over; what the new
-  one remembers beside starts afresh.
+  Scale, bias, what else is learned, and running statistics of the same shape
+  carry over; what the new one remembers beside starts afresh.
 
   Args:
     model: Its layers `Norm` and `BatchNorm`, Flax's own too, are replaced by
@@ -96,12 +97,31 @@ def _carried(old: Norm, normalization: norms.Normalization) -> Norm:
   )
   _keep(new, 'scale', value(old.scale))
   _keep(new, 'bias', value(old.bias))
-  for name in norms.Running._fields:
-    was = getattr(old.statistics, name, None)
-    now = getattr(new.statistics, name, None)
-    if was is not None and now is not None and was.shape == now.shape:
-      now.set_value(was[...])
+  states = (
+    combine.with_states(norm.normalization, norm.statistics)
+    for norm in (old, new)
+  )
+  for (_, was), (_, now) in zip(*states, strict=False):
+    for name in norms.Running._fields:
+      _copy(getattr(was, name, None), getattr(now, name, None))
+  if _structure(old.learned) == _structure(new.learned):
+    pairs = zip(_variables(old.learned), _variables(new.learned), strict=True)
+    for was, now in pairs:
+      _copy(was, now)
   return new
+
+
+def _copy(was: nnx.Variable | None, now: nnx.Variable | None) -> None:
+  if was is not None and now is not None and was.shape == now.shape:
+    now.set_value(was[...])
+
+
+def _variables(tree: Any) -> list[nnx.Variable]:
+  return jax.tree.leaves(tree, is_leaf=lambda n: isinstance(n, nnx.Variable))
+
+
+def _structure(tree: Any) -> Any:
+  return jax.tree.structure(tree, is_leaf=lambda n: isinstance(n, nnx.Variable))
 
 
 def _keep(norm: Norm, name: str, array: jax.Array | None) -> None:

@@ -73,8 +73,10 @@ class Batch:
           'examples there.'
         )
       return View(x.shape, pooled)
-    group_size = self.group_size or rows
-    block = math.gcd(rows // meshes.num_shards(x), group_size)
+    shards = meshes.num_shards(x)
+    if self.group_size is None and shards == 1:
+      return View(x.shape, pooled)
+    block = math.gcd(rows // shards, self.group_size or rows)
     if block == rows and (self.axis_name is None or self.group_size is None):
       return View(x.shape, pooled)
     return View(x.shape, tuple(a + 1 for a in pooled), (0, rows // block))

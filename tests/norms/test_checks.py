@@ -90,3 +90,12 @@ def test_the_message_names_the_argument_and_the_fix(message):
 def test_inputs_need_not_be_arrays_of_jax():
   y, _ = batch.apply([[1.0, 2.0], [3.0, 5.0]], batch.init(2), mask=[True, True])
   assert y.shape == (2, 2)
+
+
+def test_axes_may_be_lists():
+  """As those of a config are; what is static must be hashable all the same."""
+  assert norms.batch_norm(axis_name=['g', 'i']) == norms.batch_norm(
+    axis_name=('g', 'i')
+  )
+  for make in (norms.layer_norm, norms.rms_norm):
+    assert normalize(make(axes=[1]))[0].shape == x.shape

@@ -10,7 +10,12 @@ import jax.numpy as jnp
 from bn_research.norms import meshes
 from bn_research.norms.collectives import AxisNames, Devices, IndexGroups
 from bn_research.norms.moments import Axes, Moments, Shape, as_one, gathered
-from bn_research.norms.scopes.view import Estimator, View, canonical_axes
+from bn_research.norms.scopes.view import (
+  Estimator,
+  View,
+  as_tuples,
+  canonical_axes,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +44,8 @@ class Batch:
   axis_index_groups: IndexGroups = None
 
   def __post_init__(self):
+    for name in ('axis', 'axis_name', 'axis_index_groups'):
+      object.__setattr__(self, name, as_tuples(getattr(self, name)))
     if self.group_size is not None and self.group_size < 1:
       raise ValueError(
         f'group_size={self.group_size} must be at least 1 example, or None '

@@ -70,6 +70,8 @@ CALLS = {
   'fewer than the reference batch of size=5': lambda: normalize(
     norms.virtual_batch_norm(5)
   ),
+  'x is int32.*x.astype.*': lambda: layer.measure(jnp.ones((4, 6), int)),
+  'sigma=0 must be positive': lambda: norms.local_contrast_norm(sigma=0),
   'size=4 must be odd': lambda: norms.divisive_norm(4),
   "unknown normalization 'batchnorm'; did you mean 'batch_norm'": (
     lambda: norms.create('batchnorm')
@@ -99,3 +101,12 @@ def test_axes_may_be_lists():
   )
   for make in (norms.layer_norm, norms.rms_norm):
     assert normalize(make(axes=[1]))[0].shape == x.shape
+
+
+def test_inference_needs_no_reference_batch():
+  norm = norms.virtual_batch_norm(3)
+  state = norm.init(6)
+  y, _ = norm.apply(x[:1], state, use_running=True, update=False)
+  assert y.shape == (1, 6)
+  slope, _ = norms.affine_of(norms.virtual_batch_norm(9), state)
+  assert slope.shape == (6, 6)

@@ -5,6 +5,7 @@ They have the calls of a `Normalization` and plug in where one does; a state and
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -151,6 +152,17 @@ class Coloured:
     y = jnp.matmul(y, learned['colouring'].T, precision=lax.Precision.HIGHEST)
     y = _affine(y, scale, bias, options.get('mask'))
     return y.astype(x.dtype), state
+
+
+def mapped(change: Callable[[Any], Any], normalization: Any) -> Any:
+  """Applies `change` to each normalization that one is made of, or to it."""
+  if isinstance(normalization, Chain | Mixture):
+    parts = tuple(mapped(change, part) for part in normalization.parts)
+    return dataclasses.replace(normalization, parts=parts)
+  if isinstance(normalization, Coloured):
+    inner = mapped(change, normalization.normalization)
+    return dataclasses.replace(normalization, normalization=inner)
+  return change(normalization)
 
 
 def _each(learned, parts) -> tuple[Any, ...]:

@@ -259,3 +259,36 @@ def test_torch_variance_equals_what_training_there_would_hold():
   np.testing.assert_allclose(
     torch.from_torch(entries, count=8)['var'], biased.var, rtol=1e-5
   )
+
+
+def of_features(norm, features=3):
+  return layers.Norm(norm, features, rngs=nnx.Rngs(0))
+
+
+def drawn(rows, features=3, seed=0):
+  x = np.random.default_rng(seed).standard_normal((rows, features)) + 4
+  return jnp.asarray(x, jnp.float32)
+
+
+@pytest.mark.parametrize(
+  'change', [norms.freeze, lambda norm: norms.sync(norm, 'data')]
+)
+def test_what_has_no_axes_says_so(change):
+  with pytest.raises(ValueError, match='is not a norms'):
+    change(norms.create('evonorm_b0'))
+
+
+def test_folding_far_from_zero_keeps_every_digit():
+  norm = norms.batch_norm(epsilon=0.0)
+  state = norm.init(2)._replace(
+    mean=jnp.array([1e8, -3e7]), var=jnp.array([1e10, 4.0])
+  )
+  slope, shift = norms.affine_of(norm, state)
+  np.testing.assert_allclose(slope, np.diag([1e-5, 0.5]), rtol=1e-6)
+  np.testing.assert_allclose(shift, [-1e3, 1.5e7], rtol=1e-6)
+
+
+def test_what_is_perhaps_not_affine_is_not_folded():
+  norm = norms.create('evonorm_b0')
+  with pytest.raises(ValueError, match='is not a norms'):
+    norms.affine_of(norm, norm.init(3))

@@ -436,3 +436,36 @@ def test_reestimation_of_what_cannot_be_pooled_is_an_error():
     reestimation.reestimate(
       model, lambda: [drawn(16)], lambda model, x: model(x)
     )
+
+
+@pytest.mark.parametrize('features', [3, 4])
+def test_linen_moments_are_carried_whole_and_counted(features):
+  """Flax's own count no updates; of another width, nothing is taken."""
+  trained = {'mean': jnp.full(3, 2.0), 'var': jnp.full(3, 0.5)}
+  old = {'params': {}, 'batch_stats': {'norm': trained}}
+  norm = norms.batch_norm()
+  fresh = norm.init(features)._asdict()
+  new = {'params': {}, 'batch_stats': {'norm': fresh}}
+  carried = linen_surgery.carry(old, new)['batch_stats']['norm']
+  if features == 4:
+    jax.tree.map(np.testing.assert_array_equal, carried, fresh)
+  else:
+    np.testing.assert_array_equal(carried['mean'], trained['mean'])
+    assert carried['steps'] == 100
+
+
+@pytest.mark.parametrize(
+  'norm',
+  [
+    norms.batch_whitening(every=2),
+    norms.Chain((norms.batch_norm(), norms.batch_whitening())),
+  ],
+)
+def test_linen_carries_states_of_several_parts(norm):
+  model = linen_layers.Norm(norm, use_running_average=False)
+  fresh = model.init(jax.random.key(0), drawn(16))
+  _, moved = model.apply(fresh, drawn(16), mutable=['batch_stats'])
+  trained = {**fresh, **moved}
+  jax.tree.map(
+    np.testing.assert_array_equal, linen_surgery.carry(trained, fresh), trained
+  )

@@ -237,8 +237,8 @@ def test_torch_conventions_go_there_and_back():
   for name, value in state_dict.items():
     np.testing.assert_allclose(back[name], value)
   assert torch.momentum(0.1) == pytest.approx(0.9)
-  with pytest.raises(ValueError, match=r'its layers are: features\.1'):
-    torch.from_torch(state_dict, 'features.2.')
+  with pytest.raises(ValueError, match=r"it has: 'features\.1\.'\."):
+    torch.from_torch(state_dict, 'features.1')
   with pytest.raises(ValueError, match='cumulative'):
     torch.momentum(None)
 

@@ -15,16 +15,14 @@ import jax.numpy as jnp
 
 from bn_research.norms import (
   Batch,
-  Chain,
-  Coloured,
   Ema,
   Example,
-  Mixture,
   Normalization,
   Standardize,
   checks,
 )
-from bn_research.norms.scopes import canonical_axes
+from bn_research.norms.combine import mapped
+from bn_research.norms.scopes import as_tuples, canonical_axes
 
 Axes = tuple[int, ...]
 
@@ -90,22 +88,15 @@ def _per_example(layer, pooled: Axes, centre=True, **groups) -> Normalization:
 
 def _devices(layer) -> dict[str, Any]:
   names = ('axis_name', 'axis_index_groups')
-  return {name: _hashable(getattr(layer, name)) for name in names}
-
-
-def _hashable(value):
-  is_list = isinstance(value, Sequence) and not isinstance(value, str)
-  return tuple(map(_hashable, value)) if is_list else value
+  return {name: as_tuples(getattr(layer, name)) for name in names}
 
 
 def on_one_device(normalization: Any) -> Any:
   """Returns the same without named axes, which need not be bound then."""
-  if isinstance(normalization, Chain | Mixture):
-    parts = tuple(map(on_one_device, normalization.parts))
-    return dataclasses.replace(normalization, parts=parts)
-  if isinstance(normalization, Coloured):
-    inner = on_one_device(normalization.normalization)
-    return dataclasses.replace(normalization, normalization=inner)
+  return mapped(_alone, normalization)
+
+
+def _alone(normalization: Any) -> Any:
   if not isinstance(normalization, Normalization):
     return normalization
   scope: Any = normalization.scope
@@ -170,6 +161,25 @@ def running(
   )
   assert normalization.population is not None
   return normalization.population.init(mean, var)
+
+
+def steps_behind(
+  mean: jax.Array, var: jax.Array, momentum: float = 0.99
+) -> jax.Array:
+  """Returns how many updates running moments of Flax stand for, int32.
+
+  Flax does not count them; a population that does would take trained moments
+  for those of no batch, and forget them at its first update. An average of
+  momentum m reaches back about 1 / (1 - m) batches.
+
+  Args:
+    mean: Running mean.
+    var: Running variance.
+    momentum: Of the average; Flax's own by default.
+  """
+  untouched = jnp.all(mean == 0) & jnp.all(var == 1)
+  reach = round(1 / max(1 - momentum, 1e-6))
+  return jnp.where(untouched, 0, reach).astype(jnp.int32)
 
 
 def fit(

@@ -60,10 +60,10 @@ def from_torch(
     if prefix + theirs in state_dict
   }
   if not layer:
-    known = sorted({name.rpartition('.')[0] for name in state_dict})
+    known = sorted({name[: name.rfind('.') + 1] for name in state_dict})
     raise ValueError(
-      f'no normalization with prefix {prefix!r} in the state dict; its layers '
-      f'are: {", ".join(known)}.'
+      f'no normalization with prefix {prefix!r} in the state dict; it has: '
+      f'{", ".join(map(repr, known))}.'
     )
   if 'var' in layer and count is not None:
     layer['var'] = layer['var'] * _biased(count)

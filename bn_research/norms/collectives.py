@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
@@ -47,6 +48,8 @@ class Devices:
 
   def gather(self, x: jax.Array) -> jax.Array:
     """Stacks every device's `x` along a new leading axis, on every device."""
+    if len(self.names) > 1:
+      return self._gather_by_sum(x)
     to = 'invarying' if self._tracked() and not self.groups else 'varying'
     stacked = lax.all_gather(
       x,
@@ -55,6 +58,16 @@ class Devices:
       axis_index_groups=self.groups,
     )
     return stacked.reshape((-1, *x.shape))
+
+  def _gather_by_sum(self, x: jax.Array) -> jax.Array:
+    """Gathers over several axes, of which `vmap` may have made some.
+
+    JAX cannot gather over axes of two kinds at once, but it can sum: each
+    device's `x` in a place of its own, among zeros.
+    """
+    size = math.prod(lax.axis_size(name) for name in self.names)
+    places = vary_like(jnp.zeros((size, *x.shape), x.dtype), x)
+    return self.total(places.at[self.position()].set(x))[0]
 
   def total(self, *parts: jax.Array) -> tuple[jax.Array, ...]:
     """Sums arrays of one type over the devices, together: one collective.
@@ -72,7 +85,12 @@ class Devices:
     index = jnp.zeros((), jnp.int32)
     for axis, name in enumerate(self.names):
       index += lax.axis_index(name) * math.prod(sizes[axis + 1 :])
-    return index
+    if self.groups is None:
+      return index
+    # Each device is in one group; `gather` stacks in the group's order.
+    order = np.argsort(np.concatenate(self.groups))
+    places = np.concatenate([np.arange(len(group)) for group in self.groups])
+    return jnp.asarray(places[order], jnp.int32)[index]
 
   def _tracked(self) -> bool:
     """Whether this is a `shard_map` that checks replication."""

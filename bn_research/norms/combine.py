@@ -154,20 +154,14 @@ class Coloured:
     return y.astype(x.dtype), state
 
 
-def changed(normalization: Any, change: Callable[[Any], Any]) -> Any:
-  """Applies `change` to a normalization, or to each part of a combination.
-
-  Parts that remember nothing stay as they are.
-  """
-  if isinstance(normalization, Coloured):
-    inner = changed(normalization.normalization, change)
-    return dataclasses.replace(normalization, normalization=inner)
+def mapped(change: Callable[[Any], Any], normalization: Any) -> Any:
+  """Applies `change` to each normalization that one is made of, or to it."""
   if isinstance(normalization, Chain | Mixture):
-    parts = tuple(
-      changed(part, change) if part.remembers else part
-      for part in normalization.parts
-    )
+    parts = tuple(mapped(change, part) for part in normalization.parts)
     return dataclasses.replace(normalization, parts=parts)
+  if isinstance(normalization, Coloured):
+    inner = mapped(change, normalization.normalization)
+    return dataclasses.replace(normalization, normalization=inner)
   return change(normalization)
 
 

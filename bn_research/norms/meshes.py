@@ -25,7 +25,9 @@ def num_shards(x: jax.Array) -> int:
   types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
   auto = [sizes[a] for a in mesh.axis_names if types[a] is AxisType.Auto]
   explicit = [sizes[a] for a in _row_axes(x)]
-  return math.gcd(x.shape[0], math.prod(auto + explicit))
+  shards = math.prod(auto + explicit)
+  # Not gcd of one: the number of rows may be a symbol of jax.export.
+  return math.gcd(x.shape[0], shards) if shards > 1 else 1
 
 
 def _row_axes(x: jax.Array) -> tuple[str, ...]:

@@ -164,6 +164,9 @@ class Normalization:
     give `mean` and √`variance` to later layers as `bias` and `scale` (Li et
     al., 2019), or as features (see `absolute_scale`).
     """
+    x = jnp.asarray(x)
+    mask = None if mask is None else jnp.asarray(mask, bool)
+    checks.activations(x, mask)
     view = self.scope.view(x, self.map)
     z, w = jax.tree.map(view.split, (x, mask))
     local, _ = self.scope.moments(view, z, w, self.map)

@@ -5,42 +5,60 @@ them to whole models.
 """
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bn_research.norms import combine, gradients
+from bn_research.norms import gradients
 from bn_research.norms.collectives import AxisNames
+from bn_research.norms.combine import mapped
 from bn_research.norms.normalization import Normalization
 from bn_research.norms.population import Fixed
+from bn_research.norms.scopes import as_tuples
 
 
 def freeze(normalization: Normalization) -> Normalization:
   """Returns one that always uses its running moments and never moves them.
 
   It is a point of the product, population `Fixed` and gradient `frozen`, so
-  that no flag of a later call thaws it; of a combination each part is.
+  that no flag of a later call thaws it. Of a `Chain` and its like, so is each
+  part that remembers.
 
   Raises:
-    ValueError: If it remembers nothing.
+    ValueError: If it remembers nothing, or is not a point of the product.
   """
   if not normalization.remembers:
     raise ValueError(
       f'{normalization} has no running statistics to freeze; it is the same in '
       'training and inference already.'
     )
-  return combine.changed(
-    normalization,
-    lambda part: dataclasses.replace(
-      part, population=Fixed(), gradient=gradients.frozen
-    ),
+  return mapped(_frozen, normalization)
+
+
+def _frozen(normalization: Any) -> Any:
+  if not normalization.remembers:
+    return normalization
+  return dataclasses.replace(
+    _point(normalization), population=Fixed(), gradient=gradients.frozen
   )
+
+
+def _point(normalization: Any) -> Normalization:
+  if not isinstance(normalization, Normalization):
+    raise ValueError(
+      f'{normalization} is not a norms.Normalization, with axes that could be '
+      'changed; call it with use_running and update, or replace it.'
+    )
+  return normalization
 
 
 def sync(normalization: Normalization, axis_name: AxisNames) -> Normalization:
   """Returns one whose statistics are pooled over named mesh axes.
+
+  Of a `Chain` and its like, so are those of each part.
 
   Args:
     normalization: One with a scope that has an `axis_name`, such as `Batch`.
@@ -49,18 +67,17 @@ def sync(normalization: Normalization, axis_name: AxisNames) -> Normalization:
   Raises:
     ValueError: If the scope has none.
   """
-  return combine.changed(normalization, lambda part: _sync(part, axis_name))
+  names = as_tuples(axis_name)
+  return mapped(partial(_synced, axis_name=names), normalization)
 
 
-def _sync(normalization: Normalization, axis_name: AxisNames) -> Normalization:
-  scope: Any = normalization.scope
+def _synced(normalization: Any, axis_name: AxisNames) -> Normalization:
+  scope: Any = _point(normalization).scope
   if 'axis_name' not in {field.name for field in dataclasses.fields(scope)}:
     raise ValueError(
       f'{scope} shares nothing over devices; only Batch and Example have an '
       'axis_name.'
     )
-  if isinstance(axis_name, list):
-    axis_name = tuple(axis_name)
   scope = dataclasses.replace(scope, axis_name=axis_name)
   return dataclasses.replace(normalization, scope=scope)
 
@@ -84,19 +101,23 @@ def affine_of(
 
   Returns:
     D (features, features) and e (features,).
+
+  Raises:
+    ValueError: If it is not a point of the product, and so perhaps not affine.
   """
+  normalization = _point(normalization)
+
+  def infer(x, state):
+    y, _ = normalization.apply(
+      x, state, scale=scale, use_running=True, update=False
+    )
+    return y
+
+  # A step away from a large mean would be rounded away: step from zero.
   eye = jnp.eye(state.mean.shape[-1], dtype=state.mean.dtype)
-  points = jnp.concatenate([eye, jnp.zeros_like(eye[:1])])
-  # One at the mean and one step away from it, so that no digits are lost.
-  y, _ = normalization.apply(
-    points + state.mean,
-    state,
-    scale=scale,
-    use_running=True,
-    update=False,
-  )
-  slope = y[:-1] - y[-1]
-  shift = y[-1] - jnp.matmul(state.mean, slope, precision=lax.Precision.HIGHEST)
+  slope = infer(eye, state._replace(mean=jnp.zeros_like(state.mean)))
+  moved = jnp.matmul(state.mean, slope, precision=lax.Precision.HIGHEST)
+  shift = infer(state.mean[None], state)[0] - moved
   return slope, shift if bias is None else shift + bias
 
 

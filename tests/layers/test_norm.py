@@ -154,3 +154,22 @@ def test_named_axes():
   expected, _ = whole.apply(variables, x, **call)
   assert np.isfinite(y).all()
   np.testing.assert_allclose(y, expected, 1e-5, 1e-5)
+
+
+@pytest.mark.parametrize('made_for', [1, 4])
+@pytest.mark.parametrize('make', [norms.batch_norm, norms.layer_norm])
+def test_other_features_are_the_same_error_of_both_families(make, made_for):
+  """Of one feature too, which would broadcast."""
+  x = jnp.ones((6, 3))
+  linen_layer = our_linen.Norm(make(), use_running_average=False)
+  variables = linen_layer.init(jax.random.key(0), jnp.ones((6, made_for)))
+  calls = (
+    lambda: linen_layer.apply(variables, x, mutable=['batch_stats']),
+    lambda: our_nnx.Norm(make(), made_for, rngs=nnx.Rngs(0))(x),
+  )
+  messages = set()
+  for call in calls:
+    with pytest.raises(ValueError, match=r'x of shape \(6, 3\)') as error:
+      call()
+    messages.add(str(error.value))
+  assert len(messages) == 1

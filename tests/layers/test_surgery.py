@@ -275,8 +275,8 @@ def test_torch_conventions_go_there_and_back():
   for name, value in state_dict.items():
     np.testing.assert_allclose(back[name], value)
   assert torch.momentum(0.1) == pytest.approx(0.9)
-  with pytest.raises(ValueError, match=r'its layers are: features\.1'):
-    torch.from_torch(state_dict, 'features.2.')
+  with pytest.raises(ValueError, match=r"it has: 'features\.1\.'\."):
+    torch.from_torch(state_dict, 'features.1')
   with pytest.raises(ValueError, match='cumulative'):
     torch.momentum(None)
 
@@ -296,4 +296,214 @@ def test_torch_variance_equals_what_training_there_would_hold():
   )
   np.testing.assert_allclose(
     torch.from_torch(entries, count=8)['var'], biased.var, rtol=1e-5
+  )
+
+
+class Once(nnx.Module):
+  """A norm, called by two names."""
+
+  def __init__(self, norm):
+    self.first = norm
+    self.again = norm
+
+  def __call__(self, x):
+    return self.again(self.first(x))
+
+
+def of_features(norm, features=3):
+  return layers.Norm(norm, features, rngs=nnx.Rngs(0))
+
+
+def drawn(rows, features=3, seed=0):
+  x = np.random.default_rng(seed).standard_normal((rows, features)) + 4
+  return jnp.asarray(x, jnp.float32)
+
+
+def test_a_norm_in_two_places_stays_one():
+  model = Once(of_features(norms.batch_norm()))
+  surgery.replace(model, norms.freeze, lambda path: path == ('again',))
+  assert model.first is model.again
+  assert model.first.normalization == norms.freeze(norms.batch_norm())
+
+
+def test_a_norm_that_nothing_holds_cannot_be_replaced():
+  with pytest.raises(ValueError, match='itself a normalization'):
+    surgery.replace(of_features(norms.batch_norm()), norms.freeze)
+
+
+def test_trained_moments_of_flax_outlive_the_next_batch():
+  model = nnx.Sequential(nnx.BatchNorm(3, momentum=0.9, rngs=nnx.Rngs(0)))
+  for seed in range(60):
+    model(drawn(32, seed=seed))
+  mean = model.layers[0].mean[...]
+  surgery.replace(model, lambda _: norms.batch_norm(momentum=0.9))
+  x = drawn(8)
+  model(x)
+  # The new batch has one weight in ten, as it had before.
+  rate = 0.1 / (1 - 0.9**11)
+  np.testing.assert_allclose(
+    model.layers[0].statistics.mean[...],
+    (1 - rate) * mean + rate * x.mean(0),
+    rtol=1e-5,
+  )
+
+
+def test_untrained_moments_of_flax_are_forgotten():
+  model = nnx.Sequential(nnx.BatchNorm(3, rngs=nnx.Rngs(0)))
+  surgery.replace(model, lambda _: norms.batch_norm())
+  x = drawn(8)
+  model(x)
+  np.testing.assert_allclose(
+    model.layers[0].statistics.mean[...], x.mean(0), rtol=1e-6
+  )
+
+
+@pytest.mark.parametrize(
+  ('old', 'new'),
+  [
+    (norms.batch_norm(), norms.batch_whitening()),
+    (norms.batch_norm(), norms.power_norm()),
+    (norms.batch_whitening(), norms.iter_norm()),
+  ],
+)
+def test_moments_of_another_meaning_start_afresh(old, new):
+  """Their number of updates too, or the first would have no weight."""
+  model = nnx.Sequential(of_features(old))
+  for seed in range(20):
+    model(drawn(32, seed=seed))
+  surgery.replace(model, lambda _: new)
+  fresh = of_features(new)
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    surgery.state_of(model.layers[0]),
+    surgery.state_of(fresh),
+  )
+
+
+def test_what_is_made_of_normalizations_is_frozen_whole():
+  parts = (norms.layer_norm(), norms.batch_norm())
+  model = nnx.Sequential(
+    of_features(norms.Chain(parts)),
+    of_features(norms.Coloured(norms.batch_norm())),
+    of_features(norms.Mixture(parts)),
+  )
+  model.layers[1].learned['colouring'].set_value(jnp.diag(jnp.arange(1.0, 4)))
+  for seed in range(5):
+    model(drawn(32, seed=seed))
+  model.eval()
+  inference = model(drawn(8))
+  surgery.replace(model, norms.freeze)
+  model.train()
+  for _ in range(2):
+    np.testing.assert_allclose(model(drawn(8)), inference, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  'change', [norms.freeze, lambda norm: norms.sync(norm, 'data')]
+)
+def test_what_has_no_axes_says_so(change):
+  with pytest.raises(ValueError, match='is not a norms'):
+    change(norms.create('evonorm_b0'))
+
+
+def test_folding_far_from_zero_keeps_every_digit():
+  norm = norms.batch_norm(epsilon=0.0)
+  state = norm.init(2)._replace(
+    mean=jnp.array([1e8, -3e7]), var=jnp.array([1e10, 4.0])
+  )
+  slope, shift = norms.affine_of(norm, state)
+  np.testing.assert_allclose(slope, np.diag([1e-5, 0.5]), rtol=1e-6)
+  np.testing.assert_allclose(shift, [-1e3, 1.5e7], rtol=1e-6)
+
+
+def test_what_is_perhaps_not_affine_is_not_folded():
+  norm = norms.create('evonorm_b0')
+  with pytest.raises(ValueError, match='is not a norms'):
+    norms.affine_of(norm, norm.init(3))
+
+
+def fold_after(layer, norm):
+  """Outputs of a model before and after folding."""
+  model = nnx.Sequential(layer, of_features(norm, 4))
+  x = jax.random.normal(jax.random.key(0), (4, 6, 6, 4))
+  model(x)
+  model.eval()
+  before = model(x)
+  surgery.fold(model, {('layers', 1): ('layers', 0)})
+  return before, model(x)
+
+
+def test_folding_a_convolution_of_groups():
+  conv = lambda: nnx.Conv(4, 4, (3, 3), feature_group_count=2, rngs=nnx.Rngs(0))
+  before, after = fold_after(conv(), norms.batch_norm())
+  np.testing.assert_allclose(after, before, atol=1e-5)
+  with pytest.raises(ValueError, match='feature_group_count=2'):
+    fold_after(conv(), norms.batch_whitening())
+
+
+@pytest.mark.parametrize('transpose_kernel', [False, True])
+def test_folding_a_transposed_convolution(transpose_kernel):
+  layer = nnx.ConvTranspose(
+    4, 4, (3, 3), transpose_kernel=transpose_kernel, rngs=nnx.Rngs(0)
+  )
+  before, after = fold_after(layer, norms.batch_norm())
+  np.testing.assert_allclose(after, before, atol=1e-5)
+
+
+def test_reestimation_mends_moments_that_are_not_finite():
+  model = nnx.Sequential(layers.BatchNorm(3, rngs=nnx.Rngs(0)))
+  model.layers[0].mean.set_value(jnp.full(3, jnp.nan))
+  x = drawn(16)
+  reestimation.reestimate(model, lambda: [x], lambda model, x: model(x))
+  np.testing.assert_allclose(model.layers[0].mean[...], x.mean(0), rtol=1e-6)
+
+
+@pytest.mark.parametrize('cause', ['no batches', 'inference'])
+def test_reestimation_that_measures_nothing_is_an_error(cause):
+  model = nnx.Sequential(of_features(norms.batch_norm()))
+  if cause == 'inference':
+    model.eval()
+  batches = [] if cause == 'no batches' else [drawn(16)]
+  with pytest.raises(ValueError, match='met no batch'):
+    reestimation.reestimate(model, lambda: batches, lambda model, x: model(x))
+
+
+def test_reestimation_of_what_cannot_be_pooled_is_an_error():
+  model = nnx.Sequential(of_features(norms.create('evonorm_b0')))
+  with pytest.raises(ValueError, match='its moments cannot be pooled'):
+    reestimation.reestimate(
+      model, lambda: [drawn(16)], lambda model, x: model(x)
+    )
+
+
+@pytest.mark.parametrize('features', [3, 4])
+def test_linen_moments_are_carried_whole_and_counted(features):
+  """Flax's own count no updates; of another width, nothing is taken."""
+  trained = {'mean': jnp.full(3, 2.0), 'var': jnp.full(3, 0.5)}
+  old = {'params': {}, 'batch_stats': {'norm': trained}}
+  norm = norms.batch_norm()
+  fresh = norm.init(features)._asdict()
+  new = {'params': {}, 'batch_stats': {'norm': fresh}}
+  carried = linen_surgery.carry(old, new)['batch_stats']['norm']
+  if features == 4:
+    jax.tree.map(np.testing.assert_array_equal, carried, fresh)
+  else:
+    np.testing.assert_array_equal(carried['mean'], trained['mean'])
+    assert carried['steps'] == 100
+
+
+@pytest.mark.parametrize(
+  'norm',
+  [
+    norms.batch_whitening(every=2),
+    norms.Chain((norms.batch_norm(), norms.batch_whitening())),
+  ],
+)
+def test_linen_carries_states_of_several_parts(norm):
+  model = linen_layers.Norm(norm, use_running_average=False)
+  fresh = model.init(jax.random.key(0), drawn(16))
+  _, moved = model.apply(fresh, drawn(16), mutable=['batch_stats'])
+  trained = {**fresh, **moved}
+  jax.tree.map(
+    np.testing.assert_array_equal, linen_surgery.carry(trained, fresh), trained
   )

@@ -73,6 +73,8 @@ CALLS = {
   'fewer than the reference batch of size=5': lambda: normalize(
     norms.virtual_batch_norm(5)
   ),
+  'x is int32.*x.astype.*': lambda: layer.measure(jnp.ones((4, 6), int)),
+  'sigma=0 must be positive': lambda: norms.local_contrast_norm(sigma=0),
   'size=4 must be odd': lambda: norms.divisive_norm(4),
   "unknown normalization 'batchnorm'; did you mean 'batch_norm'": (
     lambda: norms.create('batchnorm')
@@ -93,3 +95,21 @@ def test_the_message_names_the_argument_and_the_fix(message):
 def test_inputs_need_not_be_arrays_of_jax():
   y, _ = batch.apply([[1.0, 2.0], [3.0, 5.0]], batch.init(2), mask=[True, True])
   assert y.shape == (2, 2)
+
+
+def test_axes_may_be_lists():
+  """As those of a config are; what is static must be hashable all the same."""
+  assert norms.batch_norm(axis_name=['g', 'i']) == norms.batch_norm(
+    axis_name=('g', 'i')
+  )
+  for make in (norms.layer_norm, norms.rms_norm):
+    assert normalize(make(axes=[1]))[0].shape == x.shape
+
+
+def test_inference_needs_no_reference_batch():
+  norm = norms.virtual_batch_norm(3)
+  state = norm.init(6)
+  y, _ = norm.apply(x[:1], state, use_running=True, update=False)
+  assert y.shape == (1, 6)
+  slope, _ = norms.affine_of(norms.virtual_batch_norm(9), state)
+  assert slope.shape == (6, 6)

@@ -132,3 +132,15 @@ def test_section_2_the_bias_grows_where_the_mean_is_stopped():
   b, first, last = train('stopped')
   assert b > 10
   np.testing.assert_allclose(last, first, rtol=1e-5)
+
+
+def test_recalled_is_the_batch_before_the_first_and_the_population_after():
+  norm = norms.batch_norm(gradient='recalled')
+  first, second = jax.random.normal(jax.random.key(0), (2, 8, 3)) + 3
+  y, state = norm.apply(first, norm.init(3))
+  np.testing.assert_array_equal(
+    y, norms.batch_norm().apply(first, norm.init(3))[0]
+  )
+  y, _ = norm.apply(second, state)
+  known, _ = norm.apply(second, state, use_running=True)
+  np.testing.assert_array_equal(y, known)

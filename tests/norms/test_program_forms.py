@@ -116,6 +116,64 @@ def test_two_axes_of_a_mesh(form, names, x64):
     close(result, apart(*given, own='gi'.index(names)))
 
 
+@pytest.mark.parametrize('group_size', [None, 6])
+@pytest.mark.parametrize('outer', ['vmap', 'pmap', 'shard_map'])
+def test_axes_of_two_kinds(outer, group_size, x64):
+  """Pooled over the axis of a map and over that of a vmap inside of it."""
+  (batch, state, *_), _ = on_one_device(batch_norm, True)
+  whole = batch_norm(group_size=group_size)
+  right = whole.apply(batch.x, state, mask=batch.mask)
+  norm = batch_norm(group_size=group_size, axis_name=('i', 'v'))
+  cut = lambda leaf: leaf.reshape(2, 4, -1, *leaf.shape[1:])
+  x, mask = cut(batch.x), cut(batch.mask)
+
+  def inner(x, mask):
+    one = lambda x, mask: norm.apply(x, state, mask=mask)
+    return jax.vmap(one, axis_name='v')(x, mask)
+
+  if outer == 'shard_map':
+    stack = partial(jax.tree.map, lambda leaf: leaf[None])
+    y, after = jax.shard_map(
+      lambda x, mask: stack(inner(x[0], mask[0])),
+      mesh=forms.make_mesh(2),
+      in_specs=P('i'),
+      out_specs=P('i'),
+      check_vma=False,  # checking, JAX itself cannot sum over both
+    )(x, mask)
+  else:
+    y, after = getattr(jax, outer)(inner, axis_name='i')(x, mask)
+  last = jax.tree.map(lambda leaf: leaf[1, 3], after)
+  close((y.reshape(batch.x.shape), last), right)
+
+
+# Two groups of four devices, taken in turn.
+TURNS = ((0, 2, 4, 6), (7, 5, 3, 1))
+
+
+@pytest.mark.parametrize('group_size', [None, 4])
+def test_groups_of_devices(group_size, x64):
+  """Each pools by itself; ghosts of four span two devices of a group."""
+  scope = norms.Batch(group_size, axis_name='i', axis_index_groups=TURNS)
+  norm = norms.Normalization(scope, norms.Standardize())
+  whole = norms.batch_norm(group_size=group_size)
+  batch, *_ = arguments((16, 3))
+  x, weights = (leaf.reshape(8, 2, 3) for leaf in batch[:2])
+
+  def value_and_pullback(apply, x, weights):
+    y, pullback = jax.vjp(apply, x)
+    return y, *pullback(weights)
+
+  y, dx = jax.pmap(
+    partial(value_and_pullback, lambda x: norm.apply(x)[0]), axis_name='i'
+  )(x, weights)
+  for turn in map(jnp.array, TURNS):
+    right = value_and_pullback(
+      lambda x: whole.apply(x, whole.init(3))[0],
+      *(leaf[turn].reshape(8, 3) for leaf in (x, weights)),
+    )
+    close((y[turn].reshape(8, 3), dx[turn].reshape(8, 3)), right)
+
+
 def apart(batch, state, scale, bias, own):
   """One device a pool, for pools along axis `own` of a mesh (2, 4)."""
 

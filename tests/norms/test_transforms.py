@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
+from bn_research import norms
 from tests import rows
 from tests.normalizations import ROWS, each, each_name
 from tests.rows import EPSILON
@@ -143,3 +145,18 @@ def test_prints_compares_hashes_and_is_replaced(row):
   assert same == norm
   others = [row.make() for row in ROWS if row.make() != norm]
   assert len(others) >= len(ROWS) - 3  # positional norm is layer norm
+
+
+@pytest.mark.parametrize('name', ['batch_norm', 'batch_whitening'])
+@pytest.mark.parametrize('use_running', [True, False])
+def test_a_program_may_be_exported_for_any_number_of_rows(name, use_running):
+  norm = norms.create(name)
+  rows = export.symbolic_shape('rows, 3')
+  state = norm.init(3)
+
+  def step(x):
+    return norm.apply(x, state, use_running=use_running)[0]
+
+  program = export.export(jax.jit(step))(jax.ShapeDtypeStruct(rows, 'float32'))
+  x = jax.random.normal(jax.random.key(0), (5, 3))
+  np.testing.assert_allclose(program.call(x), step(x), atol=1e-5)

@@ -6,6 +6,7 @@ variables along.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from bn_research import norms
+from bn_research.layers import drop_in
 
 Path = tuple[str, ...]
 Variables = Mapping[str, Any]
@@ -20,6 +22,10 @@ Variables = Mapping[str, Any]
 
 def carry(old: Variables, new: Variables) -> Variables:
   """Returns `new` with every array of `old` that has its path and shape.
+
+  Of running statistics only all of a layer are taken, or none; the two layers
+  must mean the same by them. Those of Flax's `BatchNorm`, which counts no
+  updates, count as a trained average's.
 
   Args:
     old: Variables of the model as it was.
@@ -29,13 +35,31 @@ def carry(old: Variables, new: Variables) -> Variables:
     Variables of the tree of `new`.
   """
   known = traverse_util.flatten_dict(dict(old))
+  fresh = traverse_util.flatten_dict(dict(new))
+  shapes = partial(jax.tree.map, jnp.shape)
+  fits = {
+    path: path in known and shapes(known[path]) == shapes(leaf)
+    for path, leaf in fresh.items()
+  }
   carried = {
-    path: known[path]
-    if path in known and jnp.shape(known[path]) == jnp.shape(leaf)
-    else leaf
-    for path, leaf in traverse_util.flatten_dict(dict(new)).items()
+    path: _carried(path, leaf, known, fits) for path, leaf in fresh.items()
   }
   return traverse_util.unflatten_dict(carried)
+
+
+def _carried(path: Path, leaf: Any, known: dict[Path, Any], fits) -> Any:
+  """Returns what becomes of one array of the new variables."""
+  mean, var = ((*path[:-1], name) for name in ('mean', 'var'))
+  if path[0] == 'batch_stats' and not (
+    fits.get(mean, True) and fits.get(var, True)
+  ):
+    return leaf
+  if fits[path]:
+    return known[path]
+  is_count = path[0] == 'batch_stats' and path[-1] == 'steps'
+  if is_count and mean in known:
+    return drop_in.steps_behind(known[mean], known[var])
+  return leaf
 
 
 def fold(

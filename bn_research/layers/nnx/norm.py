@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, Initializer
 
+from bn_research.layers import drop_in
 from bn_research.norms import Normalization
 
 
@@ -94,7 +95,13 @@ class Norm(nnx.Module):
 
     Returns:
       An array like `x`.
+
+    Raises:
+      ValueError: If the last axis is not of `num_features`.
     """
+    x = jnp.asarray(x)
+    if x.shape[-1:] != (self.num_features,):
+      raise drop_in.misfit(x, (x.ndim - 1,))
     if use_running_average is None:
       use_running_average = self.use_running_average
     if update is None:

@@ -41,7 +41,8 @@ def reestimate(
     in_order: Whether layer by layer.
 
   Raises:
-    ValueError: If nothing in the model remembers.
+    ValueError: If nothing in the model remembers, what does is not a single
+      `norms.Normalization`, or it met no batch.
 
   Source: Ioffe and Szegedy (2015), Algorithm 2.
   """
@@ -63,6 +64,9 @@ def _measured(model, measured, frozen, batches, call) -> dict[Any, Any]:
   """Returns the moments, by path, of a pass over the data."""
   probe = nnx.clone(model)
   surgery.replace(probe, _pooled, measured.__contains__)
+  for path, layer in surgery.normalizations(probe):
+    if path in measured and isinstance(layer, Norm):
+      surgery.forget(layer)
   if frozen:
     surgery.replace(probe, norms.freeze, frozen.__contains__)
   graphdef, state = nnx.split(probe)
@@ -76,6 +80,8 @@ def _measured(model, measured, frozen, batches, call) -> dict[Any, Any]:
   for batch in batches():
     state = advance(state, batch)
   nnx.update(probe, state)
+  for path in measured:
+    _require_moved(path, surgery.at(probe, path))
   return {
     path: surgery.state_of(layer)
     for path, layer in surgery.normalizations(probe)
@@ -83,11 +89,28 @@ def _measured(model, measured, frozen, batches, call) -> dict[Any, Any]:
   }
 
 
+def _require_moved(path, layer) -> None:
+  parts = combine.with_states(layer.normalization, layer.statistics)
+  if not all(state.steps[...] for _, state in parts):
+    raise ValueError(
+      f'the normalization at {path} met no batch whose moments are finite; '
+      '`batches` must return batches at every call, and `call` must run the '
+      'model in training mode (model.train()).'
+    )
+
+
 def _pooled(normalization: Any) -> Any:
-  return combine.changed(normalization, _pooled_part)
+  return combine.mapped(_pooled_part, normalization)
 
 
-def _pooled_part(normalization: norms.Normalization) -> norms.Normalization:
+def _pooled_part(normalization: Any) -> Any:
+  if not normalization.remembers:
+    return normalization
+  if not isinstance(normalization, norms.Normalization):
+    raise ValueError(
+      f'{normalization} is not a norms.Normalization, so that its moments '
+      'cannot be pooled; leave it out, or run the model in training mode.'
+    )
   map: Any = normalization.map
   if isinstance(map, norms.Whiten):
     map = dataclasses.replace(map, remembered='covariance')

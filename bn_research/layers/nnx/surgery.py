@@ -2,9 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from bn_research import norms
@@ -31,8 +33,9 @@ def replace(
 ) -> None:
   """Replaces normalizations in a model, in place.
 
-  Scale, bias, what else is learned, and running statistics of the same shape
-  carry over; what the new one remembers beside starts afresh.
+  Scale, bias, what else is learned, and running statistics carry over where
+  the new one means the same by them; what it has beside starts afresh. A layer
+  that the model has in several places stays one layer.
 
   Args:
     model: Its layers `Norm` and `BatchNorm`, Flax's own too, are replaced by
@@ -45,16 +48,30 @@ def replace(
   Raises:
     ValueError: If there is no such layer.
   """
-  known = [path for path, _ in normalizations(model)]
-  paths = list(filter(where, known))
-  if not paths:
+  known = [_places(model, path) for path, _ in normalizations(model)]
+  chosen = [places for places in known if any(map(where, places))]
+  if not chosen:
     raise ValueError(
       f'no normalization to replace; the model has them at: {known}.'
     )
-  for path in paths:
-    parent = _at(model, path[:-1])
-    old = as_norm(_child(parent, path[-1]))
-    _set_child(parent, path[-1], _carried(old, change(old.normalization)))
+  if ((),) in chosen:
+    raise ValueError(
+      'the model is itself a normalization, which nothing holds in place of '
+      'which to put another; give the module that holds it.'
+    )
+  for places in chosen:
+    old = as_norm(at(model, places[0]))
+    new = _carried(old, change(old.normalization))
+    for place in places:
+      _set_child(at(model, place[:-1]), place[-1], new)
+
+
+def _places(model: nnx.Module, path: Path) -> tuple[Path, ...]:
+  """Returns all paths to the module at a path."""
+  for places in nnx.find_duplicates(model, only=nnx.Module):
+    if path in places:
+      return tuple(places)
+  return (path,)
 
 
 def as_norm(layer: nnx.Module) -> Norm:
@@ -81,8 +98,11 @@ def as_norm(layer: nnx.Module) -> Norm:
   )
   _keep(norm, 'scale', value(layer.scale))
   _keep(norm, 'bias', value(layer.bias))
-  norm.statistics.mean.set_value(layer.mean[...])
-  norm.statistics.var.set_value(layer.var[...])
+  mean, var = layer.mean[...], layer.var[...]
+  norm.statistics.mean.set_value(mean)
+  norm.statistics.var.set_value(var)
+  steps = drop_in.steps_behind(mean, var, layer.momentum)
+  norm.statistics.steps.set_value(steps)
   return norm
 
 
@@ -97,31 +117,54 @@ def _carried(old: Norm, normalization: norms.Normalization) -> Norm:
   )
   _keep(new, 'scale', value(old.scale))
   _keep(new, 'bias', value(old.bias))
-  states = (
-    combine.with_states(norm.normalization, norm.statistics)
-    for norm in (old, new)
-  )
-  for (_, was), (_, now) in zip(*states, strict=False):
-    for name in norms.Running._fields:
-      _copy(getattr(was, name, None), getattr(now, name, None))
-  if _structure(old.learned) == _structure(new.learned):
-    pairs = zip(_variables(old.learned), _variables(new.learned), strict=True)
-    for was, now in pairs:
-      _copy(was, now)
+  _keep_alike(old.learned, new.learned)
+  if _meaning(old) == _meaning(new):
+    for was, now in zip(_states(old), _states(new), strict=True):
+      for name in norms.Running._fields:
+        if hasattr(now, name):
+          getattr(now, name).set_value(getattr(was, name)[...])
+    _keep_alike(old.statistics, new.statistics)
   return new
 
 
-def _copy(was: nnx.Variable | None, now: nnx.Variable | None) -> None:
-  if was is not None and now is not None and was.shape == now.shape:
-    now.set_value(was[...])
+def _states(norm: Norm) -> list[Any]:
+  parts = combine.with_states(norm.normalization, norm.statistics)
+  return [state for _, state in parts]
 
 
-def _variables(tree: Any) -> list[nnx.Variable]:
-  return jax.tree.leaves(tree, is_leaf=lambda n: isinstance(n, nnx.Variable))
+def _meaning(norm: Norm) -> list[tuple[Any, ...]]:
+  """What `mean` and `var` are, for each part; shapes alone do not tell.
+
+  A variance is not a mean square, and a covariance not its root.
+  """
+  return [
+    _meaning_of(*part)
+    for part in combine.with_states(norm.normalization, norm.statistics)
+  ]
 
 
-def _structure(tree: Any) -> Any:
-  return jax.tree.structure(tree, is_leaf=lambda n: isinstance(n, nnx.Variable))
+def _meaning_of(part: Any, statistics: Any) -> tuple[Any, ...]:
+  map = getattr(part, 'map', None)
+  var = getattr(statistics, 'var', None)
+  shape = None if var is None else var.shape
+  about = getattr(map, 'centre', None), getattr(map, 'remembered', None)
+  return type(map), *about, shape
+
+
+def _keep_alike(old: Any, new: Any) -> None:
+  """Copies the arrays of one tree of variables to another of its kind."""
+
+  def shapes(tree):
+    return jax.tree.map(lambda leaf: leaf.shape, tree, is_leaf=_is_variable)
+
+  if shapes(old) == shapes(new):
+    jax.tree.map(
+      lambda was, now: now.set_value(was[...]), old, new, is_leaf=_is_variable
+    )
+
+
+def _is_variable(node: Any) -> bool:
+  return isinstance(node, nnx.Variable)
 
 
 def _keep(norm: Norm, name: str, array: jax.Array | None) -> None:
@@ -141,28 +184,39 @@ def fold(model: nnx.Module, pairs: dict[Path, Path]) -> None:
     ValueError: If one remembers nothing, and so is not affine.
   """
   for norm_path, layer_path in pairs.items():
-    norm = as_norm(_at(model, norm_path))
+    norm = as_norm(at(model, norm_path))
     if not norm.normalization.remembers:
       raise ValueError(
         f'{norm_path}: {norm.normalization} depends on the example at '
         'inference too, so it cannot be folded into a kernel.'
       )
-    layer = _at(model, layer_path)
+    layer = at(model, layer_path)
+    if getattr(layer, 'feature_group_count', 1) > 1 and isinstance(
+      norm.normalization.map, norms.Whiten
+    ):
+      raise ValueError(
+        f'{layer_path}: the outputs of a convolution of '
+        f'feature_group_count={layer.feature_group_count} see different '
+        'inputs, and whitening mixes outputs; such a pair cannot be folded.'
+      )
+    # A transposed kernel has its outputs before its inputs.
+    turned = getattr(layer, 'transpose_kernel', False)
+    turn = partial(jnp.swapaxes, axis1=-1, axis2=-2) if turned else lambda k: k
     kernel, bias = norms.fold(
-      layer.kernel[...],
+      turn(layer.kernel[...]),
       value(layer.bias),
       norm.normalization,
       state_of(norm),
       value(norm.scale),
       value(norm.bias),
     )
-    layer.kernel.set_value(kernel)
+    layer.kernel.set_value(turn(kernel))
     layer.bias = nnx.Param(bias)
     layer.use_bias = True
     none = Norm(
       norms.none(), norm.num_features, use_bias=False, rngs=nnx.Rngs(0)
     )
-    _set_child(_at(model, norm_path[:-1]), norm_path[-1], none)
+    _set_child(at(model, norm_path[:-1]), norm_path[-1], none)
 
 
 def state_of(norm: Norm) -> Any:
@@ -170,11 +224,23 @@ def state_of(norm: Norm) -> Any:
   return jax.tree.map(
     lambda variable: variable[...],
     norm.statistics,
-    is_leaf=lambda node: isinstance(node, nnx.Variable),
+    is_leaf=_is_variable,
   )
 
 
-def _at(model: Any, path: Path) -> Any:
+def forget(norm: Norm) -> None:
+  """Puts the statistics of a layer where they were before the first batch."""
+  start = norm.normalization.init(norm.num_features)
+  jax.tree.map(
+    lambda variable, value: variable.set_value(value),
+    norm.statistics,
+    start,
+    is_leaf=_is_variable,
+  )
+
+
+def at(model: Any, path: Path) -> Any:
+  """Returns the module at a path."""
   for key in path:
     model = _child(model, key)
   return model

@@ -14,6 +14,7 @@ from bn_research.norms.scopes.view import (
   Estimator,
   Scope,
   View,
+  as_tuples,
   canonical_axes,
 )
 
@@ -25,5 +26,6 @@ __all__ = [
   'Reference',
   'Scope',
   'View',
+  'as_tuples',
   'canonical_axes',
 ]

@@ -10,7 +10,12 @@ import jax.numpy as jnp
 from bn_research.norms import meshes
 from bn_research.norms.collectives import AxisNames, Devices, IndexGroups
 from bn_research.norms.moments import Axes, Moments, Shape, as_one, gathered
-from bn_research.norms.scopes.view import Estimator, View, canonical_axes
+from bn_research.norms.scopes.view import (
+  Estimator,
+  View,
+  as_tuples,
+  canonical_axes,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +44,8 @@ class Batch:
   axis_index_groups: IndexGroups = None
 
   def __post_init__(self):
+    for name in ('axis', 'axis_name', 'axis_index_groups'):
+      object.__setattr__(self, name, as_tuples(getattr(self, name)))
     if self.group_size is not None and self.group_size < 1:
       raise ValueError(
         f'group_size={self.group_size} must be at least 1 example, or None '
@@ -73,8 +80,10 @@ class Batch:
           'examples there.'
         )
       return View(x.shape, pooled)
-    group_size = self.group_size or rows
-    block = math.gcd(rows // meshes.num_shards(x), group_size)
+    shards = meshes.num_shards(x)
+    if self.group_size is None and shards == 1:
+      return View(x.shape, pooled)
+    block = math.gcd(rows // shards, self.group_size or rows)
     if block == rows and (self.axis_name is None or self.group_size is None):
       return View(x.shape, pooled)
     return View(x.shape, tuple(a + 1 for a in pooled), (0, rows // block))

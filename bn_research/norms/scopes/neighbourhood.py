@@ -39,6 +39,10 @@ class Neighbourhood:
   def __post_init__(self):
     if self.size < 1 or self.size % 2 == 0:
       raise ValueError(f'size={self.size} must be odd, to have a middle.')
+    if self.sigma is not None and self.sigma <= 0:
+      raise ValueError(
+        f'sigma={self.sigma} must be positive, or None for equal weights.'
+      )
     if self.border not in ('exclude', 'zeros'):
       raise ValueError(f"border={self.border!r} must be 'exclude' or 'zeros'.")
 

@@ -41,17 +41,17 @@ class Reference:
 
   def view(self, x: jax.Array, map: Estimator) -> View:
     """Returns the view: positions pooled, rows apart."""
-    if x.shape[0] < self.size:
-      raise ValueError(
-        f'x has {x.shape[0]} rows, fewer than the reference batch of '
-        f'size={self.size}; put the reference rows first in every batch.'
-      )
     return View(x.shape, tuple(range(1, x.ndim - 1)))
 
   def moments(
     self, view: View, x: jax.Array, mask: jax.Array | None, map: Estimator
   ) -> tuple[Moments, Moments]:
     """Returns moments of the reference with each row; and of the reference."""
+    if x.shape[0] < self.size:
+      raise ValueError(
+        f'x has {x.shape[0]} rows, fewer than the reference batch of '
+        f'size={self.size}; put the reference rows first in every batch.'
+      )
     rows = map.estimate(x, mask, view.axes, Devices())
     # Added, not broadcast, and selected, not sliced: rows may be spread over
     # devices, and all of this must be spread as they are.

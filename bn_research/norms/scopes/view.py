@@ -1,7 +1,8 @@
 """How a scope sees activations: what every choice of the axis has in common."""
 
 import dataclasses
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -109,6 +110,12 @@ class Scope(Protocol):
   ) -> tuple[Moments, Moments]:
     """Returns moments that normalize the view, and those of all activations."""
     ...
+
+
+def as_tuples(value: Any) -> Any:
+  """Makes tuples of lists, also in lists: what is static must be hashable."""
+  is_list = isinstance(value, Sequence) and not isinstance(value, str)
+  return tuple(map(as_tuples, value)) if is_list else value
 
 
 def canonical_axes(axes: int | Axes, ndim: int) -> Axes:

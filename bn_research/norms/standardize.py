@@ -1,7 +1,6 @@
 """The standardizing map: centre, divide by the deviation, scale and shift."""
 
 import dataclasses
-import math
 from functools import partial
 
 import jax
@@ -132,7 +131,7 @@ def _normalize_jvp(epsilon, primals, tangents):
   y = _normalize(*primals, epsilon)
   r = lax.rsqrt(var + epsilon)
   dlog = -0.5 * r * r * dvar  # of log r
-  if _about_as_large(x, mean, var, scale, bias):
+  if _as_large(x, mean, var, scale, bias):
     rule = partial(_tangent_by_terms, dtype=x.dtype)
     terms = (mean, r, scale, r * dmean, dlog, dscale, dbias)
     return y, recomputed(rule)(x, mask, dx, *terms)
@@ -143,15 +142,14 @@ def _normalize_jvp(epsilon, primals, tangents):
   return y, recomputed(rule)(x, mask, dx, mean, r * scale, slope, offset)
 
 
-def _about_as_large(x: jax.Array, *terms: jax.Array) -> bool:
-  """Whether coefficients made of all terms would be about as large as `x`.
+def _as_large(x: jax.Array, *terms: jax.Array) -> bool:
+  """Whether coefficients made of all terms would be as large as `x`.
 
   So it is for layer normalization, with moments a row and a scale a column:
   combining them would double the traffic. For batch normalization it is not
   combining them that would.
   """
-  shape = jnp.broadcast_shapes(*(term.shape for term in terms))
-  return 2 * math.prod(shape) > x.size
+  return jnp.broadcast_shapes(*(term.shape for term in terms)) == x.shape
 
 
 def _tangent_by_coefficients(x, mask, dx, mean, gain, slope, offset, *, dtype):
@@ -182,7 +180,7 @@ def _outer(left: jax.Array, right: jax.Array) -> jax.Array:
   arrays it would be sums of arrays as large as `x`, each written first.
   """
   rows, columns = (
-    [a for a, size in enumerate(side.shape) if size > 1]
+    [a for a, size in enumerate(side.shape) if size != 1]
     for side in (left, right)
   )
   if not (rows and columns and rows[-1] < columns[0]):

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from bn_research.norms import checks
 from bn_research.norms.gradients import Pair
 from bn_research.norms.moments import (
   Moments,
@@ -34,6 +35,9 @@ class Divide:
   centre = False
   joint = False
   scales = False
+
+  def __post_init__(self):
+    checks.non_negative(offset=self.offset, gain=self.gain, power=self.power)
 
   def estimate(self, x, mask, axes, devices, groups=None) -> Moments:
     """Estimates the second moment about zero."""

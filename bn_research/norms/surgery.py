@@ -5,7 +5,6 @@ them to whole models.
 """
 
 import dataclasses
-from functools import partial
 from typing import Any
 
 import jax
@@ -58,7 +57,7 @@ def _point(normalization: Any) -> Normalization:
 def sync(normalization: Normalization, axis_name: AxisNames) -> Normalization:
   """Returns one whose statistics are pooled over named mesh axes.
 
-  Of a `Chain` and its like, so are those of each part.
+  Of a `Chain` and its like, so are those of each part that remembers.
 
   Args:
     normalization: One with a scope that has an `axis_name`, such as `Batch`.
@@ -68,7 +67,13 @@ def sync(normalization: Normalization, axis_name: AxisNames) -> Normalization:
     ValueError: If the scope has none.
   """
   names = as_tuples(axis_name)
-  return mapped(partial(_synced, axis_name=names), normalization)
+
+  def change(part):
+    # Of a combination, what pools within an example is whole on each device.
+    is_one_of_several = part is not normalization and not part.remembers
+    return part if is_one_of_several else _synced(part, names)
+
+  return mapped(change, normalization)
 
 
 def _synced(normalization: Any, axis_name: AxisNames) -> Normalization:

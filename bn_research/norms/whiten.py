@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bn_research.norms import covariances, eigen, matrices, roots
+from bn_research.norms import checks, covariances, eigen, matrices, roots
 from bn_research.norms.gradients import Pair
 from bn_research.norms.moments import Moments, Shape
 
@@ -76,8 +76,7 @@ class Whiten:
         f'group_size={self.group_size} must be at least 1 channel, or None for '
         'one block of all.'
       )
-    if not self.epsilon >= 0:
-      raise ValueError(f'epsilon={self.epsilon} must not be negative.')
+    checks.non_negative(epsilon=self.epsilon)
     shrinks_by = self.shrinkage if self.shrinkage != 'oas' else 0
     if isinstance(shrinks_by, str) or not 0 <= shrinks_by <= 1:
       raise ValueError(

@@ -93,7 +93,9 @@ CALLS = {
     norms.virtual_batch_norm(5)
   ),
   'x is int32.*x.astype.*': lambda: layer.measure(jnp.ones((4, 6), int)),
-  'sigma=0 must be finite and above 0': lambda: norms.local_contrast_norm(sigma=0),
+  'sigma=0 must be finite and above 0': lambda: norms.local_contrast_norm(
+    sigma=0
+  ),
   'size=4 must be odd': lambda: norms.divisive_norm(4),
   "unknown normalization 'batchnorm'; did you mean 'batch_norm'": (
     lambda: norms.create('batchnorm')

@@ -101,13 +101,17 @@ class Row:
     return (*self.shape[:-1], 1) if self.joint else self.shape
 
   def mask(self, kind: str, seed: int = 0) -> np.ndarray | None:
-    """Returns a mask of one of `MASKS`; every feature keeps two activations."""
+    """Returns a mask of one of `MASKS`; every feature keeps two activations.
+
+    The last example is hidden and the first whole; of three, the one in between
+    is seen in part, for those that take each example by itself.
+    """
     if kind == 'none':
       return None
     rows = (self.shape[0],) + (1,) * (len(self.shape) - 1)
     shape = rows if kind == 'rows' else self.entries
     mask = np.random.default_rng(seed + 100).uniform(size=shape) < 0.7
-    mask[:2] = True
+    mask[: 2 if kind == 'rows' or self.shape[0] > 3 else 1] = True
     mask[-1] = False
     return mask
 

@@ -173,3 +173,18 @@ def test_other_features_are_the_same_error_of_both_families(make, made_for):
       call()
     messages.add(str(error.value))
   assert len(messages) == 1
+
+
+def test_the_argument_alone_says_whether_statistics_move():
+  module = our_nnx.Norm(norms.batch_norm(), 8, rngs=nnx.Rngs(0))
+  module(_draw(), use_running_average=True)
+  assert module.statistics.steps[...] == 0
+  module.eval()
+  module(_draw(), use_running_average=False)
+  assert module.statistics.steps[...] == 1
+
+
+def test_what_is_learned_beside_scale_and_bias_is_a_parameter():
+  module = our_nnx.Norm(norms.dynamic_tanh(), 8, rngs=nnx.Rngs(0))
+  parameters = nnx.state(module, nnx.Param)
+  assert jax.tree.leaves(parameters['learned'])

@@ -134,3 +134,17 @@ def test_inference_needs_no_reference_batch():
   assert y.shape == (1, 6)
   slope, _ = norms.affine_of(norms.virtual_batch_norm(9), state)
   assert slope.shape == (6, 6)
+
+
+def test_defaults_are_those_of_flax():
+  assert batch.population == norms.Ema(0.99)
+  epsilons = {
+    1e-5: (norms.batch_norm, norms.batch_renorm, norms.power_norm),
+    1e-6: (
+      *(norms.layer_norm, norms.rms_norm),
+      *(norms.group_norm, norms.instance_norm),
+    ),
+  }
+  for epsilon, factories in epsilons.items():
+    assert {make().map.epsilon for make in factories} == {epsilon}
+  assert norms.group_norm().scope.num_groups == 32

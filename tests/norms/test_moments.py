@@ -97,3 +97,12 @@ def test_measure_gives_what_normalizes(norm):
   by_hand = (x - moments.mean) / np.sqrt(moments.variance + norm.map.epsilon)
   y, _ = norm.apply(jnp.asarray(x), norm.init(4))
   np.testing.assert_allclose(y, by_hand, rtol=1e-4, atol=1e-5)
+
+
+def test_measure_of_whitened_groups_is_of_the_group():
+  """What is pooled for a group stands at each of its channels."""
+  x = np.random.default_rng(0).normal(np.arange(6), 2, (3, 5, 6))
+  moments = norms.group_whitening(num_groups=2).measure(jnp.asarray(x, 'f4'))
+  of_group = x.reshape(3, 5, 2, 3).mean((1, 3))
+  expected = np.repeat(of_group, 3, axis=-1)[:, None]
+  np.testing.assert_allclose(moments.mean, expected, rtol=1e-5)

@@ -197,3 +197,5 @@ def test_ramp_is_the_schedule_of_batch_renormalization():
   first, _ = norm.apply(x, norm.init(FEATURES))
   plain, _ = norms.batch_norm().apply(x, norms.batch_norm().init(FEATURES))
   np.testing.assert_allclose(first, plain, atol=1e-5)
+  assert norm.gradient.r_max == ramp
+  assert norm.gradient.d_max == norms.Ramp(0.0, 5.0, 5000, 25000)

@@ -102,12 +102,11 @@ def fold(
     statistics = _pop(flat, ('batch_stats', *norm_path))
     affine = _pop(flat, ('params', *norm_path))
     bias_path = ('params', *layer_path, 'bias')
-    state = population.init(statistics['mean'], statistics['var'])
     flat[kernel_path], flat[bias_path] = norms.fold(
       flat[kernel_path],
       flat.get(bias_path),
       normalization,
-      state._replace(steps=jnp.ones((), jnp.int32)),
+      population.init(statistics['mean'], statistics['var']),
       affine.get('scale'),
       affine.get('bias'),
     )

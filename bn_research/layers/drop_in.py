@@ -22,7 +22,7 @@ from bn_research.norms import (
   checks,
 )
 from bn_research.norms.combine import mapped
-from bn_research.norms.scopes import as_tuples, canonical_axes
+from bn_research.norms.scopes import canonical_axes
 
 Axes = tuple[int, ...]
 
@@ -88,7 +88,7 @@ def _per_example(layer, pooled: Axes, centre=True, **groups) -> Normalization:
 
 def _devices(layer) -> dict[str, Any]:
   names = ('axis_name', 'axis_index_groups')
-  return {name: as_tuples(getattr(layer, name)) for name in names}
+  return {name: getattr(layer, name) for name in names}
 
 
 def on_one_device(normalization: Any) -> Any:

@@ -1,5 +1,6 @@
 """Prints the table of normalizations: `python -m bn_research.norms [NAME]`."""
 
+import argparse
 import inspect
 import sys
 
@@ -11,10 +12,14 @@ _EXAMPLES = {'virtual_batch_norm': {'reference_size': 8}}
 
 def main(argv: list[str]) -> int:
   """Prints the table, or all about one name; 2 for an unknown one."""
-  if not argv:
+  parser = argparse.ArgumentParser('python -m bn_research.norms')
+  parser.add_argument(
+    'name', nargs='?', help='all about this one, instead of the table'
+  )
+  name = parser.parse_args(argv).name
+  if name is None:
     print(table())
     return 0
-  name = argv[0]
   if name not in NAMES:
     print(
       f'error: unknown normalization {name!r}; there are: {", ".join(NAMES)}.',

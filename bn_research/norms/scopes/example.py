@@ -8,7 +8,12 @@ import jax
 
 from bn_research.norms.collectives import AxisNames, Devices, IndexGroups
 from bn_research.norms.moments import Axes, Moments, Shape
-from bn_research.norms.scopes.view import Estimator, View, canonical_axes
+from bn_research.norms.scopes.view import (
+  Estimator,
+  View,
+  as_tuples,
+  canonical_axes,
+)
 
 Pooled = int | Axes | Literal['features', 'positions', 'all']
 
@@ -42,6 +47,8 @@ class Example:
   axis_index_groups: IndexGroups = None
 
   def __post_init__(self):
+    for name in ('axes', 'axis_name', 'axis_index_groups'):
+      object.__setattr__(self, name, as_tuples(getattr(self, name)))
     if self.num_groups is not None and self.group_size is not None:
       raise ValueError(
         f'num_groups={self.num_groups} and group_size={self.group_size} were '

@@ -32,7 +32,7 @@ ROOMS = {
   'report': {'cli', 'reports', 'sweeps'},
 }
 # Small helpers without an opinion: everyone but `norms` may use them.
-HELPERS = {'arguments', 'errors', 'registry', 'dotted'}
+HELPERS = {'arguments', 'dotted', 'errors', 'ranges', 'registry'}
 
 # What some rooms may import beside that and the standard library.
 OTHERS = {

@@ -132,7 +132,7 @@ def test_a_polite_signal_ends_the_run_politely(start, tmp_path, number):
 
 def test_a_run_that_diverges_says_so_and_exits_with_3(start, tmp_path):
   for _ in range(2):
-    code, out, err = finish(start('--config.optimizer.learning_rate=inf'))
+    code, out, err = finish(start('--config.optimizer.learning_rate=3e38'))
     assert (code, err) == (3, '')
     assert 'diverged at step 2: the training loss is nan' in out
   assert workdir.read_status(tmp_path / 'run').status == workdir.DIVERGED
@@ -163,6 +163,8 @@ def test_a_full_disk_is_one_line_and_loses_nothing(start, tmp_path):
   [
     (['--config.data.name=nothing'], ''),
     (['--config.model.norm.name=bacth_norm'], ''),
+    (['--config.model.norm.epsilon=nan'], 'config.model.norm: epsilon=nan'),
+    (['--config.optimizer.learning_rate=-1'], 'optimizer.learning_rate=-1'),
     (['--config.num_devices=2'], 'num_devices=2, but there are 1'),
     ([f'--workdir={CONFIG_FILE}/run'], 'cannot write '),
     ([f'--workdir={"a" * 300}'], 'cannot write '),

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bn_research import errors
+from bn_research import errors, ranges
 from bn_research.data import pipeline
 
 _CHUNK = 10_000
@@ -57,10 +57,7 @@ def fit(x: np.ndarray, name: str, epsilon: float = 1e-2) -> Normalizer:
       f'data.normalize.name={name!r}; choose none, centre, standardize'
       ' or whiten'
     )
-  if epsilon <= 0:
-    raise errors.UserError(
-      f'data.normalize.epsilon={epsilon}; choose a positive number'
-    )
+  ranges.positive('data.normalize', epsilon=epsilon)
   mean = x.mean(0, dtype=np.float64)
   if name == 'centre':
     return _float32(mean, np.ones_like(mean))

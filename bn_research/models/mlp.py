@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import jax
 from flax import nnx
 
-from bn_research import errors
+from bn_research import errors, ranges
 
 Tap = Callable[[str, jax.Array], jax.Array]
 NormFactory = Callable[..., nnx.Module]
@@ -60,7 +60,8 @@ class MLP(nnx.Module):
         centres the input of W, or the gradient of W, needs one there.
 
     Raises:
-      UserError: If the nonlinearity is unknown, or a width is below 1.
+      UserError: If the nonlinearity is unknown, a width is below 1, or
+        `init_scale` negative or not finite.
     """
     if nonlinearity not in _NONLINEARITIES:
       raise errors.UserError(
@@ -71,6 +72,7 @@ class MLP(nnx.Module):
       raise errors.UserError(
         f'widths={tuple(widths)}; every hidden layer needs at least 1 unit'
       )
+    ranges.non_negative('model', init_scale=init_scale)
     init = nnx.initializers.normal(init_scale)
     sizes = (num_inputs, *widths)
     self.dense = nnx.List(

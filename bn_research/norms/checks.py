@@ -1,5 +1,7 @@
 """Errors that name the argument and the fix, in one place for every layer."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -29,6 +31,17 @@ def activations(x: jax.Array, mask: jax.Array | None, **affine) -> None:
         f'{name} of shape {jnp.shape(value)} does not broadcast against x of '
         f'shape {x.shape}.'
       )
+
+
+def non_negative(**values: float) -> None:
+  """Checks options that are numbers in [0, inf).
+
+  Raises:
+    ValueError: If one is negative, infinite or NaN.
+  """
+  for name, value in values.items():
+    if not 0 <= value < math.inf:
+      raise ValueError(f'{name}={value} must be finite and at least 0.')
 
 
 def _broadcasts(shape: Shape, to: Shape) -> bool:

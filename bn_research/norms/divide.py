@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from bn_research.norms import checks
 from bn_research.norms.collectives import Devices
 from bn_research.norms.gradients import Pair
 from bn_research.norms.moments import (
@@ -36,6 +37,9 @@ class Divide:
   centre = False
   joint = False
   scales = False
+
+  def __post_init__(self):
+    checks.non_negative(offset=self.offset, gain=self.gain, power=self.power)
 
   def estimate(
     self, x: jax.Array, mask: jax.Array | None, axes: Axes, devices: Devices

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from bn_research.norms import checks
+
 
 class Pair(NamedTuple):
   """What a map makes of moments.
@@ -111,6 +113,14 @@ class Renormalized:
   r_max: Schedule = 3.0
   d_max: Schedule = 5.0
   epsilon: float = 1e-5
+
+  def __post_init__(self):
+    checks.non_negative(epsilon=self.epsilon)
+    for name, least in (('r_max', 1), ('d_max', 0)):
+      bound = getattr(self, name)
+      # Infinite ones leave out the clipping.
+      if not callable(bound) and not bound >= least:
+        raise ValueError(f'{name}={bound} must be at least {least}.')
 
   def __call__(self, batch: Pair, population: Pair | None) -> Pair:
     """Returns the mean and variance that give x̂ when they normalize."""

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from bn_research.norms import gradients
+from bn_research.norms import checks, gradients
 from bn_research.norms.collectives import AxisNames
 from bn_research.norms.divide import Divide
 from bn_research.norms.moments import Moments
@@ -192,6 +192,7 @@ def local_response_norm(
 
   Source: Krizhevsky et al. (2012), Section 3.3.
   """
+  checks.non_negative(alpha=alpha, beta=beta)  # The map has other names.
   return Normalization(
     Neighbourhood(size, 'features', border='zeros'),
     Divide(offset, alpha * size, beta),

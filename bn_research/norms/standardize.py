@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bn_research.norms import collectives
+from bn_research.norms import checks, collectives
 from bn_research.norms.gradients import Pair
 from bn_research.norms.moments import (
   Moments,
@@ -43,8 +43,7 @@ class Standardize:
   joint = False
 
   def __post_init__(self):
-    if self.epsilon < 0:
-      raise ValueError(f'epsilon={self.epsilon} must not be negative.')
+    checks.non_negative(epsilon=self.epsilon)
 
   @property
   def scales(self) -> bool:

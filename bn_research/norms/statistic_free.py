@@ -6,6 +6,7 @@ not an affine function of the activation given its moments.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,6 +50,10 @@ class Squash:
 
   remembers = False
   scales = True
+
+  def __post_init__(self):
+    if not math.isfinite(self.alpha):
+      raise ValueError(f'alpha={self.alpha} must be finite.')
 
   def init(self, num_features: int) -> tuple[()]:
     """Returns (), because nothing is remembered."""
@@ -119,6 +124,10 @@ class EvoNormB0:
   remembers = True
   scales = True
 
+  def __post_init__(self):
+    checks.non_negative(epsilon=self.epsilon)
+    Ema(self.momentum)  # which checks it
+
   @property
   def _batch(self) -> Normalization:
     return Normalization(
@@ -176,6 +185,9 @@ class EvoNormS0:
 
   remembers = False
   scales = True
+
+  def __post_init__(self):
+    checks.non_negative(epsilon=self.epsilon)
 
   def init(self, num_features: int) -> tuple[()]:
     """Returns (), because nothing is remembered."""

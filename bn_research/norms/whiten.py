@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bn_research.norms import matrices, roots
+from bn_research.norms import checks, matrices, roots
 from bn_research.norms.collectives import Devices
 from bn_research.norms.gradients import Pair
 from bn_research.norms.moments import (
@@ -81,8 +81,7 @@ class Whiten:
         f'group_size={self.group_size} must be at least 1 channel, or None for '
         'one block of all.'
       )
-    if self.epsilon < 0:
-      raise ValueError(f'epsilon={self.epsilon} must not be negative.')
+    checks.non_negative(epsilon=self.epsilon)
     if self.shrinkage != 'oas' and not 0 <= self.shrinkage <= 1:
       raise ValueError(
         f"shrinkage={self.shrinkage!r} must be in [0, 1], or 'oas'."

@@ -5,7 +5,7 @@ from typing import Any
 
 import optax
 
-from bn_research import registry
+from bn_research import ranges, registry
 from bn_research.optim import input_covariance
 
 
@@ -27,9 +27,10 @@ def create(
     An optax gradient transformation.
 
   Raises:
-    UserError: If a name or an option is unknown.
+    UserError: If a name or an option is unknown, or a number out of range.
   """
   options = dict(config)
+  ranges.non_negative('optimizer', learning_rate=options['learning_rate'])
   schedule = options.pop('schedule', None) or {'name': 'constant'}
   options['learning_rate'] = registry.create(
     'schedule',
@@ -47,6 +48,7 @@ def _sgd(
   nesterov: bool = False,
   precondition: Mapping[str, Any] | None = None,
 ) -> optax.GradientTransformation:
+  ranges.weight_of_old('optimizer', momentum=momentum)
   # With a momentum of 0.0 optax would carry a trace that is never used.
   descent = optax.sgd(learning_rate, momentum or None, nesterov)
   if precondition is None or precondition.get('name') in (None, 'none'):
@@ -62,6 +64,7 @@ def _adam(
   b2: float = 0.999,
   eps: float = 1e-8,
 ) -> optax.GradientTransformation:
+  _check_adam(b1, b2, eps)
   return optax.adam(learning_rate, b1, b2, eps)
 
 
@@ -72,7 +75,14 @@ def _adamw(
   eps: float = 1e-8,
   weight_decay: float = 1e-4,
 ) -> optax.GradientTransformation:
+  _check_adam(b1, b2, eps)
+  ranges.non_negative('optimizer', weight_decay=weight_decay)
   return optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay)
+
+
+def _check_adam(b1: float, b2: float, eps: float) -> None:
+  ranges.weight_of_old('optimizer', b1=b1, b2=b2)
+  ranges.non_negative('optimizer', eps=eps)
 
 
 def _rmsprop(
@@ -81,6 +91,8 @@ def _rmsprop(
   eps: float = 1e-8,
   momentum: float = 0.0,
 ) -> optax.GradientTransformation:
+  ranges.weight_of_old('optimizer', decay=decay, momentum=momentum)
+  ranges.non_negative('optimizer', eps=eps)
   return optax.rmsprop(learning_rate, decay, eps, momentum=momentum or None)
 
 
@@ -92,12 +104,14 @@ def _constant(learning_rate: float, num_steps: int) -> float:
 def _cosine(
   learning_rate: float, num_steps: int, alpha: float = 0.0
 ) -> optax.Schedule:
+  ranges.non_negative('optimizer.schedule', alpha=alpha)
   return optax.cosine_decay_schedule(learning_rate, num_steps, alpha)
 
 
 def _exponential(
   learning_rate: float, num_steps: int, decay: float = 0.01
 ) -> optax.Schedule:
+  ranges.positive('optimizer.schedule', decay=decay)
   return optax.exponential_decay(learning_rate, num_steps, decay)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from bn_research import errors, norms
+from bn_research import errors, norms, ranges
 from bn_research.norms import coordinates, matrices
 from bn_research.optim import by_layer
 
@@ -149,11 +149,9 @@ class _Rule:
   def __post_init__(self):
     if self.every < 1:
       raise errors.UserError(f'every={self.every}; choose at least 1 step')
-    if self.epsilon < 0 or not 0 <= self.decay < 1:
-      raise errors.UserError(
-        f'epsilon={self.epsilon}, decay={self.decay}; choose an epsilon of at'
-        ' least 0 and a decay in [0, 1)'
-      )
+    where = 'optimizer.precondition'
+    ranges.non_negative(where, epsilon=self.epsilon)
+    ranges.weight_of_old(where, decay=self.decay)
     if self.covariance not in ('full', 'diagonal', 'identity'):
       raise errors.UserError(
         f'covariance={self.covariance!r}; choose full, diagonal or identity'

@@ -92,7 +92,7 @@ def test_it_follows_the_threshold():
   ('options', 'message'),
   [
     ({'name': 'white'}, 'choose none, centre, standardize or whiten'),
-    ({'name': 'whiten', 'epsilon': 0.0}, 'choose a positive number'),
+    ({'name': 'whiten', 'epsilon': 0.0}, 'choose a finite number above 0'),
     ({'name': 'whiten', 'rank': 3}, "has no option 'rank'"),
   ],
 )

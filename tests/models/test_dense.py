@@ -57,7 +57,10 @@ def test_the_bias_is_of_one_or_the_other():
     ({'name': 'pong'}, "unknown dense layer 'pong'; there are dense, prong"),
     ({'name': 'dense', 'every': 2}, "'dense' has no option 'every'"),
     ({'name': 'prong', 'every': 0}, 'every=0; choose at least 1 step'),
-    ({'name': 'prong', 'epsilon': -1.0}, 'epsilon=-1.0 must not be negative'),
+    (
+      {'name': 'prong', 'epsilon': -1.0},
+      'epsilon=-1.0 must be finite and at least 0',
+    ),
     ({'name': 'prong', 'decay': 2.0}, 'must be in'),
   ],
 )

@@ -52,7 +52,26 @@ CALLS = {
     2, group_size=3
   ),
   'group_size=0 must be at least 1': lambda: norms.batch_norm(group_size=0),
-  'epsilon=-1 must not be negative': lambda: norms.layer_norm(-1),
+  'epsilon=-1 must be finite and at least 0': lambda: norms.layer_norm(-1),
+  'epsilon=nan must be finite': lambda: norms.batch_norm(epsilon=float('nan')),
+  'epsilon=inf must be finite': lambda: norms.iter_norm(epsilon=float('inf')),
+  'epsilon=-2 must be finite': lambda: norms.Renormalized(epsilon=-2),
+  'r_max=0.5 must be at least 1': lambda: norms.batch_renorm(r_max=0.5),
+  'd_max=nan must be at least 0': lambda: norms.batch_renorm(
+    d_max=float('nan')
+  ),
+  r'momentum=nan must be in \[0, 1\)': lambda: norms.batch_norm(float('nan')),
+  r'momentum=2 must be in \[0, 1\)': lambda: norms.create(
+    'evonorm_b0', momentum=2
+  ),
+  'epsilon=nan must be': lambda: norms.EvoNormS0(epsilon=float('nan')),
+  'epsilon=-3 must be': lambda: norms.EvoNormB0(epsilon=-3),
+  'alpha=nan must be finite': lambda: norms.dynamic_tanh(float('nan')),
+  'alpha=-1 must be finite': lambda: norms.local_response_norm(alpha=-1),
+  'power=inf must be finite': lambda: norms.Divide(power=float('inf')),
+  'sigma=nan must be finite and above 0': lambda: norms.local_contrast_norm(
+    sigma=float('nan')
+  ),
   "gradient='mean' is not a gradient policy": lambda: norms.batch_norm(
     gradient='mean'
   ),

@@ -191,8 +191,8 @@ def test_bad_inputs_give_finite_updates(structure):
   ('options', 'message'),
   [
     ({'every': 0}, 'every=0; choose at least 1 step'),
-    ({'decay': 1.0}, 'decay in'),
-    ({'epsilon': -1.0}, 'epsilon of at least 0'),
+    ({'decay': 1.0}, r'decay=1\.0; choose a number in \[0, 1\)'),
+    ({'epsilon': -1.0}, r'epsilon=-1\.0; choose a finite number of at least 0'),
     ({'covariance': 'block'}, 'choose full, diagonal or identity'),
   ],
 )

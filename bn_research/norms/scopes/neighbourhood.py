@@ -1,6 +1,7 @@
 """A window around each activation: channels, or positions."""
 
 import dataclasses
+import math
 from functools import partial
 from typing import Literal
 
@@ -39,6 +40,11 @@ class Neighbourhood:
   def __post_init__(self):
     if self.size < 1 or self.size % 2 == 0:
       raise ValueError(f'size={self.size} must be odd, to have a middle.')
+    if self.sigma is not None and not 0 < self.sigma < math.inf:
+      raise ValueError(
+        f'sigma={self.sigma} must be finite and above 0, or None for equal '
+        'weights.'
+      )
     if self.border not in ('exclude', 'zeros'):
       raise ValueError(f"border={self.border!r} must be 'exclude' or 'zeros'.")
 

@@ -239,7 +239,13 @@ def test_two_processes_do_not_share_a_workdir(config, tmp_path):
     ({'num_devices': 9, 'batch_size': 18}, 'num_devices=9'),
     ({'num_devices': 3}, 'num_devices=3'),
     ({'num_steps': 0}, 'num_steps=0'),
+    ({'num_steps': 2**31}, 'num_steps=2147483648; choose .* to 2,147,483,647'),
+    (
+      {'eval': {'num_points': 10**12, 'spacing': 'log'}},
+      'eval.num_points=1000',
+    ),
     ({'seed': 0.5}, 'seed=0.5'),
+    ({'seed': 2**32}, 'seed=4294967296; choose .* to 4,294,967,295'),
     ({'checkpoint_seconds': -1.0}, 'checkpoint_seconds=-1.0'),
     (
       {'optimizer': {'name': 'sgd', 'learning_rate': -1.0}},

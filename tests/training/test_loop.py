@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bn_research import errors, training, workdir
-from bn_research.training import checkpoints, loop, schedule
+from bn_research.training import checkpoints, loop, progress, schedule
 from bn_research.training.programs import Programs
 
 NAN = float('nan')
@@ -183,6 +183,20 @@ def test_a_mistake_of_ours_is_noted_and_raised(config, tmp_path, monkeypatch):
   status = workdir.read_status(tmp_path)
   assert status == workdir.Status(workdir.FAILED, 0, 'RuntimeError: broken')
   # Once it is mended, the same command goes on.
+  assert training.train(config, tmp_path).status == workdir.DONE
+
+
+def test_output_that_nobody_takes_is_no_failure_of_the_run(
+  config, tmp_path, monkeypatch
+):
+  def say(self, line):
+    raise BrokenPipeError
+
+  with monkeypatch.context() as patch:
+    patch.setattr(progress.Progress, 'say', say)
+    with pytest.raises(BrokenPipeError):
+      training.train(config, tmp_path)
+  assert workdir.read_status(tmp_path).status == workdir.INCOMPLETE
   assert training.train(config, tmp_path).status == workdir.DONE
 
 

@@ -25,6 +25,8 @@ from ml_collections import config_dict, config_flags
 
 from bn_research import arguments, errors
 
+_BROKEN_PIPE = 141  # a shell's code of a command that SIGPIPE ended
+
 # No default: with one, a bad override would fail while this module is imported.
 CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'File of the experiment: path.py or path.py:argument.'
@@ -179,3 +181,22 @@ def _in_one_line(call: Callable[[], Any]) -> Any:
     sys.exit(2)
   except KeyboardInterrupt:
     sys.exit(130)
+  except BrokenPipeError:
+    # Whoever read the output, such as `head`, has gone.
+    _stop_printing()
+    sys.exit(_BROKEN_PIPE)
+  except OSError as error:
+    if error.filename is not None:
+      raise
+    _stop_printing()
+    print(
+      f'error: cannot write: {error.strerror}; mend that and run the same'
+      ' command again',
+      file=sys.stderr,
+    )
+    sys.exit(2)
+
+
+def _stop_printing() -> None:
+  """Drops what is left to print: Python would try again as it exits."""
+  os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -156,12 +156,12 @@ def read_record(workdir: PathLike) -> dict[str, Any]:
   path = pathlib.Path(workdir, CONFIG)
   try:
     record = json.loads(path.read_text())
-    record['config']
+    record['config'].items()
   except OSError as error:
     raise errors.UserError(
       f'{path}: {error.strerror}; is this the workdir of a run?'
     ) from error
-  except (ValueError, KeyError, TypeError) as error:
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise errors.UserError(
       f'{path} is damaged; remove it and train again'
     ) from error
@@ -182,7 +182,7 @@ def read_metrics(workdir: PathLike) -> list[dict[str, Any]]:
 
   Returns:
     One dict a row, in the order of steps; none where there is no file. Reading
-    ends at a line that a killed run left unfinished.
+    ends at a line that is none, as a killed run leaves one.
   """
   try:
     lines = pathlib.Path(workdir, METRICS).read_bytes().splitlines()
@@ -191,8 +191,9 @@ def read_metrics(workdir: PathLike) -> list[dict[str, Any]]:
   rows = []
   for line in lines:
     try:
-      rows.append(json.loads(line))
-    except ValueError:
+      row = json.loads(line)
+      rows.append({**row, 'step': int(row['step'])})
+    except (ValueError, KeyError, TypeError):
       break
   return rows
 

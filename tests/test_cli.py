@@ -1,3 +1,4 @@
+import os
 import pathlib
 import subprocess
 import sys
@@ -36,7 +37,7 @@ def main():
   assert 'jax' not in sys.modules
   assert cli.config_module(cli.config_path()).get_config('large')
   print(cli.config_path(), cli.config_overrides(), cli.WORKDIR.value)
-  print(config.widths, _DATA_DIR.value)
+  print(config.widths, _DATA_DIR.value, flush=True)
   return config.seed
 
 if __name__ == '__main__':
@@ -49,7 +50,7 @@ def run(tmp_path):
   (tmp_path / 'config.py').write_text(CONFIG)
   (tmp_path / 'command.py').write_text(COMMAND)
 
-  def run(*flags, config='--config=config.py'):
+  def run(*flags, config='--config=config.py', stdout=subprocess.PIPE):
     first = [config] if config else []
     return subprocess.run(
       [sys.executable, 'command.py', *first, '--workdir=w', *flags],
@@ -58,7 +59,8 @@ def run(tmp_path):
         'PYTHONPATH': str(pathlib.Path(__file__).parents[1]),
         'HOME': '/home/ada',
       },
-      capture_output=True,
+      stdout=stdout,
+      stderr=subprocess.PIPE,
       text=True,
     )
 
@@ -161,6 +163,21 @@ def test_a_bad_config_file_is_one_line(run, tmp_path, config, message):
   assert done.returncode == 2
   assert done.stderr.startswith(f'error: {message}')
   assert done.stderr.count('\n') == 1
+
+
+def test_output_that_nobody_takes_is_no_traceback(run, tmp_path):
+  reader, writer = os.pipe()
+  os.close(reader)
+  with os.fdopen(writer, 'w') as closed, open('/dev/full', 'w') as full:
+    results = [run('--config.seed=0', stdout=out) for out in (closed, full)]
+  assert [(done.returncode, done.stderr) for done in results] == [
+    (141, ''),
+    (
+      2,
+      'error: cannot write: No space left on device; mend that and run the same'
+      ' command again\n',
+    ),
+  ]
 
 
 def test_a_mistake_of_ours_keeps_its_traceback(run):

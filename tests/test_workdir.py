@@ -37,7 +37,9 @@ def test_no_config_is_told(tmp_path):
     workdir.read_config(tmp_path)
 
 
-@pytest.mark.parametrize('text', ['', '[]', '{}', '{"config": '])
+@pytest.mark.parametrize(
+  'text', ['', '[]', '{}', '{"config": ', '{"config": 3}']
+)
 def test_a_damaged_config_is_told(tmp_path, text):
   (tmp_path / workdir.CONFIG).write_text(text)
   with pytest.raises(errors.UserError, match='damaged'):
@@ -52,6 +54,14 @@ def test_rows_end_at_an_unfinished_line(tmp_path):
   assert workdir.read_metrics(tmp_path) == rows
   assert workdir.truncate_metrics(tmp_path, 7) == rows[:2]
   assert path.read_text() == '{"step": 0}\n{"step": 5}\n'
+
+
+@pytest.mark.parametrize('line', ['[]', '3', '{}', '{"step": "x"}', '{"step"'])
+def test_rows_end_at_a_line_that_is_none(tmp_path, line):
+  (tmp_path / workdir.METRICS).write_text(
+    f'{{"step": 0, "a": 1}}\n{line}\n{{"step": 9}}\n'
+  )
+  assert workdir.read_metrics(tmp_path) == [{'step': 0, 'a': 1}]
 
 
 def test_a_probe_comes_back(tmp_path):

@@ -1,8 +1,9 @@
 """Networks that are given a norm, and never ask which one it is."""
 
+import contextlib
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -38,10 +39,11 @@ def create(
     A module that is called as `model(x, train=..., tap=...)`.
 
   Raises:
-    UserError: If a name or an option is unknown, or has a wrong value.
+    UserError: If a name or an option is unknown, or has a wrong value; when the
+      model is called, if the norm does not fit.
   """
   options = dict(config)
-  norm = functools.partial(layers.Norm, _normalization(options.pop('norm')))
+  norm = functools.partial(_Norm, _normalization(options.pop('norm')))
   dense = _dense(options.pop('dense', None) or {})
   return registry.create(
     'model',
@@ -57,9 +59,28 @@ def create(
 
 def _normalization(config: Mapping[str, Any]) -> norms.Normalization:
   options = {k: v for k, v in config.items() if v is not None}
-  try:
+  with _naming_the_config():
     return norms.create(**options)
-  except (TypeError, ValueError) as error:
+
+
+class _Norm(layers.Norm):
+  """A norm that a config named: what does not fit its input is a mistake there.
+
+  Such as a number of groups that does not divide the width.
+  """
+
+  def __call__(self, *args: Any, **options: Any) -> jax.Array:
+    with _naming_the_config():
+      return super().__call__(*args, **options)
+
+
+@contextlib.contextmanager
+def _naming_the_config() -> Iterator[None]:
+  try:
+    yield
+  except ValueError as error:
+    if '\n' in str(error):  # JAX's, and so a mistake of ours.
+      raise
     raise errors.UserError(f'config.model.norm: {error}') from error
 
 

@@ -60,7 +60,7 @@ class MLP(nnx.Module):
         centres the input of W, or the gradient of W, needs one there.
 
     Raises:
-      UserError: If the nonlinearity is unknown, a width is below 1, or
+      UserError: If the nonlinearity is unknown, a width no whole number, or
         `init_scale` negative or not finite.
     """
     if nonlinearity not in _NONLINEARITIES:
@@ -68,9 +68,10 @@ class MLP(nnx.Module):
         f'unknown nonlinearity {nonlinearity!r}; there are'
         f' {", ".join(_NONLINEARITIES)}'
       )
-    if any(width < 1 for width in widths):
+    if not all(isinstance(width, int) and width > 0 for width in widths):
       raise errors.UserError(
-        f'widths={tuple(widths)}; every hidden layer needs at least 1 unit'
+        f'widths={tuple(widths)}; every hidden layer needs at least 1 unit, in'
+        ' whole numbers'
       )
     ranges.non_negative('model', init_scale=init_scale)
     init = nnx.initializers.normal(init_scale)

@@ -27,7 +27,9 @@ class Activations:
   nonlinearities: Sequence[str] | None = None
 
   def __post_init__(self):
-    if not self.percentiles or not all(0 <= q <= 100 for q in self.percentiles):
+    if not self.percentiles or not all(
+      isinstance(q, float | int) and 0 <= q <= 100 for q in self.percentiles
+    ):
       raise errors.UserError(
         f'probe.percentiles={tuple(self.percentiles)}; give some of 0 to 100'
       )
@@ -61,7 +63,8 @@ class Activations:
     for name in self.nonlinearities or inputs:
       if name not in inputs:
         raise errors.UserError(
-          f'probe.nonlinearities names {name!r}; there are {", ".join(inputs)}'
+          f'probe.nonlinearities names {name!r}; there are'
+          f' {", ".join(inputs) or "none"}'
         )
       sets[f'{name}/unit'] = self._of_unit(name, inputs[name])
       sets[f'{name}/all'] = inputs[name].ravel()

@@ -12,15 +12,16 @@ import bn_research
 from bn_research import dotted, errors, workdir
 from bn_research.training import schedule
 
+_INT32 = 2**31 - 1  # Steps and examples are counted in it.
 _WHOLE_NUMBERS = {
-  'seed': 0,
-  'num_steps': 1,
-  'batch_size': 1,
-  'num_devices': 1,
-  'eval.num_points': 1,
-  'probe.unit': 0,
-  'probe.num_examples': 1,
-  'probe.num_points': 1,
+  'seed': (0, 2**32 - 1),
+  'num_steps': (1, _INT32),
+  'batch_size': (1, _INT32),
+  'num_devices': (1, _INT32),
+  'eval.num_points': (1, 10**6),
+  'probe.unit': (0, _INT32),
+  'probe.num_examples': (1, _INT32),
+  'probe.num_points': (1, 10**6),
 }
 _OTHERS = (
   'data.name',
@@ -49,14 +50,12 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
   for key in (*_WHOLE_NUMBERS, *_OTHERS):
     if flat.get(key) is None:
       raise errors.UserError(f'the config has no value for {key!r}')
-  for key, least in _WHOLE_NUMBERS.items():
+  for key, (least, most) in _WHOLE_NUMBERS.items():
     value = flat[key]
-    if not isinstance(value, int) or value < least:
+    if not isinstance(value, int) or not least <= value <= most:
       raise errors.UserError(
-        f'{key}={value!r}; choose a whole number of at least {least}'
+        f'{key}={value!r}; choose a whole number from {least} to {most:,}'
       )
-  if flat['seed'] >= 2**32:
-    raise errors.UserError(f'seed={flat["seed"]}; choose one below 2**32')
   if not flat['checkpoint_seconds'] >= 0:
     raise errors.UserError(
       f'checkpoint_seconds={flat["checkpoint_seconds"]}; choose at least 0'

@@ -66,10 +66,14 @@ def train(
 
 @contextlib.contextmanager
 def _noting_failure(directory: workdir.PathLike) -> Iterator[None]:
-  """Writes a status for mistakes of ours; those of users keep theirs."""
+  """Writes a status for mistakes of ours.
+
+  Those of users and of the system, such as a full disk, are none of the run's:
+  the same command goes on.
+  """
   try:
     yield
-  except errors.UserError:
+  except (errors.UserError, OSError):
     raise
   except Exception as error:
     step = workdir.read_status(directory).step

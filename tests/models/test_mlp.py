@@ -113,9 +113,21 @@ def test_building_works_in_one_jit():
       {'norm': {'name': 'batch_norm', 'epsilom': 1.0}},
       'model.norm.*epsilom.*epsilon',
     ),
+    ({'widths': ('a',)}, r"widths=\('a',\); every hidden layer needs"),
+    ({'widths': (3, 1.5)}, r'1\.5\); .* in whole numbers'),
   ],
 )
 def test_what_is_unknown_is_one_line(change, message):
   with pytest.raises(errors.UserError, match=message) as caught:
     make(**change)
   assert '\n' not in str(caught.value)
+
+
+def test_a_norm_that_does_not_fit_is_one_line():
+  model = make(norm={'name': 'group_norm'})
+  with pytest.raises(errors.UserError) as caught:
+    model(jnp.ones((2, 784)), train=True)
+  assert str(caught.value) == (
+    'config.model.norm: num_groups=32 does not divide the number of channels,'
+    ' 100; choose a divisor.'
+  )

@@ -134,6 +134,7 @@ def test_the_percentages_are_stored_once():
     ({'name': 'activation'}, "unknown probe 'activation'; there are activ"),
     ({'depth': 1}, "no option 'depth'; it has percentiles, unit, non"),
     ({'percentiles': ()}, r'percentiles=\(\)'),
+    ({'percentiles': ('nan',)}, r"percentiles=\('nan',\)"),
     ({'percentiles': (-1.0,)}, r'percentiles=\(-1.0,\)'),
   ],
 )

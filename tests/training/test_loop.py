@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bn_research import errors, training, workdir
-from bn_research.training import checkpoints, loop, schedule
+from bn_research.training import checkpoints, loop, progress, schedule
 from bn_research.training.programs import Programs
 
 NAN = float('nan')
@@ -186,6 +186,20 @@ def test_a_mistake_of_ours_is_noted_and_raised(config, tmp_path, monkeypatch):
   assert training.train(config, tmp_path).status == workdir.DONE
 
 
+def test_output_that_nobody_takes_is_no_failure_of_the_run(
+  config, tmp_path, monkeypatch
+):
+  def say(self, line):
+    raise BrokenPipeError
+
+  with monkeypatch.context() as patch:
+    patch.setattr(progress.Progress, 'say', say)
+    with pytest.raises(BrokenPipeError):
+      training.train(config, tmp_path)
+  assert workdir.read_status(tmp_path).status == workdir.INCOMPLETE
+  assert training.train(config, tmp_path).status == workdir.DONE
+
+
 def test_eight_devices_give_the_curve_of_one(config, tmp_path):
   config['num_steps'] = 16
   training.train(config, tmp_path / '1')
@@ -239,7 +253,13 @@ def test_two_processes_do_not_share_a_workdir(config, tmp_path):
     ({'num_devices': 9, 'batch_size': 18}, 'num_devices=9'),
     ({'num_devices': 3}, 'num_devices=3'),
     ({'num_steps': 0}, 'num_steps=0'),
+    ({'num_steps': 2**31}, 'num_steps=2147483648; choose .* to 2,147,483,647'),
+    (
+      {'eval': {'num_points': 10**12, 'spacing': 'log'}},
+      'eval.num_points=1000',
+    ),
     ({'seed': 0.5}, 'seed=0.5'),
+    ({'seed': 2**32}, 'seed=4294967296; choose .* to 4,294,967,295'),
     ({'checkpoint_seconds': -1.0}, 'checkpoint_seconds=-1.0'),
     (
       {'optimizer': {'name': 'sgd', 'learning_rate': -1.0}},

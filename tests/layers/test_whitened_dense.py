@@ -91,12 +91,15 @@ def test_a_refresh_keeps_outputs_to_double_precision(x64, method):
   assert change_at_refreshes(layer, np.float64) <= 1e-12
 
 
-@pytest.mark.parametrize('use_bias', [True, False])
-def test_after_a_refresh_its_input_is_white(x64, use_bias):
+@pytest.mark.parametrize(
+  ('method', 'use_bias'),
+  [('zca', True), ('zca', False), ('cholesky', True), ('pca', True)],
+)
+def test_after_a_refresh_its_input_is_white(x64, method, use_bias):
   layer = WhitenedDense(
     D,
     M,
-    whiten=norms.Whiten('zca', epsilon=1e-13),
+    whiten=norms.Whiten(method, epsilon=1e-13),
     use_bias=use_bias,
     param_dtype=jnp.float64,
     rngs=nnx.Rngs(0),

@@ -97,6 +97,12 @@ def test_info_reports_what_the_root_does():
   assert not np.any(jax.grad(loss)(matrix))
 
 
+def test_the_first_and_the_last_step_are_counted():
+  """All that 1 takes, which is what it is to become."""
+  _, info = roots.newton_schulz_with_info(jnp.ones((1, 1)))
+  assert info.num_iterations == 2
+
+
 def test_a_looser_tolerance_takes_fewer_steps_and_is_met():
   matrix = spd(16, 1e2)
   counts = []

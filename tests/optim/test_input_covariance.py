@@ -187,6 +187,19 @@ def test_bad_inputs_give_finite_updates(structure):
     assert all(np.isfinite(leaf).all() for leaf in updates.values())
 
 
+@pytest.mark.parametrize('structure', ['full', 'diagonal', 'identity'])
+def test_until_there_are_moments_a_gradient_is_as_it_was(structure):
+  ((x, gradient),) = steps(1)
+  broken = (np.where(np.arange(D) == 1, np.nan, x), gradient)
+  first, second = run(
+    PRECONDITION(every=5, covariance=structure), [broken, (x, gradient)]
+  )
+  (alone,) = run(PRECONDITION(every=5, covariance=structure), [(x, gradient)])
+  for key in gradient:
+    np.testing.assert_allclose(first[key], gradient[key], rtol=1e-6)
+    np.testing.assert_allclose(second[key], alone[key], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
   ('options', 'message'),
   [

@@ -5,9 +5,9 @@ expensive, as it requires computing the covariance matrix and its inverse square
 root". Here is what a whole training step takes, of a network with two hidden
 layers of d units and batches of 1,024 of the digits: forward, backward and
 update, with nothing, batch norm, IterNorm (5 iterations), Newton-Schulz to
-rounding, ZCA and PCA at every step, all of the d units in one block; and with
-whitening every 20 steps, by PRONG and in the optimizer, with the renewals in
-it.
+rounding, ZCA, PCA and Cholesky at every step, all of the d units in one block;
+and with whitening every 20 steps, by PRONG and in the optimizer, with the
+renewals in it.
 
     python -m bn_research.sweep --config=configs/whitening_cost.py \\
         --workdir=runs/whitening_cost --jobs=1
@@ -38,6 +38,7 @@ METHODS = {
       ('Newton-Schulz', 'newton_schulz'),
       ('ZCA', 'zca'),
       ('PCA', 'pca'),
+      ('Cholesky', 'cholesky'),
     )
   },
   'PRONG, every 20': {'model.dense.name': 'prong'},

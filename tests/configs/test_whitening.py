@@ -10,6 +10,7 @@ import jax
 import pytest
 
 from bn_research import cli, data, dotted, models, optim
+from bn_research.norms import roots
 from bn_research.reports import claims, figures, panels, specs
 from bn_research.sweeps import points
 
@@ -74,6 +75,11 @@ def test_the_report_is_well_formed(name):
     assert len(set(wheres)) == len(wheres)
   for spec in report.get('claims', ()):
     claims.Claim(**spec)
+
+
+def test_the_cost_is_of_every_method():
+  found = {p.get('model.norm.method') for p in module('whitening_cost').sweep()}
+  assert found - {None} == set(roots.METHODS)
 
 
 def matching(name, where):

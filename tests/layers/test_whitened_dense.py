@@ -144,6 +144,19 @@ def test_what_does_not_vary_moves_nothing():
   assert jnp.isfinite(layer(x)).all()
 
 
+def test_momentum_of_a_narrower_type_is_carried_in_it():
+  layer, wide = (WhitenedDense(D, M, rngs=nnx.Rngs(0)) for _ in range(2))
+  narrow = nnx.clone(wide)
+  for param in (narrow.kernel, narrow.bias):
+    param.set_value(param[...].astype(jnp.bfloat16))
+  moments = inputs.feature_moments(next(batches(1)))
+  assert layer.refresh(moments, (wide, narrow))
+  assert narrow.kernel[...].dtype == narrow.bias[...].dtype == jnp.bfloat16
+  # Single entries cancel; bfloat16 has eight bits.
+  apart = np.asarray(narrow.kernel[...] - wide.kernel[...])
+  assert np.linalg.norm(apart) <= 0.01 * np.linalg.norm(wide.kernel[...])
+
+
 def test_an_interval_must_be_positive():
   with pytest.raises(ValueError, match='every=0 must be at least 1 step'):
     WhitenedDense(D, M, every=0, rngs=nnx.Rngs(0))

@@ -395,6 +395,14 @@ def test_pca_derivative_is_finite_at_a_tie(x64):
     assert np.isfinite(gradient).all()
 
 
+def test_pca_derivative_leaves_out_what_is_tied_to_rounding(x64):
+  """Eigenvalues that are equal, in a basis in which they are not quite."""
+  vectors = np.linalg.qr(np.random.default_rng(0).standard_normal((6, 6)))[0]
+  matrix = (vectors * np.array([1.0, 1, 1, 2, 2, 3])) @ vectors.T
+  gradient = jax.grad(functional('pca', 6))((matrix + matrix.T) / 2)
+  assert np.abs(gradient).max() <= 1e2
+
+
 def test_types_and_mistakes():
   matrix = jnp.eye(3, dtype=jnp.bfloat16)
   for method in METHODS:

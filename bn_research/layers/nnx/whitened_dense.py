@@ -128,7 +128,9 @@ class WhitenedDense(nnx.Module):
       new = coordinates.Coordinates(mean, root.T)
       first = coordinates.move(weights[0], old, new)
       rest = [coordinates.carry(w, old, new) for w in weights[1:]]
-      return new, [first, *rest]
+      # Momentum may be held in a narrower type.
+      as_before = lambda w, old: w.astype(old.dtype)
+      return new, jax.tree.map(as_before, [first, *rest], weights)
 
     is_due = (average.steps % self.every == 0) & (learned.steps > average.steps)
     # What does not vary has no white coordinates.

@@ -33,7 +33,7 @@ def estimate(
   Two passes over `x` on each device, then one gather and an exact merge. The
   derivative is
 
-    dmean = Σ dx / n,    dcomoment = P + Pᵀ,    P = Σ dx (x - mean)ᵀ,
+    dmean = Σ dx / n,    dcomoment = P + Pᵀ,    P = Σ (x - mean) dxᵀ,
 
   the sums travelling together; autodiff would take two products of the size of
   the batch for P and Pᵀ, and sum over the batch once more for the mean.
@@ -67,7 +67,8 @@ def _estimate_jvp(axes, size, devices, primals, tangents):
   def sums(x, mask, mean, dx):
     dx = keep(mask, wide(dx))
     apart = keep(mask, wide(x) - mean)
-    left, right = (_blocks_first(z, size) for z in (dx, apart))
+    # In this order the product of the backward pass needs no transposition.
+    left, right = (_blocks_first(z, size) for z in (apart, dx))
     return dx.sum(axes, keepdims=True), _products(left, right, axes)
 
   local = recomputed(sums)(x, mask, moments.mean, tangents[0])

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from bn_research.norms.collectives import Devices, vary_like
 
@@ -62,7 +63,10 @@ class Moments(NamedTuple):
     add = partial(jnp.sum, axis=axis, keepdims=True)
     counts = jnp.broadcast_to(self.count, self.mean.shape)
     count = add(counts)
-    mean = add(counts * self.mean) / jnp.maximum(count, 1)
+    total = jnp.maximum(count, 1)
+    mean = add(counts * self.mean) / total
+    # Twice: equal means must not differ from theirs by its rounding.
+    mean += lax.stop_gradient(add(counts * (self.mean - mean))) / total
     apart = self.mean - mean
     if self.is_covariance:
       between = self._like_comoment(counts) * self._outer(apart)

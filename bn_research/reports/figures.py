@@ -11,7 +11,11 @@ from bn_research.reports import specs
 from bn_research.reports.runs import Run
 
 # Okabe and Ito's palette, which the color-blind can tell apart.
-_COLORS = ('#D55E00', '#0072B2', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
+_COLORS = (
+  *('#D55E00', '#0072B2', '#009E73', '#CC79A7', '#E69F00', '#56B4E9'),
+  '#000000',
+)
+# A number without a factor in common: 28 series differ in one or the other.
 _LINESTYLES = ('--', '-', '-.', ':')
 
 _STYLE: Any = {

@@ -87,6 +87,15 @@ def test_merging_covariances_is_one_set():
   )
 
 
+@pytest.mark.parametrize('groups', [3, 7, 60])
+def test_what_is_equal_everywhere_has_no_variance_when_merged(groups):
+  """A relative epsilon would make a rounding of the merged mean white."""
+  mean = np.full((groups, 3), 0.1, 'float32')
+  count = np.arange(groups, dtype='float32')[:, None]
+  parts = norms.Moments(*map(jnp.asarray, (count, mean, np.zeros_like(mean))))
+  np.testing.assert_array_equal(parts.merged(0).comoment, 0)
+
+
 @pytest.mark.parametrize(
   'norm',
   [norms.batch_norm(group_size=4), norms.group_norm(2), norms.layer_norm()],

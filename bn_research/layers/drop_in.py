@@ -98,13 +98,16 @@ def on_one_device(normalization: Any) -> Any:
 
 def _alone(normalization: Any) -> Any:
   if not isinstance(normalization, Normalization):
-    return normalization
-  scope: Any = normalization.scope
-  names = {'axis_name', 'axis_index_groups'}
-  given = {f.name: None for f in dataclasses.fields(scope) if f.name in names}
+    return _without_names(normalization)
   return dataclasses.replace(
-    normalization, scope=dataclasses.replace(scope, **given)
+    normalization, scope=_without_names(normalization.scope)
   )
+
+
+def _without_names(value: Any) -> Any:
+  names = {'axis_name', 'axis_index_groups'}
+  given = {f.name: None for f in dataclasses.fields(value) if f.name in names}
+  return dataclasses.replace(value, **given)
 
 
 def apply(

@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from bn_research.norms import checks
+from bn_research.norms.collectives import AxisNames
 from bn_research.norms.moments import keep, wide
 from bn_research.norms.normalization import Normalization
 from bn_research.norms.population import Ema
-from bn_research.norms.scopes import Batch, Example
+from bn_research.norms.scopes import Batch, Example, as_tuples
 from bn_research.norms.standardize import Standardize
 
 Learned = Mapping[str, jax.Array]
@@ -114,12 +115,15 @@ class EvoNormB0:
   Attributes:
     momentum: Of the running variance of the batch.
     epsilon: Added to both variances.
+    axis_name: Named mesh axes to pool the batch over, under `shard_map`,
+      `pmap`, `vmap`.
 
   Source: Liu et al. (2020), Table 2.
   """
 
   momentum: float = 0.99
   epsilon: float = 1e-5
+  axis_name: AxisNames = None
 
   remembers = True
   scales = True
@@ -127,11 +131,14 @@ class EvoNormB0:
   def __post_init__(self):
     checks.non_negative(epsilon=self.epsilon)
     Ema(self.momentum)  # which checks it
+    object.__setattr__(self, 'axis_name', as_tuples(self.axis_name))
 
   @property
   def _batch(self) -> Normalization:
     return Normalization(
-      Batch(), Standardize(epsilon=self.epsilon), Ema(self.momentum)
+      Batch(axis_name=self.axis_name),
+      Standardize(epsilon=self.epsilon),
+      Ema(self.momentum),
     )
 
   def init(self, num_features: int) -> Any:

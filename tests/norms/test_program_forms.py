@@ -82,6 +82,29 @@ def test_batch_norm(form, devices, masked, x64):
   check(form, batch_norm, devices, masked)
 
 
+@pytest.mark.parametrize('check_vma', [True, False])
+def test_evonorm_b0_has_the_variance_of_the_whole_batch(check_vma, x64):
+  batch, *_ = arguments(SHAPE)
+  learned = {'v': jnp.linspace(0.0, 0.2, SHAPE[-1])}
+
+  def step(norm, x):
+    start = norm.init(SHAPE[-1])
+    call = lambda x: norm.apply(x, start, learned=learned)
+    y, pullback, state = jax.vjp(call, x, has_aux=True)
+    return y, pullback(y), state.var
+
+  rows = P('i')
+  mapped = jax.shard_map(
+    partial(step, norms.create('evonorm_b0', axis_name='i')),
+    mesh=forms.make_mesh(8),
+    in_specs=rows,
+    out_specs=(rows, rows, P()),
+    check_vma=check_vma,
+  )
+  x = batch.x
+  close(jax.jit(mapped)(x), step(norms.create('evonorm_b0'), x))
+
+
 # Groups within a device, uneven, across devices, and of many devices.
 GHOSTS = {
   size: partial(norms.batch_norm, momentum=0.8, group_size=size)

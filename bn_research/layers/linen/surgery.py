@@ -83,6 +83,11 @@ def fold(
     ValueError: If there is no such normalization or layer, or it remembers
       nothing, and so is not affine.
   """
+  if not isinstance(normalization, norms.Normalization):
+    raise ValueError(
+      f'{normalization} is not a norms.Normalization; only one of those is '
+      'folded: give its parts as layers of their own.'
+    )
   population = normalization.population
   if population is None:
     raise ValueError(

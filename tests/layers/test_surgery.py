@@ -259,9 +259,9 @@ def test_linen_variables_fold_and_carry(norm):
   np.testing.assert_allclose(y, before, atol=1e-6)
   with pytest.raises(ValueError, match='no normalization at'):
     linen_surgery.fold(variables, {('nrom',): ('dense',)}, norm)
+  pairs, chain = {('norm',): ('dense',)}, norms.Chain((norm,))
   with pytest.raises(ValueError, match='give its parts as layers'):
-    pairs = {('norm',): ('dense',)}
-    linen_surgery.fold(variables, pairs, norms.Chain((norm,)))
+    linen_surgery.fold(variables, pairs, chain)
 
 
 def test_torch_conventions_go_there_and_back():

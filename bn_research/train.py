@@ -1,7 +1,7 @@
 """Trains one network.
 
 python -m bn_research.train --config=configs/ioffe2015_fig1.py:digits \\
-  --workdir=/tmp/run
+  --workdir=runs/first
 
 The workdir then holds `config.json`, `metrics.jsonl`, `status.json`, probes,
 checkpoints and TensorBoard's events. The same command goes on with a run that

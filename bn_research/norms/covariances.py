@@ -30,8 +30,8 @@ def estimate(
 ) -> Moments:
   """Estimates mean and covariances over `axes` of `x` and over devices.
 
-  Two passes over `x` on each device, then one gather and an exact merge. The
-  derivative is
+  Three passes over `x` on each device (sum, what its rounding left over, and
+  products), then one gather and an exact merge. The derivative is
 
     dmean = Σ dx / n,    dcomoment = P + Pᵀ,    P = Σ (x - mean) dxᵀ,
 

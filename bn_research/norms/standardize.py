@@ -182,7 +182,8 @@ def _outer(left: jax.Array, right: jax.Array) -> jax.Array:
     [a for a, size in enumerate(side.shape) if size != 1]
     for side in (left, right)
   )
-  if not (rows and columns and rows[-1] < columns[0]):
+  is_outer = bool(rows and columns) and rows[-1] < columns[0]
+  if left.ndim != right.ndim or not is_outer:
     return left * right
   product = jnp.tensordot(
     left.squeeze(_but(rows, left.ndim)),

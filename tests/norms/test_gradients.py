@@ -134,6 +134,29 @@ def test_section_2_the_bias_grows_where_the_mean_is_stopped():
   np.testing.assert_allclose(last, first, rtol=1e-5)
 
 
+@pytest.mark.parametrize('rows', [1, 3])
+@pytest.mark.parametrize('ranks', [(1, 2), (2, 1), (2, 2)])
+def test_moments_and_affine_need_not_be_of_one_rank(rows, ranks, x64):
+  """With one row, moments of features are as large as the activations."""
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(size=(rows, 4)))
+  shapes = [(1,) * (rank - 1) + (4,) for rank in ranks for _ in range(2)]
+  arrays = [jnp.asarray(rng.uniform(1, 2, shape)) for shape in shapes]
+
+  def plain(x, mean, var, scale, bias):
+    return (x - mean) / jnp.sqrt(var + 0.1) * scale + bias
+
+  def ours(x, *arrays):
+    return norms.normalize(x, None, *arrays, epsilon=0.1)
+
+  for f in (jax.jacrev, jax.jacfwd):
+    jax.tree.map(
+      partial(np.testing.assert_allclose, atol=1e-12),
+      f(ours, tuple(range(5)))(x, *arrays),
+      f(plain, tuple(range(5)))(x, *arrays),
+    )
+
+
 def test_recalled_is_the_batch_before_the_first_and_the_population_after():
   norm = norms.batch_norm(gradient='recalled')
   first, second = jax.random.normal(jax.random.key(0), (2, 8, 3)) + 3

@@ -8,7 +8,7 @@ from bn_research.norms.collectives import AxisNames
 from bn_research.norms.divide import Divide
 from bn_research.norms.moments import Moments
 from bn_research.norms.normalization import Normalization
-from bn_research.norms.scopes import Example, Neighbourhood, as_tuples
+from bn_research.norms.scopes import Example, Neighbourhood
 from bn_research.norms.scopes.example import Pooled
 from bn_research.norms.standardize import Standardize
 
@@ -35,7 +35,7 @@ def layer_norm(
   Source: Ba et al. (2016), equation 3.
   """
   return Normalization(
-    Example(as_tuples(axes), axis_name=as_tuples(axis_name)),
+    Example(axes, axis_name=axis_name),
     Standardize(epsilon=epsilon),
     gradient=gradients.resolve(gradient),
   )
@@ -62,7 +62,7 @@ def rms_norm(
   Source: Zhang and Sennrich (2019), equation 4.
   """
   return Normalization(
-    Example(as_tuples(axes), axis_name=as_tuples(axis_name)),
+    Example(axes, axis_name=axis_name),
     Standardize(centre=False, epsilon=epsilon),
     gradient=gradients.resolve(gradient),
   )

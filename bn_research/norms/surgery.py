@@ -16,7 +16,6 @@ from bn_research.norms.collectives import AxisNames
 from bn_research.norms.combine import mapped
 from bn_research.norms.normalization import Normalization
 from bn_research.norms.population import Fixed
-from bn_research.norms.scopes import as_tuples
 
 
 def freeze(normalization: Normalization) -> Normalization:
@@ -66,12 +65,11 @@ def sync(normalization: Normalization, axis_name: AxisNames) -> Normalization:
   Raises:
     ValueError: If the scope has none.
   """
-  names = as_tuples(axis_name)
 
   def change(part):
     # Of a combination, what pools within an example is whole on each device.
     is_one_of_several = part is not normalization and not part.remembers
-    return part if is_one_of_several else _synced(part, names)
+    return part if is_one_of_several else _synced(part, axis_name)
 
   return mapped(change, normalization)
 

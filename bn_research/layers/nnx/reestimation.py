@@ -41,8 +41,8 @@ def reestimate(
     in_order: Whether layer by layer.
 
   Raises:
-    ValueError: If nothing in the model remembers, what does is not a single
-      `norms.Normalization`, or it met no batch.
+    ValueError: If nothing in the model remembers, what does is not made of
+      `norms.Normalization`s, or it met no batch.
 
   Source: Ioffe and Szegedy (2015), Algorithm 2.
   """

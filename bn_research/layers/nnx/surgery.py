@@ -192,7 +192,7 @@ def fold(model: nnx.Module, pairs: dict[Path, Path]) -> None:
       )
     layer = at(model, layer_path)
     if getattr(layer, 'feature_group_count', 1) > 1 and isinstance(
-      norm.normalization.map, norms.Whiten
+      getattr(norm.normalization, 'map', None), norms.Whiten
     ):
       raise ValueError(
         f'{layer_path}: the outputs of a convolution of '

@@ -5,6 +5,7 @@ They have the calls of a `Normalization` and plug in where one does; a state and
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,7 +13,24 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from bn_research.norms.memory import keeping_statistics
 from bn_research.norms.moments import keep
+
+
+def _keeping_statistics(apply):
+  """Lets `apply` keep `x` and statistics alone for the backward pass.
+
+  What its parts make of `x`, each as large as it, is made again.
+  """
+
+  @functools.wraps(apply)
+  def wrapped(self, x, state, **options):
+    arrays = {k: v for k, v in options.items() if not isinstance(v, bool)}
+    flags = {k: v for k, v in options.items() if isinstance(v, bool)}
+    again = keeping_statistics(functools.partial(apply, self, **flags))
+    return again(x, state, **arrays)
+
+  return wrapped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +64,7 @@ class Chain:
     """Returns what is learned in each part beside scale and bias."""
     return tuple(part.learned(num_features) for part in self.parts)
 
+  @_keeping_statistics
   def apply(
     self, x, state, *, scale=None, bias=None, learned=None, **options
   ) -> tuple[jax.Array, tuple[Any, ...]]:
@@ -94,6 +113,7 @@ class Mixture:
     parts = tuple(part.learned(num_features) for part in self.parts)
     return {'logits': jnp.zeros(len(self.parts)), 'parts': parts}
 
+  @_keeping_statistics
   def apply(
     self, x, state, *, scale=None, bias=None, learned, **options
   ) -> tuple[jax.Array, tuple[Any, ...]]:
@@ -142,6 +162,7 @@ class Coloured:
     inner = self.normalization.learned(num_features)
     return {'colouring': jnp.eye(num_features), 'inner': inner}
 
+  @_keeping_statistics
   def apply(
     self, x, state, *, scale=None, bias=None, learned, **options
   ) -> tuple[jax.Array, Any]:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from bn_research.norms import meshes
 from bn_research.norms.memory import keeping_statistics
 from bn_research.norms.moments import keep
 
@@ -172,7 +173,7 @@ class Coloured:
     )
     y = jnp.matmul(y, learned['colouring'].T, precision=lax.Precision.HIGHEST)
     y = _affine(y, scale, bias, options.get('mask'))
-    return y.astype(x.dtype), state
+    return meshes.cut_like(y, x).astype(x.dtype), state
 
 
 def mapped(change: Callable[[Any], Any], normalization: Any) -> Any:

@@ -118,13 +118,11 @@ def report():
             'metric': 'train_loss',
             'ylabel': 'training loss',
             'yscale': 'log',
-            'loc': None,
           },
           {
             'name': 'curves',
             'metric': 'test_accuracy',
             'ylabel': 'test accuracy',
-            'loc': 'center right',
           },
         ],
       }

@@ -131,7 +131,7 @@ def report():
         'name': 'whitened_inputs',
         'series': series(best),
         'panels': [
-          {'name': 'curves', **loss, 'loc': 'upper right'},
+          {'name': 'curves', **loss},
           {
             'name': 'curves',
             'metric': 'test_accuracy',

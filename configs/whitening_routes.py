@@ -134,7 +134,6 @@ def report():
     'metric': 'train_loss',
     'ylabel': 'training loss',
     'yscale': 'log',
-    'loc': 'upper right',
   }
   accuracy = {
     'name': 'curves',
@@ -146,7 +145,6 @@ def report():
     'x': 'seconds',
     'xlabel': 'seconds of training',
     'xscale': 'log',
-    'loc': None,
   }
   series = [{'label': label, 'where': where} for label, where in ROUTES.items()]
   claim = {

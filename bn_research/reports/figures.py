@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bn_research import errors, workdir
+from bn_research import disk, errors
 from bn_research.reports import labels, specs
 from bn_research.reports import panels as panels_lib
 from bn_research.reports.runs import Run
@@ -113,7 +113,7 @@ def _series(spec, runs, index) -> panels_lib.Series:
 def _save(canvas: Any, path: pathlib.Path) -> pathlib.Path:
   """Writes a figure in the format that its suffix names."""
   kind = path.suffix[1:]
-  workdir.write_atomically(
+  disk.write_atomically(
     path,
     lambda file: canvas.savefig(file, format=kind, metadata=_METADATA[kind]),
   )

@@ -94,7 +94,10 @@ def _zoom(axes: Any, ylim: tuple[float, float]) -> None:
 
 
 def _label_logarithms(axis: Any) -> None:
-  """Writes plain numbers on an axis of logarithms, also within a decade."""
+  """Writes plain numbers on an axis of logarithms, the more the shorter it is.
+
+  Powers of ten alone would be one or two in a decade or two.
+  """
   from matplotlib import ticker
 
   if axis.get_scale() == 'linear':
@@ -102,8 +105,9 @@ def _label_logarithms(axis: Any) -> None:
   axis.set_major_formatter(_thousands)
   axis.set_minor_formatter('')
   low, high = axis.get_view_interval()
-  if axis.get_scale() == 'log' and high < 100 * low:
-    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+  if axis.get_scale() == 'log' and high < 1000 * low:
+    subs = (1, 2, 5) if high < 100 * low else (1, 3)
+    axis.set_major_locator(ticker.LogLocator(subs=subs))
 
 
 def _thousands(value: float, _: int) -> str:

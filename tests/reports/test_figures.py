@@ -101,8 +101,8 @@ def test_curves_by_seconds(five_seeds):
   np.testing.assert_allclose(axes.lines[0].get_xdata(), np.arange(0, 20.1, 0.2))
 
 
-@pytest.mark.parametrize('factor', [1.02, 3, 40, 1e4])
-def test_an_axis_of_logarithms_has_numbers_within_a_decade(factor, five_seeds):
+@pytest.mark.parametrize('factor', [1.02, 3, 40, 150, 1e4])
+def test_an_axis_of_logarithms_has_numbers_however_short(factor, five_seeds):
   run = dataclasses.replace(five_seeds[0])
   seconds = 0.7 * factor ** np.linspace(0, 1, 7)
   run.__dict__['_rows'] = [
@@ -119,7 +119,7 @@ def test_an_axis_of_logarithms_has_numbers_within_a_decade(factor, five_seeds):
       for tick in axis.get_major_ticks()
       if low <= tick.get_loc() <= high
     ]
-    assert 2 <= len(seen) <= 12
+    assert (4 if factor > 3 else 2) <= len(seen) <= 12
     assert len(set(seen)) == len(seen)
     assert all(float(text.replace('K', '')) > 0 for text in seen)
 

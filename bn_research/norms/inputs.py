@@ -7,23 +7,26 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from bn_research.norms.collectives import AxisNames
 from bn_research.norms.moments import Moments
 from bn_research.norms.scopes import Batch
 from bn_research.norms.whiten import Whiten
 
 
-def feature_moments(x: jax.Array) -> Moments:
-  """Mean and covariance of the inputs of a dense layer, over all devices.
+def feature_moments(x: jax.Array, axis_name: AxisNames = None) -> Moments:
+  """Mean and covariance of the inputs of a dense layer.
 
   No gradient flows through them.
 
   Args:
     x: (batch, ..., d), floating; all axes but the last are pooled.
+    axis_name: Named mesh axes to pool over, in `shard_map` and alike; a `jit`
+      over a mesh pools over all devices as it is.
 
   Returns:
     Count and mean (d,), and co-moment (1, d, d).
   """
-  scope, map = Batch(), Whiten()
+  scope, map = Batch(axis_name=axis_name), Whiten()
   x = lax.stop_gradient(x)
   view = scope.view(x, map)
   _, moments = scope.moments(view, view.split(x), None, map)
@@ -43,6 +46,7 @@ def patch_moments(
   *,
   input_dilation: Sequence[int] | None = None,
   kernel_dilation: Sequence[int] | None = None,
+  axis_name: AxisNames = None,
 ) -> Moments:
   """Mean and covariance of the patches that a convolution's kernel meets.
 
@@ -57,6 +61,7 @@ def patch_moments(
     padding: As for `lax.conv_general_dilated`.
     input_dilation: As there; None for none.
     kernel_dilation: As there; None for none.
+    axis_name: As for `feature_moments`.
 
   Returns:
     Count and mean (d,), and co-moment (1, d, d).
@@ -77,5 +82,5 @@ def patch_moments(
   )
   by_channel = patches.reshape((*patches.shape[:-1], x.shape[-1], -1))
   return feature_moments(
-    jnp.swapaxes(by_channel, -1, -2).reshape(patches.shape)
+    jnp.swapaxes(by_channel, -1, -2).reshape(patches.shape), axis_name
   )

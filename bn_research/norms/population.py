@@ -51,11 +51,14 @@ def _running(mean: jax.Array, var: jax.Array) -> Running:
 
 def _sound(moments: Moments, least: int) -> jax.Array:
   """Whether every feature has enough activations and finite moments."""
-  enough = jnp.all(moments.count >= least)
-  # Where a mean is not finite, neither are the deviations from it. One maximum
-  # is a fraction of the launches of two conjunctions, which small layers feel.
-  largest = jnp.max(jnp.abs(moments.comoment), initial=0)
-  return enough & jnp.isfinite(largest)
+  sizes = [jnp.abs(leaf) for leaf in (moments.mean, moments.comoment)]
+  if not moments.is_covariance:
+    # One pass: a layer of few features feels each launch of a reduction.
+    sizes = [jnp.maximum(*sizes)]
+  sound = jnp.all(moments.count >= least)
+  for size in sizes:
+    sound &= jnp.isfinite(jnp.max(size, initial=0))
+  return sound
 
 
 def _moved(state, moments: Moments, rate, unbiased: bool = False):

@@ -1,5 +1,7 @@
 """Moments of what a kernel multiplies."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,3 +95,23 @@ def test_no_gradient_flows_through_them():
 
   x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)), jnp.float32)
   np.testing.assert_array_equal(jax.grad(total)(x), 0)
+
+
+@pytest.mark.parametrize('kind', ['features', 'patches'])
+def test_over_devices(kind):
+  """In a map over devices, the moments are those of all of them."""
+  shape = (16, 3) if kind == 'features' else (16, 5, 4, 2)
+  x = jnp.asarray(np.random.default_rng(0).normal(size=shape) + 3, jnp.float32)
+
+  def measure(x, axis_name=None):
+    if kind == 'features':
+      return inputs.feature_moments(x, axis_name)
+    size, strides = (3, 2), (1, 1)
+    return inputs.patch_moments(x, size, strides, 'SAME', axis_name=axis_name)
+
+  spread = jax.vmap(partial(measure, axis_name='i'), axis_name='i')
+  parts = spread(x.reshape(4, 4, *shape[1:]))
+  whole = measure(x)
+  for part, right in zip(parts, whole, strict=True):
+    right = np.broadcast_to(right, part.shape)
+    np.testing.assert_allclose(part, right, rtol=1e-5, atol=1e-4)

@@ -9,6 +9,7 @@ from flax import nnx
 from bn_research import norms
 from bn_research.layers.nnx.whitened_dense import WhitenedDense
 from bn_research.norms import inputs
+from bn_research.norms.collectives import AxisNames
 
 Note = Callable[[norms.Moments], None]
 
@@ -16,7 +17,9 @@ _LAYERS = (nnx.Linear, nnx.Conv, WhitenedDense)
 
 
 def record_inputs(
-  model: nnx.Module, of: tuple[type, ...] = _LAYERS
+  model: nnx.Module,
+  of: tuple[type, ...] = _LAYERS,
+  axis_name: AxisNames = None,
 ) -> dict[str, norms.Moments]:
   """Lets dense and convolution layers note the moments of their inputs.
 
@@ -26,6 +29,7 @@ def record_inputs(
     model: The model, from now on recording; a copy, where it is to be used
       again.
     of: The classes of layers that are to note, of those by default.
+    axis_name: Named mesh axes to pool over, as for `inputs.feature_moments`.
 
   Returns:
     A dict, empty, which calls of the model fill: moments by the name of the
@@ -34,7 +38,8 @@ def record_inputs(
   found: dict[str, norms.Moments] = {}
   for path, layer in nnx.iter_modules(model):
     if isinstance(layer, of):
-      _listen(layer, _note_in(found, '/'.join(map(str, path))))
+      note = _note_in(found, '/'.join(map(str, path)))
+      _listen(layer, note, axis_name)
   return found
 
 
@@ -47,27 +52,29 @@ def _note_in(found: dict[str, norms.Moments], name: str) -> Note:
   return note
 
 
-def _listen(layer: Any, note: Note) -> None:
+def _listen(layer: Any, note: Note, axis_name: AxisNames) -> None:
   """Puts `note` where the layer hands its input on."""
   if isinstance(layer, WhitenedDense):
-    layer.observe = lambda x: note(inputs.feature_moments(x))
+    layer.observe = lambda x: note(inputs.feature_moments(x, axis_name))
   elif isinstance(layer, nnx.Linear):
-    layer.dot_general = _noting_features(layer.dot_general, note)
+    layer.dot_general = _noting_features(layer.dot_general, note, axis_name)
   elif isinstance(layer, nnx.Conv):
     layer.conv_general_dilated = _noting_patches(
-      layer.conv_general_dilated, note
+      layer.conv_general_dilated, note, axis_name
     )
 
 
-def _noting_features(dot_general: Callable[..., jax.Array], note: Note):
+def _noting_features(dot_general: Callable[..., jax.Array], note, axis_name):
   def noting(x, kernel, *args, **options):
-    note(inputs.feature_moments(x))
+    note(inputs.feature_moments(x, axis_name))
     return dot_general(x, kernel, *args, **options)
 
   return noting
 
 
-def _noting_patches(conv_general_dilated: Callable[..., jax.Array], note: Note):
+def _noting_patches(
+  conv_general_dilated: Callable[..., jax.Array], note, axis_name
+):
   def noting(x, kernel, strides, padding, **options):
     moments = inputs.patch_moments(
       x,
@@ -76,6 +83,7 @@ def _noting_patches(conv_general_dilated: Callable[..., jax.Array], note: Note):
       padding,
       input_dilation=options['lhs_dilation'],
       kernel_dilation=options['rhs_dilation'],
+      axis_name=axis_name,
     )
     note(moments)
     return conv_general_dilated(x, kernel, strides, padding, **options)

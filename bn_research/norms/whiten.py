@@ -163,9 +163,9 @@ class Whiten:
     root = jnp.where(real[..., None], root / jnp.sqrt(unit), eye)
     return jnp.where(usable, root, 0)
 
-  def finish(self, x, mask, pair, scale, bias) -> jax.Array:
+  def finish(self, x, mask, pair, scale, bias, dtype) -> jax.Array:
     """Centres, whitens, scales and shifts, in one rule."""
-    return covariances.whiten(x, mask, *pair[:2], scale, bias)
+    return covariances.whiten(x, mask, *pair[:2], scale, bias, dtype)
 
   def _real(self, covariance: jax.Array, channels: int) -> np.ndarray:
     """Which places of the blocks are of channels, (blocks, d)."""

@@ -324,6 +324,37 @@ def drawn(rows, features=3, seed=0):
   return jnp.asarray(x, jnp.float32)
 
 
+TYPES = [
+  {},
+  {'dtype': jnp.bfloat16},
+  {'param_dtype': jnp.bfloat16},
+  {'dtype': jnp.float32, 'param_dtype': jnp.float16},
+]
+
+
+@pytest.mark.parametrize('types', TYPES)
+@pytest.mark.parametrize('x_type', ['float32', 'bfloat16'])
+def test_replacing_keeps_types(types, x_type):
+  model = nnx.Sequential(nnx.BatchNorm(3, **types, rngs=nnx.Rngs(0)))
+  x = drawn(32).astype(x_type)
+  expected = model(x).dtype
+  for change in (lambda norm: norm, norms.freeze):
+    surgery.replace(model, change)
+    norm, y = model.layers[0], model(x)
+    assert y.dtype == expected
+    assert norm.scale[...].dtype == types.get('param_dtype', jnp.float32)
+    assert norm.param_dtype == norm.scale[...].dtype
+    assert norm.dtype == types.get('dtype')
+
+
+def test_folding_keeps_the_type_of_the_result():
+  norm = layers.BatchNorm(4, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+  before, after = fold_after(nnx.Linear(4, 4, rngs=nnx.Rngs(0)), norm)
+  assert before.dtype == after.dtype == jnp.bfloat16
+  before, after = (np.asarray(y, np.float32) for y in (before, after))
+  np.testing.assert_allclose(after, before, 2**-7, 1e-5)
+
+
 def test_a_norm_in_two_places_stays_one():
   model = Once(of_features(norms.batch_norm()))
   surgery.replace(model, norms.freeze, lambda path: path == ('again',))
@@ -429,7 +460,8 @@ def test_what_is_perhaps_not_affine_is_not_folded():
 
 def fold_after(layer, norm):
   """Outputs of a model before and after folding."""
-  model = nnx.Sequential(layer, of_features(norm, 4))
+  norm = norm if isinstance(norm, nnx.Module) else of_features(norm, 4)
+  model = nnx.Sequential(layer, norm)
   x = jax.random.normal(jax.random.key(0), (4, 6, 6, 4))
   model(x)
   model.eval()

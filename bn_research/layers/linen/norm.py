@@ -31,8 +31,8 @@ class Norm(nn.Module):
     use_bias: Whether there is a learned bias.
     scale_init: Initializer of the scale.
     bias_init: Initializer of the bias.
-    dtype: Type of the result; None for what the types of activations, scale and
-      bias promote to.
+    dtype: Type of the result; None for what activations, scale and bias promote
+      to.
     param_dtype: Type of scale and bias.
   """
 

@@ -57,8 +57,8 @@ class Norm(nnx.Module):
       use_bias: Whether there is a learned bias.
       scale_init: Initializer of the scale.
       bias_init: Initializer of the bias.
-      dtype: Type of the result; None for what the types of activations, scale
-        and bias promote to.
+      dtype: Type of the result; None for what activations, scale, bias and, as
+        in `nnx.BatchNorm`, statistics promote to.
       param_dtype: Type of scale and bias.
       rngs: Keys for the initializers.
     """
@@ -121,6 +121,7 @@ class Norm(nnx.Module):
       is_leaf=_is_variable,
     )
     scale, bias = value(self.scale), value(self.bias)
+    types = x, scale, bias, *jax.tree.leaves(state)
     y, new = drop_in.apply(
       self.normalization,
       x,
@@ -128,7 +129,7 @@ class Norm(nnx.Module):
       scale=scale,
       bias=bias,
       features=(x.ndim - 1,),
-      dtype=dtypes.canonicalize_dtype(x, scale, bias, dtype=self.dtype),
+      dtype=dtypes.canonicalize_dtype(*types, dtype=self.dtype),
       learned=learned,
       use_running=use_running_average and self.normalization.remembers,
       update=update,

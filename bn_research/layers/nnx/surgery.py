@@ -34,8 +34,9 @@ def replace(
   """Replaces normalizations in a model, in place.
 
   Scale, bias, what else is learned, and running statistics carry over where
-  the new one means the same by them; what it has beside starts afresh. A layer
-  that the model has in several places stays one layer.
+  the new one means the same by them; what it has beside starts afresh. So do
+  `dtype` and `param_dtype`. A layer that the model has in several places stays
+  one layer.
 
   Args:
     model: Its layers `Norm` and `BatchNorm`, Flax's own too, are replaced by
@@ -93,6 +94,7 @@ def as_norm(layer: nnx.Module) -> Norm:
     use_running_average=bool(layer.use_running_average),
     use_scale=layer.use_scale,
     use_bias=layer.use_bias,
+    dtype=layer.dtype,
     param_dtype=layer.param_dtype,
     rngs=nnx.Rngs(0),
   )
@@ -113,6 +115,8 @@ def _carried(old: Norm, normalization: norms.Normalization) -> Norm:
     use_running_average=old.use_running_average,
     use_scale=old.scale is not None,
     use_bias=old.bias is not None,
+    dtype=old.dtype,
+    param_dtype=old.param_dtype,
     rngs=nnx.Rngs(0),
   )
   _keep(new, 'scale', value(old.scale))
@@ -214,7 +218,11 @@ def fold(model: nnx.Module, pairs: dict[Path, Path]) -> None:
     layer.bias = nnx.Param(bias)
     layer.use_bias = True
     none = Norm(
-      norms.none(), norm.num_features, use_bias=False, rngs=nnx.Rngs(0)
+      norms.none(),
+      norm.num_features,
+      use_bias=False,
+      dtype=norm.dtype,
+      rngs=nnx.Rngs(0),
     )
     _set_child(at(model, norm_path[:-1]), norm_path[-1], none)
 

@@ -185,7 +185,8 @@ def fold(model: nnx.Module, pairs: dict[Path, Path]) -> None:
       `nnx.Conv` whose output it normalizes.
 
   Raises:
-    ValueError: If one remembers nothing, and so is not affine.
+    ValueError: If one remembers nothing, and so is not affine, or mixes outputs
+      that see different inputs.
   """
   for norm_path, layer_path in pairs.items():
     norm = as_norm(at(model, norm_path))
@@ -195,14 +196,6 @@ def fold(model: nnx.Module, pairs: dict[Path, Path]) -> None:
         'inference too, so it cannot be folded into a kernel.'
       )
     layer = at(model, layer_path)
-    if getattr(layer, 'feature_group_count', 1) > 1 and isinstance(
-      getattr(norm.normalization, 'map', None), norms.Whiten
-    ):
-      raise ValueError(
-        f'{layer_path}: the outputs of a convolution of '
-        f'feature_group_count={layer.feature_group_count} see different '
-        'inputs, and whitening mixes outputs; such a pair cannot be folded.'
-      )
     # A transposed kernel has its outputs before its inputs.
     turned = getattr(layer, 'transpose_kernel', False)
     turn = partial(jnp.swapaxes, axis1=-1, axis2=-2) if turned else lambda k: k
@@ -213,6 +206,7 @@ def fold(model: nnx.Module, pairs: dict[Path, Path]) -> None:
       state_of(norm),
       value(norm.scale),
       value(norm.bias),
+      getattr(layer, 'feature_group_count', 1),
     )
     layer.kernel.set_value(turn(kernel))
     layer.bias = nnx.Param(bias)

@@ -138,6 +138,7 @@ def apply(
     The result, and the next state.
   """
   checks.activations(x, None)  # before a cast makes floats of integers
+  dtype = checks.result_type(x, dtype)
   if jnp.finfo(dtype).bits > 32:  # wider than statistics of a narrow x
     x = x.astype(jnp.promote_types(x.dtype, dtype))
   shape = [n if a in features else 1 for a, n in enumerate(x.shape)]

@@ -4,9 +4,12 @@
 python scripts/bench_norms.py [--norms=batch,layer,group] [--dtypes=float32]
 
 The turns of a round are interleaved; what is printed is the median over rounds
-of ours divided by theirs. Peers that are not installed are left out: flax.linen
-and flax.nnx, equinox, haiku, PyTorch. Statistics are those of the peer's
-default, which in Flax and Haiku is the unstable E[x²] - E[x]²; ours is stable.
+of ours divided by theirs. Ours is the drop-in layer, which has the variables of
+Flax's; `norms` is the function that it calls, whose batch norm returns the
+numbers of updates made and skipped too. Peers that are not installed are left
+out: flax.linen and flax.nnx, equinox, haiku, PyTorch. Statistics are those of
+the peer's default, which in Flax and Haiku is the unstable E[x²] - E[x]²; ours
+is stable.
 The bound is what moving the arrays takes at the rate of a copy measured in the
 same rounds: forward x in and y out, backward x and g in, dx out.
 """
@@ -23,6 +26,7 @@ from flax import linen as nn
 from flax import nnx
 
 from bn_research import norms
+from bn_research.layers import linen as layers
 
 _NORMS = flags.DEFINE_list('norms', ['batch', 'layer', 'group'], 'Which.')
 _DTYPES = flags.DEFINE_list('dtypes', ['float32', 'bfloat16'], 'Types of x.')
@@ -113,8 +117,9 @@ def _copy_turn(x) -> timing.Turn:
 
 
 def _forwards(kind: str, shape, dtype) -> Iterator[tuple[str, Forward]]:
-  yield 'ours', _ours(kind)
-  yield 'linen', _linen(kind, dtype)
+  yield 'ours', _linen(layers, kind, dtype)
+  yield 'norms', _norms(kind)
+  yield 'linen', _linen(nn, kind, dtype)
   yield 'nnx', _nnx(kind, shape, dtype)
   if importlib.util.find_spec('equinox'):
     yield 'equinox', _equinox(kind, shape)
@@ -122,7 +127,7 @@ def _forwards(kind: str, shape, dtype) -> Iterator[tuple[str, Forward]]:
     yield 'haiku', _haiku(kind, shape)
 
 
-def _ours(kind: str) -> Forward:
+def _norms(kind: str) -> Forward:
   norm = {
     'batch': norms.batch_norm(),
     'layer': norms.layer_norm(),
@@ -136,11 +141,11 @@ def _ours(kind: str) -> Forward:
   return forward
 
 
-def _linen(kind: str, dtype) -> Forward:
+def _linen(family: Any, kind: str, dtype) -> Forward:
   layer = {
-    'batch': nn.BatchNorm(use_running_average=False, dtype=dtype),
-    'layer': nn.LayerNorm(dtype=dtype),
-    'group': nn.GroupNorm(_GROUPS, dtype=dtype),
+    'batch': family.BatchNorm(use_running_average=False, dtype=dtype),
+    'layer': family.LayerNorm(dtype=dtype),
+    'group': family.GroupNorm(_GROUPS, dtype=dtype),
   }[kind]
 
   def forward(x, scale, bias):

@@ -5,6 +5,7 @@ They have the calls of a `Normalization` and plug in where one does; a state and
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +14,25 @@ import jax.numpy as jnp
 from jax import lax
 
 from bn_research.norms import checks
+from bn_research.norms.memory import keeping_statistics
 from bn_research.norms.moments import keep, wide_type
+
+
+def _keeping_statistics(apply):
+  """Lets `apply` keep `x` and statistics alone for the backward pass.
+
+  What its parts make of `x`, each as large as it, is made again.
+  """
+
+  @functools.wraps(apply)
+  def wrapped(self, x, state, *, dtype=None, **options):
+    arrays = {k: v for k, v in options.items() if not isinstance(v, bool)}
+    flags = {k: v for k, v in options.items() if isinstance(v, bool)}
+    fixed = functools.partial(apply, self, dtype=dtype, **flags)
+    again = keeping_statistics(fixed)
+    return again(x, state, **arrays)
+
+  return wrapped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +66,7 @@ class Chain:
     """Returns what is learned in each part beside scale and bias."""
     return tuple(part.learned(num_features) for part in self.parts)
 
+  @_keeping_statistics
   def apply(
     self,
     x,
@@ -104,6 +124,7 @@ class Mixture:
     parts = tuple(part.learned(num_features) for part in self.parts)
     return {'logits': jnp.zeros(len(self.parts)), 'parts': parts}
 
+  @_keeping_statistics
   def apply(
     self, x, state, *, scale=None, bias=None, learned, dtype=None, **options
   ) -> tuple[jax.Array, tuple[Any, ...]]:
@@ -153,6 +174,7 @@ class Coloured:
     inner = self.normalization.learned(num_features)
     return {'colouring': jnp.eye(num_features), 'inner': inner}
 
+  @_keeping_statistics
   def apply(
     self, x, state, *, scale=None, bias=None, learned, dtype=None, **options
   ) -> tuple[jax.Array, Any]:

@@ -13,6 +13,7 @@ from jax import lax
 
 from bn_research.norms import matrices
 from bn_research.norms.collectives import Devices
+from bn_research.norms.memory import recomputed, statistics
 from bn_research.norms.moments import (
   Axes,
   Moments,
@@ -20,7 +21,6 @@ from bn_research.norms.moments import (
   in_blocks,
   keep,
   pooled,
-  recomputed,
   wide,
 )
 
@@ -51,11 +51,12 @@ def estimate(
   """
   count = count_kept(x, mask, axes)
   x = keep(mask, wide(x))
-  mean = x.sum(axes, keepdims=True) / jnp.maximum(count, 1)
+  # Shares of the mean are added up: a sum may overflow where a mean does not.
+  share = 1 / jnp.maximum(count, 1)
+  mean = (x * share).sum(axes, keepdims=True)
   # Twice, so that what is constant deviates by nothing at all: a relative ε
   # would make its rounding white.
-  rest = keep(mask, x - mean).sum(axes, keepdims=True)
-  mean += rest / jnp.maximum(count, 1)
+  mean += (keep(mask, x - mean) * share).sum(axes, keepdims=True)
   blocks = _blocks_first(keep(mask, x - mean), size)
   return pooled(Moments(count, mean, _products(blocks, blocks, axes)), devices)
 
@@ -63,7 +64,7 @@ def estimate(
 @estimate.defjvp
 def _estimate_jvp(axes, size, devices, primals, tangents):
   x, mask = primals
-  moments = estimate(x, mask, axes, size, devices)
+  moments = statistics(estimate(x, mask, axes, size, devices))
 
   def sums(x, mask, mean, dx):
     dx = keep(mask, wide(dx))

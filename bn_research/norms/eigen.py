@@ -6,6 +6,7 @@ from jax import lax
 
 from bn_research.norms import implicit, matrices
 from bn_research.norms.matrices import matmul, transpose
+from bn_research.norms.memory import statistics
 
 
 def eigh(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -19,9 +20,14 @@ def eigh(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
   Returns:
     Eigenvalues, ascending, (..., d); eigenvectors, in columns, (..., d, d).
   """
-  vectors, values = lax.linalg.eigh(matrix, symmetrize_input=False)
+  values, vectors = _decomposed(matrix)
   least = jnp.finfo(values.dtype).eps * values[..., -1:]
   return jnp.maximum(values, least), vectors
+
+
+def _decomposed(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
+  vectors, values = lax.linalg.eigh(matrix, symmetrize_input=False)
+  return statistics((values, vectors))
 
 
 def in_basis(
@@ -64,7 +70,7 @@ def principal_axes(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @principal_axes.defjvp
 def _principal_axes_jvp(primals, tangents):
-  values, vectors = principal_axes(*primals)
+  values, vectors = statistics(principal_axes(*primals))
   inner = matmul(matmul(transpose(vectors), tangents[0]), vectors)
   gaps = values[..., None, :] - values[..., :, None]
   least = values.shape[-1] * jnp.finfo(values.dtype).eps * values[..., :1]
@@ -98,9 +104,7 @@ def floor_spectrum(matrix: jax.Array, least: jax.typing.ArrayLike) -> jax.Array:
   matrix = matrices.prepare(matrix)
   level = least * matrices.identity_like(matrix)
   apart = matrix - level
-  vectors, values = lax.linalg.eigh(
-    lax.stop_gradient(apart), symmetrize_input=False
-  )
+  values, vectors = _decomposed(lax.stop_gradient(apart))
   values = jnp.abs(values)
   size = matmul(vectors * values[..., None, :], transpose(vectors))
   return level + (apart + _absolute(apart, size, values, vectors)) / 2

@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 
 from bn_research.norms.collectives import Devices, vary_like
+from bn_research.norms.memory import recomputed, statistics
 
 Axes: TypeAlias = tuple[int, ...]
 Shape: TypeAlias = tuple[int, ...]
@@ -154,11 +155,6 @@ def keep(mask: jax.Array | None, x: jax.Array) -> jax.Array:
   return x if mask is None else jnp.where(mask, x, 0)
 
 
-def recomputed(f):
-  """Recomputes `f` in the backward pass, so that only its inputs are kept."""
-  return jax.checkpoint(f, prevent_cse=False)
-
-
 def estimate(
   x: jax.Array,
   mask: jax.Array | None,
@@ -250,7 +246,7 @@ def count_kept(x, mask, axes) -> jax.Array:
 @_estimate.defjvp
 def _estimate_jvp(axes, devices, centre, groups, primals, tangents):
   x, mask = primals
-  moments = _estimate(x, mask, axes, devices, centre, groups)
+  moments = statistics(_estimate(x, mask, axes, devices, centre, groups))
   add = partial(_sum, axes=axes, groups=groups)
   sums = partial(_tangent_sums, add=add, centre=centre)
   local = recomputed(sums)(x, mask, moments.mean, tangents[0])

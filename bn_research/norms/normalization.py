@@ -12,6 +12,7 @@ from jax import lax
 
 from bn_research.norms import checks
 from bn_research.norms.gradients import Gradient, Pair, through
+from bn_research.norms.memory import statistics
 from bn_research.norms.moments import Moments, Shape
 from bn_research.norms.population import Population
 from bn_research.norms.scopes import Estimator, Scope
@@ -146,7 +147,7 @@ class Normalization:
     population = self._population_pair(state, view) if self.remembers else None
     pair = population
     if update or not use_running:
-      local, whole = self.scope.moments(view, z, w, self.map)
+      local, whole = statistics(self.scope.moments(view, z, w, self.map))
     if not use_running:
       pair = self.gradient(self.map.pair(local), population)
     y = view.join(self.map.finish(z, w, pair, scale, bias, dtype))

@@ -51,10 +51,11 @@ def _running(mean: jax.Array, var: jax.Array) -> Running:
 
 def _sound(moments: Moments, least: int) -> jax.Array:
   """Whether every feature has enough activations and finite moments."""
-  sound = jnp.all(moments.count >= least)
-  for leaf in (moments.mean, moments.comoment):
-    sound &= jnp.all(jnp.isfinite(leaf))
-  return sound
+  enough = jnp.all(moments.count >= least)
+  # Where a mean is not finite, neither are the deviations from it. One maximum
+  # is a fraction of the launches of two conjunctions, which small layers feel.
+  largest = jnp.max(jnp.abs(moments.comoment), initial=0)
+  return enough & jnp.isfinite(largest)
 
 
 def _moved(state, moments: Moments, rate, unbiased: bool = False):

@@ -31,6 +31,7 @@ from jax import lax
 from bn_research.norms import eigen, implicit, lyapunov, matrices
 from bn_research.norms import newton_schulz as iteration
 from bn_research.norms.matrices import matmul, transpose
+from bn_research.norms.memory import statistics
 
 
 def inverse_sqrt(
@@ -234,7 +235,9 @@ def _newton_schulz(matrix, num_iterations, tolerance, normalizer):
     root = iteration.truncated(matrix, num_iterations, normalizer)
     return root, jnp.full(matrix.shape[:-2], num_iterations, jnp.int32)
   constant = lax.stop_gradient(matrix)
-  root, count = iteration.to_tolerance(constant, tolerance, normalizer)
+  root, count = statistics(
+    iteration.to_tolerance(constant, tolerance, normalizer)
+  )
   factors = (matrices.symmetrize(matmul(constant, root)), root)
   return implicit.with_derivative(_solve_by_sign, matrix, root, factors), count
 

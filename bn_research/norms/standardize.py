@@ -10,12 +10,12 @@ from jax import lax
 
 from bn_research.norms import checks, collectives
 from bn_research.norms.gradients import Pair
+from bn_research.norms.memory import recomputed
 from bn_research.norms.moments import (
   Moments,
   Shape,
   estimate,
   keep,
-  recomputed,
   wide,
   wide_type,
 )

@@ -25,13 +25,13 @@ class Whiten:
   no eigenvalue is less than floor · μ; larger ones stay as they are. The blocks
   are of neighbouring channels; the last holds what remains.
 
-  A block of zero variance is mapped to zero. Non-finite activations give
-  non-finite results. Finite ones give finite results with finite gradients, if
-  their squares and the inverses of those are far from the ends of float32, as
-  for deviations between 1e-12 and 1e15: where fewer examples than channels
-  leave S singular (see `undetermined`) and nothing is added to it, the
-  directions that rounding alone decides are damped. Beyond those deviations
-  gradients may not be finite, and from 1e-19 and 1e19 on the result is zero.
+  A block of zero variance is mapped to zero, with gradient zero, and so is one
+  whose variance is near the ends of float32: deviations below 4e-16 or above
+  3e15.
+  Non-finite activations give non-finite results; finite ones, up to half of the
+  largest number, finite results with finite gradients: where fewer examples
+  than channels leave S singular (see `undetermined`) and nothing is added to
+  it, the directions that rounding alone decides are damped.
 
   Attributes:
     method: Which W (see `roots`): 'newton_schulz' and 'zca' change the
@@ -151,7 +151,10 @@ class Whiten:
     real = self._real(covariance, channels)
     sizes = real.sum(-1)[:, None, None].astype(covariance.dtype)
     level = matrices.trace(covariance) / sizes
-    usable = jnp.isfinite(level) & (level > 0)
+    # Beyond these, underflow takes digits of what is small in S, or in 1 / S.
+    limits = jnp.finfo(covariance.dtype)
+    least = limits.tiny / limits.eps
+    usable = (level > least) & (level < 1 / least)
     # The W of S is the W of S / c, over √c, for any constant c: so no power of
     # an extreme scale overflows, in the derivative neither.
     unit = lax.stop_gradient(jnp.where(usable, level, 1))

@@ -43,6 +43,8 @@ MAPS = {
   'centre': norms.mean_only_batch_norm(),
   'scale': norms.power_norm(),
   'whiten': norms.batch_whitening('zca', epsilon=1e-3),
+  'refined': norms.batch_whitening('zca', epsilon=1e-3, refinements=1),
+  'mixture': norms.Mixture((norms.batch_norm(), norms.power_norm())),
 }
 
 

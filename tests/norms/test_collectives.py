@@ -123,6 +123,12 @@ def test_pmap():
   assert in_map(norm, total, wrap, cut) == [1, 2]
 
 
+def test_a_combination_recomputes_no_collective():
+  part = norms.batch_norm(axis_name='i')
+  chain = norms.Chain((part, part))
+  assert in_map(chain, keep, shard_map(check_vma=True)) == [2, 4]
+
+
 def test_two_named_axes_are_one_trip():
   norm = norms.batch_norm(axis_name=('g', 'i'))
   mesh = forms.make_mesh(8, names=('g', 'i'), shape=(2, 4))

@@ -199,6 +199,30 @@ def test_finite_input_gives_finite_results_and_gradients(method, name):
     assert jnp.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize('rows', [32, 4])
+@pytest.mark.parametrize('relative', [True, False])
+@pytest.mark.parametrize('method', METHODS)
+def test_every_scale_that_float32_holds(method, relative, rows):
+  """From subnormal numbers to half of the largest, a decade at a time."""
+  rng = np.random.default_rng(0)
+  x = rng.standard_normal((rows, 6)) @ rng.standard_normal((6, 6))
+  scales = np.append(10.0 ** np.arange(-45, 38), 1.7e38)[:, None, None]
+  x = jnp.asarray(x / np.abs(x).max() * scales, jnp.float32)
+  norm = norms.batch_whitening(method, 4, relative=relative)
+
+  def f(x):
+    y, state = norm.apply(x, norm.init(6))
+    return jnp.sin(y).sum(), (y, state)
+
+  results = jax.jit(jax.vmap(jax.grad(f, has_aux=True)))(x)
+  for leaf in jax.tree.leaves(results):
+    assert jnp.isfinite(leaf).all()
+  deviations = np.asarray(results[1][0]).std(1).max(1)
+  if relative:
+    assert (deviations[33:60] > 0.5).all()  # 1e-12 to 1e14
+  np.testing.assert_array_equal(deviations[[0, -1]], 0)
+
+
 @pytest.mark.parametrize('method', METHODS)
 @pytest.mark.parametrize('channels', [8, 33])
 @pytest.mark.parametrize('sign', [1, -1])

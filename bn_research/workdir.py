@@ -4,20 +4,17 @@ Imports the standard library and NumPy only, so that sweeps and reports read
 workdirs without waiting for JAX.
 """
 
-import contextlib
 import dataclasses
-import errno
 import io
 import json
-import os
 import pathlib
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, BinaryIO
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from bn_research import dotted, errors
+from bn_research import disk, dotted, errors
 
 CONFIG = 'config.json'
 METRICS = 'metrics.jsonl'
@@ -29,22 +26,6 @@ INCOMPLETE = 'incomplete'
 DONE = 'done'
 DIVERGED = 'diverged'
 FAILED = 'failed'
-
-PathLike = str | os.PathLike[str]
-
-_FIXES = {
-  errno.ENOSPC: 'free some space',
-  errno.EDQUOT: 'free some of your quota',
-  errno.EFBIG: 'raise the limit on file sizes',
-  errno.EROFS: 'choose a writable --workdir',
-  errno.EACCES: 'choose a writable --workdir',
-  errno.EPERM: 'choose a writable --workdir',
-  errno.ENOTDIR: 'choose another --workdir',
-  errno.EEXIST: 'choose another --workdir',
-  errno.ELOOP: 'choose another --workdir',
-  errno.ENOENT: 'choose another --workdir',
-  errno.ENAMETOOLONG: 'choose a shorter --workdir',
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,67 +44,12 @@ class Status:
   reason: str = ''
 
 
-@contextlib.contextmanager
-def writing(path: PathLike) -> Iterator[None]:
-  """Turns an error of the disk (full, read-only) into one line for the user.
-
-  Args:
-    path: What is being written; named in the message.
-
-  Raises:
-    UserError: If the body meets an `OSError` that the user can cure.
-  """
-  try:
-    yield
-  except OSError as error:
-    if error.errno not in _FIXES:
-      raise
-    raise errors.UserError(
-      f'cannot write {os.fspath(path)}: {os.strerror(error.errno)};'
-      f' {_FIXES[error.errno]} and run the same command again'
-    ) from error
-
-
-def write_atomically(
-  path: PathLike, write: Callable[[BinaryIO], object]
-) -> None:
-  """Writes a file so that a reader sees the old or the new one, never half.
-
-  Args:
-    path: The file; its directory is made if it is not there.
-    write: Called with a binary file object that ends up as `path`.
-
-  Raises:
-    UserError: If the disk is full, read-only or not ours; `path` then still
-      holds what it held.
-  """
-  path = pathlib.Path(path)
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-  with writing(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-      with open(temporary, 'wb') as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-      os.replace(temporary, path)
-    except BaseException:
-      temporary.unlink(missing_ok=True)
-      raise
-
-
-def write_json(path: PathLike, value: Any) -> None:
-  """Writes `value` as indented JSON, atomically."""
-  text = json.dumps(value, indent=2) + '\n'
-  write_atomically(path, lambda file: file.write(text.encode()))
-
-
-def write_status(workdir: PathLike, status: Status) -> None:
+def write_status(workdir: disk.PathLike, status: Status) -> None:
   """Writes `status.json`."""
-  write_json(pathlib.Path(workdir, STATUS), dataclasses.asdict(status))
+  disk.write_json(pathlib.Path(workdir, STATUS), dataclasses.asdict(status))
 
 
-def read_status(workdir: PathLike) -> Status:
+def read_status(workdir: disk.PathLike) -> Status:
   """Reads `status.json`; an absent or unreadable one is an incomplete run."""
   try:
     fields = json.loads(pathlib.Path(workdir, STATUS).read_text())
@@ -134,17 +60,17 @@ def read_status(workdir: PathLike) -> Status:
     return Status()
 
 
-def has_config(workdir: PathLike) -> bool:
+def has_config(workdir: disk.PathLike) -> bool:
   """Whether a run has begun in this directory.
 
   Raises:
     UserError: If there can be no such directory.
   """
-  with writing(workdir):
+  with disk.writing(workdir):
     return pathlib.Path(workdir, CONFIG).exists()
 
 
-def read_record(workdir: PathLike) -> dict[str, Any]:
+def read_record(workdir: disk.PathLike) -> dict[str, Any]:
   """Reads `config.json` whole: the config and what it ran with.
 
   Returns:
@@ -168,7 +94,7 @@ def read_record(workdir: PathLike) -> dict[str, Any]:
   return record
 
 
-def read_config(workdir: PathLike) -> dict[str, Any]:
+def read_config(workdir: disk.PathLike) -> dict[str, Any]:
   """Reads the resolved config of a run as nested dicts.
 
   Raises:
@@ -177,7 +103,7 @@ def read_config(workdir: PathLike) -> dict[str, Any]:
   return read_record(workdir)['config']
 
 
-def read_metrics(workdir: PathLike) -> list[dict[str, Any]]:
+def read_metrics(workdir: disk.PathLike) -> list[dict[str, Any]]:
   """Reads the rows of `metrics.jsonl`.
 
   Returns:
@@ -198,7 +124,7 @@ def read_metrics(workdir: PathLike) -> list[dict[str, Any]]:
   return rows
 
 
-def truncate_metrics(workdir: PathLike, step: int) -> list[dict[str, Any]]:
+def truncate_metrics(workdir: disk.PathLike, step: int) -> list[dict[str, Any]]:
   """Drops the rows after `step`, and an unfinished last line.
 
   Returns:
@@ -207,12 +133,12 @@ def truncate_metrics(workdir: PathLike, step: int) -> list[dict[str, Any]]:
   rows = [row for row in read_metrics(workdir) if row['step'] <= step]
   text = ''.join(json.dumps(row) + '\n' for row in rows)
   path = pathlib.Path(workdir, METRICS)
-  write_atomically(path, lambda file: file.write(text.encode()))
+  disk.write_atomically(path, lambda file: file.write(text.encode()))
   return rows
 
 
 def write_probe(
-  workdir: PathLike, name: str, arrays: Mapping[str, np.ndarray]
+  workdir: disk.PathLike, name: str, arrays: Mapping[str, np.ndarray]
 ) -> None:
   """Writes `probes/NAME.npz`.
 
@@ -225,10 +151,10 @@ def write_probe(
   buffer = io.BytesIO()
   np.savez(buffer, **arrays)  # type: ignore[arg-type]
   path = pathlib.Path(workdir, PROBES, f'{name}.npz')
-  write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+  disk.write_atomically(path, lambda file: file.write(buffer.getbuffer()))
 
 
-def read_probe(workdir: PathLike, name: str) -> dict[str, np.ndarray]:
+def read_probe(workdir: disk.PathLike, name: str) -> dict[str, np.ndarray]:
   """Reads `probes/NAME.npz`.
 
   Returns:
@@ -256,7 +182,9 @@ def read_probe(workdir: PathLike, name: str) -> dict[str, np.ndarray]:
 _FREE = ('num_devices', 'checkpoint_seconds')
 
 
-def check_same_config(directory: PathLike, config: Mapping[str, Any]) -> None:
+def check_same_config(
+  directory: disk.PathLike, config: Mapping[str, Any]
+) -> None:
   """Checks that a workdir, if it has been used, was used for this config.
 
   Raises:

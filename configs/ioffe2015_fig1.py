@@ -135,7 +135,7 @@ def report():
   drift = {'name': 'drift', 'probe': 'activations'}
   claim = {
     'source': 'paper, Section 4.1',
-    'published': 'a plot, no number',
+    'published': 'a plot, no number (paper)',
     'this': batch_norm,
     'that': without,
   }

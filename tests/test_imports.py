@@ -32,12 +32,13 @@ ROOMS = {
   'report': {'cli', 'reports', 'sweeps'},
 }
 # Small helpers without an opinion: everyone but `norms` may use them.
-HELPERS = {'arguments', 'dotted', 'errors', 'ranges', 'registry'}
+HELPERS = {'arguments', 'disk', 'dotted', 'errors', 'ranges', 'registry'}
 
 # What some rooms may import beside that and the standard library.
 OTHERS = {
   'norms': {'jax', 'numpy'},
   'workdir': {'numpy'},
+  'disk': set(),
   'errors': set(),
   'sweeps': {'ml_collections'},
   'reports': {'numpy', 'scipy', 'rich', 'matplotlib'},

@@ -1,11 +1,7 @@
-import errno
-import json
-import os
-
 import numpy as np
 import pytest
 
-from bn_research import errors, workdir
+from bn_research import disk, errors, workdir
 
 
 def test_a_status_comes_back(tmp_path):
@@ -26,7 +22,7 @@ def test_an_unreadable_status_is_incomplete(tmp_path, text):
 def test_a_config_comes_back(tmp_path):
   assert not workdir.has_config(tmp_path)
   record = {'config': {'seed': 1}, 'devices': ['cpu:0']}
-  workdir.write_json(tmp_path / workdir.CONFIG, record)
+  disk.write_json(tmp_path / workdir.CONFIG, record)
   assert workdir.has_config(tmp_path)
   assert workdir.read_config(tmp_path) == {'seed': 1}
   assert workdir.read_record(tmp_path) == record
@@ -97,59 +93,6 @@ def test_a_damaged_probe_is_told(tmp_path, size):
   path.write_bytes(path.read_bytes()[:size])
   with pytest.raises(errors.UserError, match='damaged'):
     workdir.read_probe(tmp_path, 'p')
-
-
-@pytest.mark.parametrize(
-  ('number', 'fix'),
-  [
-    (errno.ENOSPC, 'free some space'),
-    (errno.EDQUOT, 'quota'),
-    (errno.EROFS, 'writable --workdir'),
-    (errno.EACCES, 'writable --workdir'),
-  ],
-)
-def test_a_disk_that_cannot_be_written_is_one_line(
-  tmp_path, monkeypatch, number, fix
-):
-  workdir.write_status(tmp_path, workdir.Status(workdir.DONE, 3))
-
-  def fail(descriptor):
-    raise OSError(number, os.strerror(number))
-
-  monkeypatch.setattr(os, 'fsync', fail)
-  with pytest.raises(errors.UserError, match=fix) as caught:
-    workdir.write_status(tmp_path, workdir.Status(workdir.FAILED, 4))
-  assert str(tmp_path / workdir.STATUS) in str(caught.value)
-  assert '\n' not in str(caught.value)
-  # What was there is there still, and nothing else.
-  assert workdir.read_status(tmp_path).status == workdir.DONE
-  assert [path.name for path in tmp_path.iterdir()] == [workdir.STATUS]
-
-
-def test_a_file_in_the_way_is_one_line(tmp_path):
-  (tmp_path / 'run').write_text('')
-  with pytest.raises(errors.UserError, match='another --workdir'):
-    workdir.write_status(tmp_path / 'run', workdir.Status())
-
-
-def test_other_errors_keep_their_name(tmp_path):
-  with pytest.raises(OSError, match='here'), workdir.writing(tmp_path):
-    raise OSError(errno.EIO, 'here')
-
-
-def test_json_is_for_people(tmp_path):
-  workdir.write_json(tmp_path / 'a.json', {'b': [1]})
-  text = (tmp_path / 'a.json').read_text()
-  assert json.loads(text) == {'b': [1]}
-  assert '\n  "b"' in text
-
-
-@pytest.mark.parametrize('path', ['a' * 300, 'loop/run', 'file/run'])
-def test_a_path_that_cannot_be_is_one_line(path, tmp_path):
-  (tmp_path / 'loop').symlink_to('loop')
-  (tmp_path / 'file').write_text('')
-  with pytest.raises(errors.UserError, match=r'choose a.* --workdir'):
-    workdir.write_status(tmp_path / path, workdir.Status())
 
 
 def test_a_name_that_is_too_long_is_told_before_anything_runs(tmp_path):

@@ -67,8 +67,8 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def expand(data_dir: str | None) -> str | None:
-  """Returns `data_dir` with `~` replaced; TFDS does so where it reads only."""
-  return data_dir and os.path.expanduser(data_dir)
+  """Replaces `~`, which TFDS does where it reads only; '' is not the folder."""
+  return os.path.expanduser(data_dir) if data_dir else None
 
 
 def check_prepared(builder: Any, data_dir: str | None = None) -> None:

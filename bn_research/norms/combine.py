@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bn_research.norms import checks
+from bn_research.norms import checks, meshes
 from bn_research.norms.memory import keeping_statistics
 from bn_research.norms.moments import keep, wide_type
 
@@ -184,7 +184,7 @@ class Coloured:
     y, state = _apply(*inner, dtype=within)
     y = jnp.matmul(y, learned['colouring'].T, precision=lax.Precision.HIGHEST)
     y = _affine(y, scale, bias, options.get('mask'))
-    return y.astype(dtype), state
+    return meshes.cut_like(y, x).astype(dtype), state
 
 
 def mapped(change: Callable[[Any], Any], normalization: Any) -> Any:

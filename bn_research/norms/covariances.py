@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
-from bn_research.norms import matrices
+from bn_research.norms import matrices, meshes
 from bn_research.norms.collectives import Devices
 from bn_research.norms.memory import recomputed, statistics
 from bn_research.norms.moments import (
@@ -145,11 +146,15 @@ def _products(left: jax.Array, right: jax.Array, axes: Axes) -> jax.Array:
   """Σ l rᵀ over `axes` of (blocks, ..., size); those axes stay, with size 1."""
   every = _LETTERS[: left.ndim - 2]
   kept = ''.join(a for i, a in enumerate(every) if i not in axes)
+  spec = meshes.explicit_spec(left)[1:-1]
+  rows = [cut for axis, cut in enumerate(spec) if axis not in axes]
   products = jnp.einsum(
     f'g{every}i,g{every}j->{kept}gij',
     left,
     right,
     precision=lax.Precision.HIGHEST,
+    # Which JAX asks for where a sum is over devices.
+    out_sharding=PartitionSpec(*rows, None, None, None) if spec else None,
   )
   return jnp.expand_dims(products, axes)
 

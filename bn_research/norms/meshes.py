@@ -7,6 +7,7 @@ all of them everywhere, and they merge exactly.
 """
 
 import math
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, PartitionSpec
@@ -32,11 +33,33 @@ def num_shards(x: jax.Array) -> int:
 
 def _row_axes(x: jax.Array) -> tuple[str, ...]:
   """The Explicit mesh axes along which the rows of `x` are cut."""
-  spec = jax.typeof(x).sharding.spec
-  names = spec[0] if len(spec) else None
+  spec = explicit_spec(x)
+  names = spec[0] if spec else None
   if names is None:
     return ()
   return (names,) if isinstance(names, str) else tuple(names)
+
+
+def explicit_spec(x: jax.Array) -> tuple[Any, ...]:
+  """The Explicit mesh axes along which each axis of `x` is cut; () for none."""
+  spec = tuple(jax.typeof(x).sharding.spec)
+  return spec if any(spec) else ()
+
+
+def whole_features(x: jax.Array) -> jax.Array:
+  """Brings the last axis whole to each device, if Explicit axes cut it."""
+  spec = explicit_spec(x)
+  if not spec or spec[-1] is None:
+    return x
+  return jax.sharding.reshard(x, PartitionSpec(*spec[:-1], None))
+
+
+def cut_like(y: jax.Array, x: jax.Array) -> jax.Array:
+  """Cuts `y` where Explicit axes cut `x`, which has its shape."""
+  spec = explicit_spec(x)
+  if explicit_spec(y) == spec:
+    return y
+  return jax.sharding.reshard(y, PartitionSpec(*spec))
 
 
 def split_rows(x: jax.Array, blocks: int) -> jax.Array:

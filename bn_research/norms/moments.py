@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from bn_research.norms import meshes
 from bn_research.norms.collectives import Devices, vary_like
 from bn_research.norms.memory import recomputed, statistics
 
@@ -222,8 +223,9 @@ def _over_groups(total: jax.Array, groups: int) -> jax.Array:
   if groups == 1:
     return total.sum(-1, keepdims=True)
   cut = (*total.shape[:-1], groups, total.shape[-1] // groups)
-  sums = total.reshape(cut).sum(-1, keepdims=True)
-  return jnp.broadcast_to(sums, cut).reshape(total.shape)
+  sums = meshes.whole_features(total).reshape(cut).sum(-1, keepdims=True)
+  sums = jnp.broadcast_to(sums, cut).reshape(total.shape)
+  return meshes.cut_like(sums, total)
 
 
 def count_kept(x, mask, axes) -> jax.Array:

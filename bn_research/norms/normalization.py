@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bn_research.norms import checks
+from bn_research.norms import checks, meshes
 from bn_research.norms.gradients import Gradient, Pair, through
 from bn_research.norms.memory import statistics
 from bn_research.norms.moments import Moments, Shape
@@ -151,6 +151,7 @@ class Normalization:
     if not use_running:
       pair = self.gradient(self.map.pair(local), population)
     y = view.join(self.map.finish(z, w, pair, scale, bias, dtype))
+    y = meshes.cut_like(y, x)
     if update and self.remembers:
       state = self.learn(state, whole)
     return y, state

@@ -8,7 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bn_research.norms import checks, covariances, eigen, matrices, roots
+from bn_research.norms import (
+  checks,
+  covariances,
+  eigen,
+  matrices,
+  meshes,
+  roots,
+)
 from bn_research.norms.gradients import Pair
 from bn_research.norms.moments import Moments, Shape
 
@@ -98,6 +105,7 @@ class Whiten:
         'whole examples: give the last axis of the mask size 1.'
       )
     size = self._block(x.shape[-1])
+    x = meshes.whole_features(x)
     return covariances.estimate(x, mask, tuple(axes), size, devices)
 
   def initial(self, features: Shape) -> tuple[jax.Array, jax.Array]:
@@ -168,7 +176,10 @@ class Whiten:
 
   def finish(self, x, mask, pair, scale, bias, dtype) -> jax.Array:
     """Centres, whitens, scales and shifts, in one rule."""
-    return covariances.whiten(x, mask, *pair[:2], scale, bias, dtype)
+    x, mean, scale, bias = jax.tree.map(
+      meshes.whole_features, (x, pair.mean, scale, bias)
+    )
+    return covariances.whiten(x, mask, mean, pair.spread, scale, bias, dtype)
 
   def _real(self, covariance: jax.Array, channels: int) -> np.ndarray:
     """Which places of the blocks are of channels, (blocks, d)."""

@@ -8,6 +8,8 @@ import numpy as np
 
 from bn_research.reports.runs import Run
 
+Limits = tuple[float, float] | None
+
 _FEW = 5  # seeds below which the runs say more than their spread
 
 
@@ -16,7 +18,7 @@ class Series:
   """Runs that differ in the seed only, and how they are drawn.
 
   Attributes:
-    label: Their name in legends.
+    label: Their name in the legend.
     runs: Those that are done.
     num_diverged: How many more diverged.
     color: Any color of Matplotlib's.
@@ -29,6 +31,13 @@ class Series:
   color: str
   linestyle: str
 
+  @property
+  def name(self) -> str:
+    """The label, and what is not drawn of it."""
+    if not self.num_diverged:
+      return self.label
+    return f'{self.label} ({self.num_diverged} more diverged)'
+
 
 def draw_runs(
   axes: Any, series: Series, x: np.ndarray, y: np.ndarray, marker: str = ''
@@ -36,9 +45,7 @@ def draw_runs(
   """Draws the mean over runs of y, (runs, k), and its range or each run."""
   style = {'color': series.color, 'linestyle': series.linestyle}
   mean = np.nanmean(y, 0)
-  axes.plot(
-    x, mean, label=_label(series), linewidth=1.4, marker=marker, **style
-  )
+  axes.plot(x, mean, label=series.name, linewidth=1.4, marker=marker, **style)
   if len(y) >= _FEW:
     low, high = np.nanmin(y, 0), np.nanmax(y, 0)
     axes.fill_between(x, low, high, color=series.color, alpha=0.25, linewidth=0)
@@ -46,22 +53,19 @@ def draw_runs(
     axes.plot(x, y.T, linewidth=0.6, alpha=0.6, **style)
 
 
-def draw_legend(axes: Any, title: str, loc: str | None) -> None:
-  """Draws a legend with a title at a place, or nowhere."""
-  if loc is None:
-    return
-  axes.legend(
-    loc=loc,
-    title=title,
-    fontsize='small',
-    title_fontsize='small',
-    alignment='left',
-  )
+def sample(counts: Sequence[int]) -> str:
+  """Says how many seeds there are, in increasing order, and what is drawn."""
+  number = ' or '.join(map(str, counts))
+  if counts[-1] == 1:
+    return '1 seed'
+  if counts[0] >= _FEW:
+    return f'mean and range, {number} seeds'
+  return f'mean and runs, {number} seeds'
 
 
-def label_axes(axes: Any, panel: Any) -> None:
+def label_axes(axes: Any, panel: Any, title: str) -> None:
   """Writes title and labels, and sets limits, as a panel's fields say."""
-  axes.set_title(panel.title)
+  axes.set_title(title)
   axes.set_xlabel(panel.xlabel)
   axes.set_ylabel(panel.ylabel)
   axes.margins(x=0)
@@ -70,6 +74,8 @@ def label_axes(axes: Any, panel: Any) -> None:
   axes.xaxis.set_minor_formatter('')
   if panel.ylim is not None:
     _zoom(axes, panel.ylim)
+  for axis in (axes.xaxis, axes.yaxis):
+    _label_logarithms(axis)
 
 
 def _zoom(axes: Any, ylim: tuple[float, float]) -> None:
@@ -85,37 +91,25 @@ def _zoom(axes: Any, ylim: tuple[float, float]) -> None:
   if any(end > high for end in ends):
     high = wide_high
   axes.set_ylim(low, high)
-  if (low, high) != tuple(ylim) and (legend := axes.get_legend()):
-    legend.set_loc('best')  # the place asked for may be a curve's now
 
 
-def label_end(axes: Any, text: str, end: tuple[float, float]) -> None:
-  """Writes a label to the right of the end of a line."""
-  axes.annotate(
-    text,
-    end,
-    xytext=(2, 0),
-    textcoords='offset points',
-    verticalalignment='center',
-    fontsize='small',
-  )
+def _label_logarithms(axis: Any) -> None:
+  """Writes plain numbers on an axis of logarithms, the more the shorter it is.
+
+  Powers of ten alone would be one or two in a decade or two.
+  """
+  from matplotlib import ticker
+
+  if axis.get_scale() == 'linear':
+    return
+  axis.set_major_formatter(_thousands)
+  axis.set_minor_formatter('')
+  low, high = axis.get_view_interval()
+  if axis.get_scale() == 'log' and high < 1000 * low:
+    subs = (1, 2, 5) if high < 100 * low else (1, 3)
+    axis.set_major_locator(ticker.LogLocator(subs=subs))
 
 
 def _thousands(value: float, _: int) -> str:
-  return f'{value / 1000:g}K' if value >= 1000 else f'{value:g}'
-
-
-def legend_title(counts: Sequence[int]) -> str:
-  """Says how many seeds there are, in increasing order, and what is drawn."""
-  number = ' or '.join(map(str, counts))
-  if counts[-1] == 1:
-    return '1 seed'
-  if counts[0] >= _FEW:
-    return f'mean and range, {number} seeds'
-  return f'mean and runs, {number} seeds'
-
-
-def _label(series: Series) -> str:
-  if not series.num_diverged:
-    return series.label
-  return f'{series.label} ({series.num_diverged} more diverged)'
+  text = f'{value / 1000:g}K' if value >= 1000 else f'{value:g}'
+  return text.replace('-', '\N{MINUS SIGN}')

@@ -5,9 +5,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bn_research import errors, workdir
+from bn_research import disk, errors
+from bn_research.reports import labels, specs
 from bn_research.reports import panels as panels_lib
-from bn_research.reports import specs
 from bn_research.reports.runs import Run
 
 # Okabe and Ito's palette, which the color-blind can tell apart.
@@ -52,7 +52,7 @@ class Figure:
   name: str
   series: Sequence[Mapping[str, Any]]
   panels: Sequence[Mapping[str, Any]]
-  size: tuple[float, float] = (7.2, 2.4)
+  size: tuple[float, float] = (7.2, 2.6)
   width_ratios: Sequence[float] | None = None
 
   def draw(
@@ -87,6 +87,10 @@ class Figure:
       for panel, a in zip(panels, axes, strict=True):
         panel.draw(a, series)
       panels_lib.share_y(panels, axes)
+      labels.draw_legend(canvas, axes, [s.name for s in series])
+      canvas.draw_without_rendering()  # Sizes are settled by drawing.
+      for a in axes:
+        labels.part_ends(a)
       return [_save(canvas, directory / f'{self.name}.{f}') for f in _METADATA]
 
 
@@ -109,7 +113,7 @@ def _series(spec, runs, index) -> panels_lib.Series:
 def _save(canvas: Any, path: pathlib.Path) -> pathlib.Path:
   """Writes a figure in the format that its suffix names."""
   kind = path.suffix[1:]
-  workdir.write_atomically(
+  disk.write_atomically(
     path,
     lambda file: canvas.savefig(file, format=kind, metadata=_METADATA[kind]),
   )

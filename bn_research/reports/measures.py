@@ -57,9 +57,24 @@ def milliseconds_a_step(run: Run) -> float:
   return float(1000 * np.median(rates[1:] if len(rates) > 1 else rates))
 
 
+def milliseconds_a_layer(run: Run) -> float:
+  """Returns the part of a training step that falls to one hidden layer.
+
+    step / number of hidden layers
+
+  It has a meaning as a difference: of two networks that differ in nothing but
+  what each hidden layer does, it is what that takes a layer.
+
+  Raises:
+    UserError: If the config has no `model.widths`, one number a hidden layer.
+  """
+  return milliseconds_a_step(run) / len(run.value('model.widths'))
+
+
 MEASURES: dict[str, Callable[..., float]] = {
   'final': final,
   'early': early,
   'drift': drift,
+  'milliseconds_a_layer': milliseconds_a_layer,
   'milliseconds_a_step': milliseconds_a_step,
 }

@@ -1,17 +1,15 @@
 """The kinds of panels that a figure is made of."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from bn_research import errors
-from bn_research.reports import drawing, measures, specs
-from bn_research.reports.drawing import Series
-from bn_research.reports.runs import Run
-
-Limits = tuple[float, float] | None
+from bn_research.reports import drawing, labels
+from bn_research.reports.drawing import Limits, Series
+from bn_research.reports.settings import Settings
 
 
 class Panel(Protocol):
@@ -39,7 +37,6 @@ class Curves:
       data where not given.
     xscale: Any scale of Matplotlib's, such as `log`.
     yscale: Any scale of Matplotlib's.
-    loc: Where the legend is, in Matplotlib's words; None for no legend.
   """
 
   metric: str
@@ -50,7 +47,6 @@ class Curves:
   ylim: Limits = None
   xscale: str = 'linear'
   yscale: str = 'linear'
-  loc: str | None = 'lower right'
 
   def draw(self, axes: Any, series: Sequence[Series]) -> None:
     """Draws the curves of all series."""
@@ -60,8 +56,8 @@ class Curves:
     axes.set_xscale(self.xscale)
     axes.set_yscale(self.yscale)
     counts = sorted({len(s.runs) for s in series})
-    drawing.draw_legend(axes, drawing.legend_title(counts), self.loc)
-    drawing.label_axes(axes, self)
+    title = f'{self.title} {drawing.sample(counts)}'.lstrip()
+    drawing.label_axes(axes, self, title)
 
   def _columns(self, series: Series) -> tuple[np.ndarray, np.ndarray]:
     """Returns the mean over runs of x, (k,), and y of each run, (runs, k)."""
@@ -119,79 +115,9 @@ class Bands:
     for i, (q, value) in enumerate(zip(percentiles, values.T, strict=True)):
       width = 1.4 if i == middle else 0.7
       axes.plot(steps, value, color=chosen.color, linewidth=width)
-      drawing.label_end(axes, f'{q:g}%', (steps[-1], value[-1]))
-    drawing.label_axes(axes, self)
-    axes.set_title(f'{self.title}, seed {run.config["seed"]}'.lstrip(', '))
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-  """A number of each run, against a setting in which the runs differ.
-
-  Attributes:
-    setting: The dotted key of the setting: a number, or a list of equal ones.
-    measure: Dict with `name`, a measure, and its options.
-    title: Title of the panel.
-    xlabel: Label of the x axis.
-    ylabel: Label of the y axis.
-    ylim: Ends of the y axis, moved where a curve ends outside; those of the
-      data where not given.
-    xscale: Any scale of Matplotlib's.
-    yscale: Any scale of Matplotlib's.
-    loc: Where the legend is, in Matplotlib's words; None for no legend.
-  """
-
-  setting: str
-  measure: Mapping[str, Any]
-  title: str = ''
-  xlabel: str = ''
-  ylabel: str = ''
-  ylim: Limits = None
-  xscale: str = 'log'
-  yscale: str = 'log'
-  loc: str | None = 'upper left'
-
-  def draw(self, axes: Any, series: Sequence[Series]) -> None:
-    """Draws the numbers of all series."""
-    counts: set[int] = set()
-    settings: set[float] = set()
-    for s in series:
-      x, y = self._columns(s)
-      counts.add(len(y))
-      settings.update(x)
-      drawing.draw_runs(axes, s, x, y, marker='.')
-    axes.set_xscale(self.xscale)
-    axes.set_yscale(self.yscale)
-    axes.set_xticks(sorted(settings))
-    axes.set_xticks([], minor=True)
-    drawing.draw_legend(axes, drawing.legend_title(sorted(counts)), self.loc)
-    drawing.label_axes(axes, self)
-
-  def _columns(self, series: Series) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (k,) settings, and (seeds, k) numbers; NaN where a seed lacks."""
-    found: dict[float, dict[int, float]] = {}
-    for run in series.runs:
-      value = specs.create('measure', measures.MEASURES, self.measure, run=run)
-      seeds_at = found.setdefault(self._setting(run), {})
-      if run.config['seed'] in seeds_at:
-        raise errors.UserError(
-          f'{series.label!r} has two runs of one seed and one {self.setting},'
-          f' such as {run.path}; name in the series what they differ in'
-        )
-      seeds_at[run.config['seed']] = value
-    seeds = sorted({seed for values in found.values() for seed in values})
-    x = sorted(found)
-    y = [[found[at].get(seed, np.nan) for at in x] for seed in seeds]
-    return np.asarray(x), np.asarray(y)
-
-  def _setting(self, run: Run) -> float:
-    values = {float(value) for value in np.ravel(run.config[self.setting])}
-    if len(values) != 1:
-      raise errors.UserError(
-        f'{run.path}: {self.setting}={run.config[self.setting]} is not one'
-        ' number to draw by'
-      )
-    return values.pop()
+      labels.label_end(axes, f'{q:g}%', (steps[-1], value[-1]))
+    title = f'{self.title}, seed {run.config["seed"]}'.lstrip(', ')
+    drawing.label_axes(axes, self, title)
 
 
 PANELS = {'curves': Curves, 'bands': Bands, 'settings': Settings}

@@ -38,10 +38,17 @@ class Run:
     Raises:
       UserError: If the config lacks a key.
     """
-    for key in where:
-      if key not in self.config:
-        raise errors.UserError(f'{self.path}: its config has no key {key!r}')
-    return all(self.config[key] == value for key, value in where.items())
+    return {key: self.value(key) for key in where} == dict(where)
+
+  def value(self, key: str) -> Any:
+    """Returns the value of a dotted key of the config.
+
+    Raises:
+      UserError: If the config lacks it.
+    """
+    if key not in self.config:
+      raise errors.UserError(f'{self.path}: its config has no key {key!r}')
+    return self.config[key]
 
   def columns(self, *names: str) -> list[np.ndarray]:
     """Returns (k,) columns of the rows of metrics that have them all.

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from bn_research import workdir
+from bn_research import disk, workdir
 from bn_research.sweeps import child, points
 
 LOG = 'log.txt'
@@ -85,7 +85,7 @@ def run(
 
 
 def _start(point: points.Point, number: int) -> _Attempt:
-  with workdir.writing(point.workdir):
+  with disk.writing(point.workdir):
     point.workdir.mkdir(parents=True, exist_ok=True)
     with open(point.workdir / LOG, 'a') as log:
       print('+', shlex.join(point.command), file=log, flush=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from bn_research import errors, workdir
+from bn_research import disk, errors, workdir
 from bn_research.training.state import TrainState
 
 _KEPT = 2
@@ -31,7 +31,7 @@ class Checkpoints:
 
   def __init__(
     self,
-    directory: workdir.PathLike,
+    directory: disk.PathLike,
     seconds: float,
     num_devices: int,
     say: Callable[[str], None],
@@ -148,7 +148,7 @@ class Checkpoints:
     # Orbax refuses, in silence, to save a step that is not above all others.
     path = self._directory / str(step)
     aside = self._directory / f'damaged-{step}-{time.time_ns()}'
-    with workdir.writing(path):
+    with disk.writing(path):
       path.rename(aside)
     self._manager.reload()
     return aside
@@ -156,8 +156,8 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def _writing(path: pathlib.Path) -> Iterator[None]:
-  """As `workdir.writing`, also where the error comes from TensorStore."""
-  with workdir.writing(path):
+  """As `disk.writing`, also where the error comes from TensorStore."""
+  with disk.writing(path):
     try:
       yield
     except ValueError as error:

@@ -7,6 +7,7 @@ import platform
 
 import jax
 import jaxlib
+from absl import logging
 
 
 def enable_cache(directory: str | None = None) -> None:
@@ -14,7 +15,8 @@ def enable_cache(directory: str | None = None) -> None:
 
   Compiled code fits one version of jaxlib and one kind of CPU: the default
   directory is named after both. Where JAX has been given a cache already, or no
-  directory can be made, nothing is changed.
+  directory can be made, nothing is changed; that is told where the directory
+  was asked for.
 
   Args:
     directory: Where to keep the programs; None for the user's cache directory.
@@ -24,7 +26,14 @@ def enable_cache(directory: str | None = None) -> None:
   path = pathlib.Path(directory) if directory else _default_directory()
   try:
     path.mkdir(parents=True, exist_ok=True)
-  except OSError:
+  except OSError as error:
+    if directory is not None:
+      logging.warning(
+        'compiled programs are not kept: cannot create --compilation_cache=%s:'
+        ' %s; choose a writable directory, or an empty name for none',
+        directory,
+        error.strerror,
+      )
     return
   jax.config.update('jax_compilation_cache_dir', str(path))
   # By default JAX keeps only what took more than a second.

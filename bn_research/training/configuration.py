@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 import bn_research
-from bn_research import dotted, errors, workdir
+from bn_research import disk, dotted, errors, workdir
 from bn_research.training import schedule
 
 _INT32 = 2**31 - 1  # Steps and examples are counted in it.
@@ -65,7 +65,7 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
   return resolved
 
 
-def write(directory: workdir.PathLike, config: Mapping[str, Any]) -> None:
+def write(directory: disk.PathLike, config: Mapping[str, Any]) -> None:
   """Writes `config.json`: the config, and all that it ran with."""
   packages = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
   record = {
@@ -78,7 +78,7 @@ def write(directory: workdir.PathLike, config: Mapping[str, Any]) -> None:
     'devices': [str(device) for device in jax.devices()],
     'command': sys.argv,
   }
-  workdir.write_json(f'{directory}/{workdir.CONFIG}', record)
+  disk.write_json(f'{directory}/{workdir.CONFIG}', record)
 
 
 def _plain(value: Any) -> Any:

@@ -5,11 +5,11 @@ import fcntl
 import os
 from collections.abc import Iterator
 
-from bn_research import errors, workdir
+from bn_research import disk, errors
 
 
 @contextlib.contextmanager
-def exclusive(directory: workdir.PathLike) -> Iterator[None]:
+def exclusive(directory: disk.PathLike) -> Iterator[None]:
   """Holds a workdir for this process; the system frees it if we are killed.
 
   Args:
@@ -18,7 +18,7 @@ def exclusive(directory: workdir.PathLike) -> Iterator[None]:
   Raises:
     UserError: If another process holds it, or it cannot be made.
   """
-  with workdir.writing(directory):
+  with disk.writing(directory):
     os.makedirs(directory, exist_ok=True)
   descriptor = os.open(directory, os.O_RDONLY)
   try:

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from bn_research import data, errors, workdir
+from bn_research import data, disk, errors, workdir
 from bn_research.training import (
   checkpoints,
   configuration,
@@ -27,7 +27,7 @@ _FIRST_CHUNK = 10
 
 def train(
   config: Mapping[str, Any],
-  directory: workdir.PathLike,
+  directory: disk.PathLike,
   data_dir: str | None = None,
 ) -> workdir.Status:
   """Trains, going on from the newest checkpoint where there is one.
@@ -65,7 +65,7 @@ def train(
 
 
 @contextlib.contextmanager
-def _noting_failure(directory: workdir.PathLike) -> Iterator[None]:
+def _noting_failure(directory: disk.PathLike) -> Iterator[None]:
   """Writes a status for mistakes of ours.
 
   Those of users and of the system, such as a full disk, are none of the run's:
@@ -93,7 +93,7 @@ class Run:
   def __init__(
     self,
     config: dict[str, Any],
-    directory: workdir.PathLike,
+    directory: disk.PathLike,
     programs: Programs,
   ):
     """Restores the newest checkpoint, or begins at step 0.

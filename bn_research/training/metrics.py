@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bn_research import workdir
+from bn_research import disk, workdir
 
 
 class Metrics:
@@ -20,7 +20,7 @@ class Metrics:
     rows: All rows of the run, those of earlier processes included.
   """
 
-  def __init__(self, directory: workdir.PathLike, step: int):
+  def __init__(self, directory: disk.PathLike, step: int):
     """Goes on after `step`; later rows, of a run that was killed, are dropped.
 
     Args:
@@ -30,7 +30,7 @@ class Metrics:
     self._directory = pathlib.Path(directory)
     self.rows = workdir.truncate_metrics(directory, step)
     self._path = self._directory / workdir.METRICS
-    with workdir.writing(self._path):
+    with disk.writing(self._path):
       self._file = open(self._path, 'ab', buffering=0)  # noqa: SIM115
     self._new: list[tuple[float, dict[str, Any]]] = []
     self._events: Any = None
@@ -38,7 +38,7 @@ class Metrics:
   def append(self, row: dict[str, Any]) -> None:
     """Writes one row: `step`, and scalars by name."""
     line = json.dumps(row).encode() + b'\n'
-    with workdir.writing(self._path):
+    with disk.writing(self._path):
       size = os.fstat(self._file.fileno()).st_size
       if self._file.write(line) < len(line):
         # A full disk takes what it can and raises nothing until the next time.
@@ -49,7 +49,7 @@ class Metrics:
 
   def flush(self) -> None:
     """Makes sure that all rows are on the disk, and TensorBoard's copy."""
-    with workdir.writing(self._path):
+    with disk.writing(self._path):
       os.fsync(self._file.fileno())
       if self._new:
         self._write_events()
@@ -84,7 +84,7 @@ class ProbeLog:
 
   def __init__(
     self,
-    directory: workdir.PathLike,
+    directory: disk.PathLike,
     name: str,
     constants: Mapping[str, np.ndarray],
     step: int,

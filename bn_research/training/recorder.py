@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bn_research import errors, probes, workdir
+from bn_research import disk, errors, probes, workdir
 from bn_research.training import metrics, schedule
 from bn_research.training.programs import Programs
 from bn_research.training.state import TrainState
@@ -39,7 +39,7 @@ class Recorder:
   def __init__(
     self,
     config: Mapping[str, Any],
-    directory: workdir.PathLike,
+    directory: disk.PathLike,
     programs: Programs,
     step: int,
   ):
@@ -67,7 +67,7 @@ class Recorder:
     self._start = time.monotonic() - self.last.get('seconds', 0.0)
     self.probe_seconds: float | None = None
 
-  def _check_rows(self, directory: workdir.PathLike, step: int) -> None:
+  def _check_rows(self, directory: disk.PathLike, step: int) -> None:
     """Refuses to go on where rows from before the checkpoint are gone.
 
     They would not be measured again, and what can still be read of the file

@@ -3,6 +3,7 @@
 import functools
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -94,6 +95,17 @@ def test_series_share_no_run(name):
     assert all(found)
     together = [str(config) for runs in found for config in runs]
     assert len(set(together)) == len(together)
+
+
+def test_claims_compare_runs_and_say_how_they_were_read(name):
+  for claim in module(name).report().get('claims', ()):
+    for side in ('this', 'that'):
+      seeds = [config['seed'] for config in matching(name, claim[side])]
+      assert seeds == list(range(5))
+    how = re.search(r'\((.*)\)$', claim['published'])[1].split(', ')
+    assert set(how) <= {'paper', 'abstract', 'introduction', 'code', 'recalled'}
+    if 'recalled' in how:  # a number not looked up has no place beside ours
+      assert not re.search(r'\d', claim['published'])
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import pytest
 from sklearn import datasets
 
 from bn_research import data, errors
-from bn_research.data import digits, prepare
+from bn_research.data import builders, digits, prepare
 
 
 @pytest.fixture(scope='module')
@@ -67,6 +67,11 @@ def test_the_home_directory(tmp_path, monkeypatch):
   monkeypatch.setenv('HOME', str(tmp_path))
   data.load({'name': 'digits'}, '~/data')
   assert (tmp_path / 'data/digits/1.0.0/dataset_info.json').exists()
+
+
+def test_no_directory_is_the_usual_one_and_not_this_one():
+  given, usual = (builders.find('digits', where) for where in ('', None))
+  assert given.data_path == usual.data_path
 
 
 def test_preparing_says_nothing(tmp_path, capfd):

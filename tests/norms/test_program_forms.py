@@ -291,6 +291,45 @@ def test_every_normalization_over_an_explicit_mesh(row, x64):
     close(jax.jit(step)(x, mask, scale, bias), right)
 
 
+OVER_FEATURES = {
+  'batch_norm': norms.batch_norm,
+  'ghosts': partial(norms.batch_norm, group_size=3),
+  'group_norm': partial(norms.group_norm, 3),
+  'batch_whitening': norms.batch_whitening,
+  'blocks, of which one is smaller': partial(norms.batch_whitening, 'zca', 4),
+  'refined': partial(norms.batch_whitening, 'cholesky', refinements=1),
+  'ghost whitening': partial(norms.batch_whitening, 'zca', ghost_size=3),
+  'instance_whitening': partial(norms.instance_whitening, 'zca'),
+  'group_whitening': partial(norms.group_whitening, 3, 'zca'),
+  'coloured': lambda: norms.Coloured(norms.batch_whitening('zca')),
+}
+
+
+@pytest.mark.parametrize('name', OVER_FEATURES)
+def test_positions_and_features_over_an_explicit_mesh(name, x64):
+  """Features of one block, and positions pooled, may be on several devices."""
+  norm = OVER_FEATURES[name]()
+  rng = np.random.default_rng(0)
+  x, scale, bias = rng.normal(size=(6, 4, 4, 6)), *rng.normal(size=(2, 6))
+
+  def step(x, scale, bias):
+    learned = norm.learned(6)
+    y, state = norm.apply(
+      x, norm.init(6), scale=scale, bias=bias, learned=learned
+    )
+    return jnp.mean(jnp.sin(y)), (y, state)
+
+  step = jax.value_and_grad(step, argnums=(0, 1, 2), has_aux=True)
+  right = jax.jit(step)(x, scale, bias)
+  names = ('a', 'b', 'c')
+  mesh = forms.make_mesh(8, AxisType.Explicit, names=names, shape=(2, 2, 2))
+  with jax.set_mesh(mesh):
+    cut = jax.device_put(x, NamedSharding(mesh, P('a', 'b', None, 'c')))
+    results = jax.jit(step)(cut, scale, bias)
+    assert jax.typeof(results[0][1][0]).sharding.spec == P('a', 'b', None, 'c')
+    close(results, right)
+
+
 def test_the_idiom_of_one_map_is_wrong_in_the_other(x64):
   """docs/program_forms.md: where the traps are, and how wrong they are."""
   (batch, state, scale, bias), right = on_one_device(batch_norm, False)

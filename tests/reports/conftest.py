@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from bn_research import workdir
+from bn_research import disk, workdir
 from bn_research.reports import runs
 
 
@@ -23,7 +23,7 @@ def fake_run(tmp_path):
       'model': {'norm': {'name': norm}},
       'probe': {'percentiles': [15, 50, 85]},
     }
-    workdir.write_json(path / workdir.CONFIG, {'config': config})
+    disk.write_json(path / workdir.CONFIG, {'config': config})
     step = np.linspace(0, num_steps, 101).astype(int)
     rng = np.random.default_rng([seed, norm == 'none'])
     rate, end = (8, 0.97) if norm == 'none' else (20, 0.98)

@@ -67,7 +67,7 @@ def test_curves_are_the_mean_and_range_over_seeds(five_seeds):
   np.testing.assert_array_equal(line.get_xdata(), np.arange(0, 1001, 10))
   np.testing.assert_allclose(line.get_ydata(), values.mean(0))
   np.testing.assert_allclose(band(axes, 0), [values.min(0), values.max(0)])
-  assert axes.get_legend().get_title().get_text() == 'mean and range, 5 seeds'
+  assert axes.get_title() == 'mean and range, 5 seeds'
 
 
 def test_fewer_than_five_seeds_are_drawn_one_by_one(five_seeds):
@@ -75,7 +75,7 @@ def test_fewer_than_five_seeds_are_drawn_one_by_one(five_seeds):
   axes = drawn(panels.Curves('test_accuracy'), series_of(few, WITHOUT))
   assert len(axes.lines) == 4
   assert not axes.collections
-  assert axes.get_legend().get_title().get_text() == 'mean and runs, 3 seeds'
+  assert axes.get_title() == 'mean and runs, 3 seeds'
   mean, *each = [line.get_ydata() for line in axes.lines]
   np.testing.assert_allclose(np.mean(each, 0), mean)
 
@@ -101,12 +101,34 @@ def test_curves_by_seconds(five_seeds):
   np.testing.assert_allclose(axes.lines[0].get_xdata(), np.arange(0, 20.1, 0.2))
 
 
+@pytest.mark.parametrize('factor', [1.02, 3, 40, 150, 1e4])
+def test_an_axis_of_logarithms_has_numbers_however_short(factor, five_seeds):
+  run = dataclasses.replace(five_seeds[0])
+  seconds = 0.7 * factor ** np.linspace(0, 1, 7)
+  run.__dict__['_rows'] = [
+    {'step': i, 'seconds': s, 'train_loss': 1 / s}
+    for i, s in enumerate(seconds)
+  ]
+  panel = panels.Curves('train_loss', x='seconds', xscale='log', yscale='log')
+  axes = drawn(panel, panels.Series('s', [run], 0, 'C0', '-'))
+  axes.figure.draw_without_rendering()
+  for axis in (axes.xaxis, axes.yaxis):
+    low, high = axis.get_view_interval()
+    seen = [
+      tick.label1.get_text()
+      for tick in axis.get_major_ticks()
+      if low <= tick.get_loc() <= high
+    ]
+    assert (4 if factor > 3 else 2) <= len(seen) <= 12
+    assert len(set(seen)) == len(seen)
+    assert all(float(text.replace('K', '')) > 0 for text in seen)
+
+
 def test_the_legend_tells_of_runs_that_diverged(five_seeds):
   axes = drawn(
     panels.Curves('test_accuracy'), series_of(five_seeds, WITH, 'with', 2)
   )
-  labels = [text.get_text() for text in axes.get_legend().get_texts()]
-  assert labels == ['with (2 more diverged)']
+  assert axes.get_legend_handles_labels()[1] == ['with (2 more diverged)']
 
 
 def test_runs_of_different_lengths_are_no_series(fake_run, tmp_path):
@@ -159,7 +181,7 @@ def test_the_files_are_figures_and_the_same_each_time(five_seeds, tmp_path):
     )
   assert digests[0] == digests[1]
   with PIL.Image.open(tmp_path / 'one' / 'figure.png') as image:
-    assert image.size == (1440, 480)
+    assert image.size == (1440, 520)
     assert (
       len(np.unique(np.asarray(image.convert('RGB')).reshape(-1, 3), axis=0))
       > 50

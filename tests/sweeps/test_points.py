@@ -3,7 +3,7 @@
 import ml_collections
 import pytest
 
-from bn_research import errors, workdir
+from bn_research import disk, errors, workdir
 from bn_research.sweeps import points
 
 
@@ -81,7 +81,7 @@ def test_a_workdir_of_another_config_is_not_taken_for_finished(tmp_path):
   sweep = [{'seed': 1}]
   (point,) = expand(sweep, tmp_path)
   record = {'config': config(seed=1).to_dict()}
-  workdir.write_json(point.workdir / workdir.CONFIG, record)
+  disk.write_json(point.workdir / workdir.CONFIG, record)
   assert expand(sweep, tmp_path) == [point]
   with pytest.raises(errors.UserError, match=r'rate=0\.1 there and 0\.2 here'):
     expand(sweep, tmp_path, {'rate': 0.2}, rate=0.2)

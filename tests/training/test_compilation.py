@@ -52,8 +52,22 @@ def test_that_of_jax_is_respected(monkeypatch):
   assert jax.config.jax_compilation_cache_dir == before
 
 
-def test_where_nothing_can_be_written_nothing_is_kept(tmp_path, monkeypatch):
+def test_one_that_was_asked_for_and_cannot_be_is_told(tmp_path, caplog):
+  (tmp_path / 'file').write_text('')
+  before = jax.config.jax_compilation_cache_dir
+  asked = tmp_path / 'file' / 'cache'
+  compilation.enable_cache(str(asked))
+  assert jax.config.jax_compilation_cache_dir == before
+  (message,) = caplog.messages
+  assert message.startswith(
+    'compiled programs are not kept: cannot create'
+    f' --compilation_cache={asked}: Not a directory; choose a writable'
+  )
+
+
+def test_where_nothing_can_be_written_nothing_is_kept(tmp_path, caplog):
   (tmp_path / 'home').write_text('')
   before = jax.config.jax_compilation_cache_dir
   compilation.enable_cache()
   assert jax.config.jax_compilation_cache_dir == before
+  assert not caplog.messages  # nobody asked for it

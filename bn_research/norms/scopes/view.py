@@ -40,6 +40,7 @@ class View:
     if axis == 0:
       return meshes.split_rows(x, outer)
     inner = x.shape[axis] // outer
+    x = meshes.whole_features(x)
     x = x.reshape((*x.shape[:axis], outer, inner, *x.shape[axis + 1 :]))
     return jnp.swapaxes(x, -1, -2) if self.outer_last else x
 

@@ -131,22 +131,25 @@ def apply(
     bias: Likewise.
     features: The axes of `x` along which `scale` and `bias` lie.
     dtype: Type of the result. Everything before is in float32 at least, and
-      there is one rounding.
+      there is one rounding. The backward pass keeps `x` in its own type.
     **how: Other arguments of `normalization.apply`.
 
   Returns:
     The result, and the next state.
   """
   checks.activations(x, None)  # before a cast makes floats of integers
+  dtype = checks.result_type(x, dtype)
+  if jnp.finfo(dtype).bits > 32:  # wider than statistics of a narrow x
+    x = x.astype(jnp.promote_types(x.dtype, dtype))
   shape = [n if a in features else 1 for a, n in enumerate(x.shape)]
-  y, state = normalization.apply(
-    x.astype(jnp.promote_types(x.dtype, dtype)),
+  return normalization.apply(
+    x,
     state,
     scale=None if scale is None else fit(scale, shape, x, features),
     bias=None if bias is None else fit(bias, shape, x, features),
+    dtype=dtype,
     **how,
   )
-  return y.astype(dtype), state
 
 
 def running(

@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import signal
 import sys
 
 from bn_research.norms.names import NAMES
@@ -73,4 +74,7 @@ def _brief(value) -> str:
 
 
 if __name__ == '__main__':
+  # A reader that has seen enough, such as `head`, ends this as it ends others.
+  if hasattr(signal, 'SIGPIPE'):
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
   sys.exit(main(sys.argv[1:]))

@@ -1,6 +1,7 @@
 """Errors that name the argument and the fix, in one place for every layer."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,23 @@ def activations(x: jax.Array, mask: jax.Array | None, **affine) -> None:
         f'{name} of shape {jnp.shape(value)} does not broadcast against x of '
         f'shape {x.shape}.'
       )
+
+
+def result_type(x: jax.Array, dtype: Any) -> Any:
+  """Returns the type of a result: the one asked for, or None for that of `x`.
+
+  Raises:
+    TypeError: If it is not floating.
+  """
+  if dtype is None:
+    return x.dtype
+  if not jnp.issubdtype(dtype, jnp.floating):
+    raise TypeError(
+      f'dtype={jnp.dtype(dtype)} is not floating; choose a type such as '
+      'float32, or None for that of x.'
+    )
+  # As JAX reads a type: of `float`, and of float64 where that is not enabled.
+  return jnp.zeros((), dtype).dtype
 
 
 def non_negative(**values: float) -> None:

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bn_research.norms import meshes
+from bn_research.norms import checks, meshes
 from bn_research.norms.memory import keeping_statistics
-from bn_research.norms.moments import keep
+from bn_research.norms.moments import keep, wide_type
 
 
 def _keeping_statistics(apply):
@@ -25,10 +25,11 @@ def _keeping_statistics(apply):
   """
 
   @functools.wraps(apply)
-  def wrapped(self, x, state, **options):
+  def wrapped(self, x, state, *, dtype=None, **options):
     arrays = {k: v for k, v in options.items() if not isinstance(v, bool)}
     flags = {k: v for k, v in options.items() if isinstance(v, bool)}
-    again = keeping_statistics(functools.partial(apply, self, **flags))
+    fixed = functools.partial(apply, self, dtype=dtype, **flags)
+    again = keeping_statistics(fixed)
     return again(x, state, **arrays)
 
   return wrapped
@@ -67,15 +68,24 @@ class Chain:
 
   @_keeping_statistics
   def apply(
-    self, x, state, *, scale=None, bias=None, learned=None, **options
+    self,
+    x,
+    state,
+    *,
+    scale=None,
+    bias=None,
+    learned=None,
+    dtype=None,
+    **options,
   ) -> tuple[jax.Array, tuple[Any, ...]]:
     """Normalizes `x`; arguments as for `Normalization.apply`."""
     learned = _each(learned, self.parts)
+    x, within, dtype = _typed(x, dtype)
+    final = {'scale': scale, 'bias': bias, 'dtype': dtype}
     states = []
     for k, part in enumerate(self.parts):
-      last = k == len(self.parts) - 1
-      affine = {'scale': scale, 'bias': bias} if last else {}
-      x, new = _apply(part, x, state[k], learned[k], options, affine)
+      own = final if k == len(self.parts) - 1 else {'dtype': within}
+      x, new = _apply(part, x, state[k], learned[k], options, **own)
       states.append(new)
     return x, tuple(states)
 
@@ -116,20 +126,21 @@ class Mixture:
 
   @_keeping_statistics
   def apply(
-    self, x, state, *, scale=None, bias=None, learned, **options
+    self, x, state, *, scale=None, bias=None, learned, dtype=None, **options
   ) -> tuple[jax.Array, tuple[Any, ...]]:
     """Normalizes `x`; arguments as for `Normalization.apply`."""
     weights = jax.nn.softmax(learned['logits'])
+    x, within, dtype = _typed(x, dtype)
     parts, states = zip(
       *(
-        _apply(part, x, state[k], learned['parts'][k], options, {})
+        _apply(part, x, state[k], learned['parts'][k], options, dtype=within)
         for k, part in enumerate(self.parts)
       ),
       strict=True,
     )
     y = sum(w * part for w, part in zip(weights, parts, strict=True))
     y = _affine(y, scale, bias, options.get('mask'))
-    return y.astype(x.dtype), states
+    return y.astype(dtype), states
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,15 +176,15 @@ class Coloured:
 
   @_keeping_statistics
   def apply(
-    self, x, state, *, scale=None, bias=None, learned, **options
+    self, x, state, *, scale=None, bias=None, learned, dtype=None, **options
   ) -> tuple[jax.Array, Any]:
     """Normalizes `x`; arguments as for `Normalization.apply`."""
-    y, state = _apply(
-      self.normalization, x, state, learned['inner'], options, {}
-    )
+    x, within, dtype = _typed(x, dtype)
+    inner = self.normalization, x, state, learned['inner'], options
+    y, state = _apply(*inner, dtype=within)
     y = jnp.matmul(y, learned['colouring'].T, precision=lax.Precision.HIGHEST)
     y = _affine(y, scale, bias, options.get('mask'))
-    return meshes.cut_like(y, x).astype(x.dtype), state
+    return meshes.cut_like(y, x).astype(dtype), state
 
 
 def mapped(change: Callable[[Any], Any], normalization: Any) -> Any:
@@ -202,11 +213,22 @@ def _each(learned, parts) -> tuple[Any, ...]:
   return ({},) * len(parts) if learned is None else learned
 
 
-def _apply(part, x, state, learned, options, affine):
+def _typed(x, dtype) -> tuple[jax.Array, Any, Any]:
+  """Returns `x`, the type between parts, and that of the result.
+
+  Between parts nothing is rounded to a type that the result does not have.
+  """
+  x = jnp.asarray(x)
+  checks.activations(x, None)
+  dtype = checks.result_type(x, dtype)
+  return x, dtype if dtype == x.dtype else wide_type(x), dtype
+
+
+def _apply(part, x, state, learned, options, **own):
   """Applies a part, which uses running moments where it has any."""
   use_running = options.get('use_running', False) and part.remembers
   options = {**options, 'use_running': use_running}
-  return part.apply(x, state, learned=learned, **affine, **options)
+  return part.apply(x, state, learned=learned, **own, **options)
 
 
 def _affine(y, scale, bias, mask) -> jax.Array:

@@ -5,6 +5,7 @@ here with covariances: two derivative rules, of any order and in both modes.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +81,7 @@ def _estimate_jvp(axes, size, devices, primals, tangents):
   return moments, Moments(jnp.zeros_like(moments.count), dmean, dcomoment)
 
 
-@jax.custom_jvp
+@partial(jax.custom_jvp, nondiff_argnums=(6,))
 def whiten(
   x: jax.Array,
   mask: jax.Array | None,
@@ -88,6 +89,7 @@ def whiten(
   root: jax.Array,
   scale: jax.Array | None,
   bias: jax.Array | None,
+  dtype: Any,
 ) -> jax.Array:
   """y = W (x - mean) · scale + bias, in blocks; zero where masked out.
 
@@ -100,17 +102,18 @@ def whiten(
     root: W, (..., blocks, d, d), with axes of size 1 where it is shared.
     scale: None, or broadcastable against `x`.
     bias: None, or broadcastable against `x`.
+    dtype: Type of the result.
 
   Returns:
-    An array like `x`, in the type of `x`; computed in float32 at least.
+    An array of the shape of `x`; computed in float32 at least.
   """
   apart = keep(mask, wide(x) - mean)
   y = _affine(_times((root, apart)), scale, bias)
-  return keep(mask, y).astype(x.dtype)
+  return keep(mask, y).astype(dtype)
 
 
 @whiten.defjvp
-def _whiten_jvp(primals, tangents):
+def _whiten_jvp(dtype, primals, tangents):
   x, mask, mean, root, scale, _ = primals
   dx, _, dmean, droot, dscale, dbias = tangents
 
@@ -120,10 +123,10 @@ def _whiten_jvp(primals, tangents):
     dy = _affine(dy, scale, dbias)
     if dscale is not None:
       dy = dy + _times((root, apart)) * dscale
-    return keep(mask, dy).astype(x.dtype)
+    return keep(mask, dy).astype(dtype)
 
   terms = (mean, root, scale, dmean, droot, dscale, dbias)
-  return whiten(*primals), recomputed(rule)(x, mask, dx, *terms)
+  return whiten(*primals, dtype), recomputed(rule)(x, mask, dx, *terms)
 
 
 def _affine(y, scale, bias) -> jax.Array:

@@ -55,9 +55,9 @@ class Divide:
     """Returns the same of remembered moments."""
     return Pair(None, (self.offset + self.gain * var) ** -self.power)
 
-  def finish(self, x, mask, pair, scale, bias) -> jax.Array:
+  def finish(self, x, mask, pair, scale, bias, dtype) -> jax.Array:
     """Divides, scales and shifts."""
     y = keep(mask, wide(x)) * pair.spread
     y = y if scale is None else y * scale
     y = y if bias is None else y + bias
-    return keep(mask, y).astype(x.dtype)
+    return keep(mask, y).astype(dtype)

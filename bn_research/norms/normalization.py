@@ -42,8 +42,8 @@ class Map(Estimator, Protocol):
     """Makes the same of what a population remembers."""
     ...
 
-  def finish(self, x, mask, pair, scale, bias) -> jax.Array:
-    """Normalizes, scales and shifts."""
+  def finish(self, x, mask, pair, scale, bias, dtype) -> jax.Array:
+    """Normalizes, scales and shifts, with a result of type `dtype`."""
     ...
 
 
@@ -104,6 +104,7 @@ class Normalization:
     use_running: bool = False,
     update: bool = True,
     mask: jax.Array | None = None,
+    dtype: Any = None,
   ) -> tuple[jax.Array, State]:
     """Normalizes `x`.
 
@@ -119,12 +120,14 @@ class Normalization:
         `use_running`: a frozen normalization trains with (True, False).
       mask: None, or boolean and broadcastable against `x`: where False, `x`
         takes no part, may hold anything, and the result is 0.
+      dtype: Type of the result, to which it is rounded once; None for that of
+        `x`.
 
     Returns:
-      An array like `x`, in its type, and the next state.
+      An array of the shape of `x`, and the next state.
 
     Raises:
-      TypeError: If `x` is not floating.
+      TypeError: If `x` or `dtype` is not floating.
       ValueError: If shapes do not fit, `x` has no activations, or running
         moments are asked for where none are remembered.
     """
@@ -134,10 +137,11 @@ class Normalization:
     checks.activations(x, mask, scale=scale, bias=bias)
     features = self.scope.features(x.shape) if self.remembers else None
     checks.state(state, features, use_running)
-    return self._apply(x, state, scale, bias, mask, use_running, update)
+    dtype = checks.result_type(x, dtype)
+    return self._apply(x, state, scale, bias, mask, use_running, update, dtype)
 
-  @partial(jax.jit, static_argnums=(0, 6, 7), inline=True)
-  def _apply(self, x, state, scale, bias, mask, use_running, update):
+  @partial(jax.jit, static_argnums=(0, 6, 7, 8), inline=True)
+  def _apply(self, x, state, scale, bias, mask, use_running, update, dtype):
     view = self.scope.view(x, self.map)
     z, w, scale, bias = jax.tree.map(view.split, (x, mask, scale, bias))
     population = self._population_pair(state, view) if self.remembers else None
@@ -146,7 +150,7 @@ class Normalization:
       local, whole = statistics(self.scope.moments(view, z, w, self.map))
     if not use_running:
       pair = self.gradient(self.map.pair(local), population)
-    y = view.join(self.map.finish(z, w, pair, scale, bias))
+    y = view.join(self.map.finish(z, w, pair, scale, bias, dtype))
     y = meshes.cut_like(y, x)
     if update and self.remembers:
       state = self.learn(state, whole)

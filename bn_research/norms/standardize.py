@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -65,9 +66,11 @@ class Standardize:
     """Returns the same of remembered moments."""
     return Pair(mean if self.centre else None, var if self.scale else None)
 
-  def finish(self, x, mask, pair, scale, bias) -> jax.Array:
+  def finish(self, x, mask, pair, scale, bias, dtype) -> jax.Array:
     """Normalizes, scales and shifts, in one rule."""
-    return normalize(x, mask, pair.mean, pair.spread, scale, bias, self.epsilon)
+    return normalize(
+      x, mask, pair.mean, pair.spread, scale, bias, self.epsilon, dtype
+    )
 
 
 def normalize(
@@ -78,6 +81,7 @@ def normalize(
   scale: jax.Array | None = None,
   bias: jax.Array | None = None,
   epsilon: float = 1e-5,
+  dtype: Any = None,
 ) -> jax.Array:
   """Normalizes with given moments and applies the affine, in one rule.
 
@@ -96,14 +100,14 @@ def normalize(
     scale: None for 1, or broadcastable against `x`.
     bias: None for 0, or broadcastable against `x`.
     epsilon: Added to the variance.
+    dtype: Type of the result; None for that of `x`.
 
   Returns:
-    An array like `x`, in the type of `x`; computed in float32 at least.
+    An array of the shape of `x`; computed in float32 at least.
 
   Source: Ioffe and Szegedy (2015), Algorithm 1.
   """
-  dtype = wide_type(x)
-  zero, one = jnp.zeros((), dtype), jnp.ones((), dtype)
+  zero, one = jnp.zeros((), wide_type(x)), jnp.ones((), wide_type(x))
   if var is None:
     var, epsilon = one, 0.0
   return _normalize(
@@ -114,30 +118,31 @@ def normalize(
     one if scale is None else scale,
     zero if bias is None else bias,
     epsilon,
+    checks.result_type(x, dtype),
   )
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(6,))
-def _normalize(x, mask, mean, var, scale, bias, epsilon):
+@partial(jax.custom_jvp, nondiff_argnums=(6, 7))
+def _normalize(x, mask, mean, var, scale, bias, epsilon, dtype):
   y = (wide(x) - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
-  return keep(mask, y).astype(x.dtype)
+  return keep(mask, y).astype(dtype)
 
 
 @_normalize.defjvp
-def _normalize_jvp(epsilon, primals, tangents):
+def _normalize_jvp(epsilon, dtype, primals, tangents):
   x, mask, mean, var, scale, bias = primals
   dx, _, dmean, dvar, dscale, dbias = tangents
-  y = _normalize(*primals, epsilon)
+  y = _normalize(*primals, epsilon, dtype)
   r = lax.rsqrt(var + epsilon)
   dlog = -0.5 * r * r * dvar  # of log r
   if _as_large(x, mean, var, scale, bias):
-    rule = partial(_tangent_by_terms, dtype=x.dtype)
+    rule = partial(_tangent_by_terms, dtype=dtype)
     terms = (mean, r, scale, r * dmean, dlog, dscale, dbias)
     return y, recomputed(rule)(x, mask, dx, *terms)
   slope = r * dscale + r * dlog * scale
   offset = dbias - r * scale * dmean
   slope, offset = _vary_together(slope, offset, x)
-  rule = partial(_tangent_by_coefficients, dtype=x.dtype)
+  rule = partial(_tangent_by_coefficients, dtype=dtype)
   return y, recomputed(rule)(x, mask, dx, mean, r * scale, slope, offset)
 
 

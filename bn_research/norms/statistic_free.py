@@ -24,11 +24,11 @@ from bn_research.norms.standardize import Standardize
 Learned = Mapping[str, jax.Array]
 
 
-def _affine(y, x, mask, scale, bias) -> jax.Array:
-  """Scales and shifts, and returns to the type of `x`."""
+def _affine(y, x, mask, scale, bias, dtype) -> jax.Array:
+  """Scales and shifts, and rounds to the type of the result."""
   y = y if scale is None else y * scale
   y = y if bias is None else y + bias
-  return keep(mask, y).astype(x.dtype)
+  return keep(mask, y).astype(checks.result_type(x, dtype))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +80,7 @@ class Squash:
     use_running: bool = False,
     update: bool = True,
     mask: jax.Array | None = None,
+    dtype: Any = None,
   ) -> tuple[jax.Array, tuple[()]]:
     """Squashes `x`; arguments as those of `Normalization.apply`."""
     del update
@@ -87,9 +88,9 @@ class Squash:
     checks.state(state, None, use_running)
     z = keep(mask, wide(x)) * learned['alpha']
     if self.function == 'tanh':
-      return _affine(jnp.tanh(z), x, mask, scale, bias), state
+      return _affine(jnp.tanh(z), x, mask, scale, bias, dtype), state
     y = jax.scipy.special.erf(z + learned['shift'])
-    return _affine(y, x, mask, scale, bias), state
+    return _affine(y, x, mask, scale, bias, dtype), state
 
 
 def dynamic_tanh(alpha: float = 0.5) -> Squash:
@@ -160,6 +161,7 @@ class EvoNormB0:
     use_running: bool = False,
     update: bool = True,
     mask: jax.Array | None = None,
+    dtype: Any = None,
   ) -> tuple[jax.Array, Any]:
     """Normalizes and activates; arguments as for `Normalization.apply`."""
     checks.activations(x, mask, scale=scale, bias=bias)
@@ -173,7 +175,7 @@ class EvoNormB0:
     own = learned['v'] * z + jnp.sqrt(instance.variance + self.epsilon)
     y = z / jnp.maximum(jnp.sqrt(variance + self.epsilon), own)
     state = self._batch.learn(state, moments) if update else state
-    return _affine(y, x, mask, scale, bias), state
+    return _affine(y, x, mask, scale, bias, dtype), state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,6 +218,7 @@ class EvoNormS0:
     use_running: bool = False,
     update: bool = True,
     mask: jax.Array | None = None,
+    dtype: Any = None,
   ) -> tuple[jax.Array, tuple[()]]:
     """Normalizes and activates; arguments as for `Normalization.apply`."""
     del update
@@ -227,7 +230,7 @@ class EvoNormS0:
     z = keep(mask, wide(x))
     y = z * jax.nn.sigmoid(learned['v'] * z)
     y = y * jax.lax.rsqrt(group.variance + self.epsilon)
-    return _affine(y, x, mask, scale, bias), state
+    return _affine(y, x, mask, scale, bias, dtype), state
 
 
 def thresholded_linear_unit(x: jax.Array, threshold: jax.Array) -> jax.Array:

@@ -131,6 +131,7 @@ def fold(
   state: Any,
   scale: jax.Array | None = None,
   bias: jax.Array | None = None,
+  feature_group_count: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Folds a normalization into the dense layer or convolution before it.
 
@@ -143,10 +144,18 @@ def fold(
     state: Its state.
     scale: That of its layer.
     bias: That of its layer.
+    feature_group_count: That of the convolution, which its kernel does not
+      tell; None where it does not matter, because each output is normalized by
+      itself, or the kernel is that of a dense layer.
 
   Returns:
     A kernel and a bias that do both for inference.
+
+  Raises:
+    ValueError: If the normalization mixes outputs that see different inputs, or
+      the number of groups matters and is not given.
   """
+  _require_shared_inputs(kernel, normalization, state, feature_group_count)
   slope, shift = affine_of(normalization, state, scale, bias)
   folded = jnp.matmul(kernel, slope, precision=lax.Precision.HIGHEST)
   if kernel_bias is not None:
@@ -154,3 +163,29 @@ def fold(
       kernel_bias, slope, precision=lax.Precision.HIGHEST
     )
   return folded.astype(kernel.dtype), shift.astype(kernel.dtype)
+
+
+def _require_shared_inputs(kernel, normalization, state, groups) -> None:
+  """Raises where D mixes outputs of different groups of a convolution."""
+  mixed = state.var.shape[-1] if _point(normalization).map.joint else 1
+  if mixed == 1 or (kernel.ndim == 2 and groups is None):
+    return
+  if groups is None:
+    raise ValueError(
+      f'whitening mixes outputs, and the kernel of shape {kernel.shape} does '
+      'not tell whether they see the same inputs; give feature_group_count, '
+      'that of the convolution, 1 by default.'
+    )
+  outputs = kernel.shape[-1]
+  if groups < 1 or outputs % groups:
+    raise ValueError(
+      f'feature_group_count={groups} does not divide the {outputs} outputs of '
+      f'the kernel of shape {kernel.shape}; give that of the convolution.'
+    )
+  if groups > 1 and outputs // groups % mixed:
+    raise ValueError(
+      f'the outputs of a convolution of feature_group_count={groups} see '
+      f'different inputs, and whitening mixes {mixed} neighbours of {outputs}; '
+      'such a pair cannot be folded, unless by a group_size that divides '
+      f'{outputs // groups}.'
+    )

@@ -174,12 +174,12 @@ class Whiten:
     root = jnp.where(real[..., None], root / jnp.sqrt(unit), eye)
     return jnp.where(usable, root, 0)
 
-  def finish(self, x, mask, pair, scale, bias) -> jax.Array:
+  def finish(self, x, mask, pair, scale, bias, dtype) -> jax.Array:
     """Centres, whitens, scales and shifts, in one rule."""
     x, mean, scale, bias = jax.tree.map(
       meshes.whole_features, (x, pair.mean, scale, bias)
     )
-    return covariances.whiten(x, mask, mean, pair.spread, scale, bias)
+    return covariances.whiten(x, mask, mean, pair.spread, scale, bias, dtype)
 
   def _real(self, covariance: jax.Array, channels: int) -> np.ndarray:
     """Which places of the blocks are of channels, (blocks, d)."""

@@ -47,6 +47,23 @@ BAD = {
     {'x': jnp.ones((4, 8), int), 'dtype': jnp.bfloat16},
     'TypeError: x is int32; a normalization needs floating activations',
   ),
+  'complex': (
+    'BatchNorm',
+    {'x': jnp.ones((4, 8), jnp.complex64)},
+    'TypeError: x is complex64; a normalization here is of real activations: '
+    'give real and imaginary parts as features',
+  ),
+  'complex, example': (
+    'GroupNorm',
+    {'x': jnp.ones((4, 8), jnp.complex64), 'num_groups': 2},
+    'TypeError: x is complex64; a normalization here is of real activations: '
+    'give real and imaginary parts as features',
+  ),
+  'complex result': (
+    'LayerNorm',
+    {'x': _X, 'dtype': jnp.complex64},
+    'TypeError: dtype=complex64 is not floating; choose a type such as float32',
+  ),
   'no rows': (
     'BatchNorm',
     {'x': jnp.ones((0, 3, 8))},

@@ -8,6 +8,11 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from flax import nnx
+
+from bn_research import norms
+from bn_research.layers import linen as our_linen
+from bn_research.layers import nnx as our_nnx
 
 _GRID = [
   # activations, parameters, dtype
@@ -49,6 +54,8 @@ def test_types_and_values(
     lambda f, *a: f(*a, **train(name)), ours, flax, variables, x
   )
   assert y.dtype == reference.dtype
+  if name != 'GroupNorm':
+    np.testing.assert_array_equal(y, reference)
   # One rounding each, of values that may differ in their last float32 bit.
   eps = float(ml_dtypes.finfo(y.dtype).eps)
   y, reference = (np.asarray(a, np.float32) for a in (y, reference))
@@ -59,6 +66,44 @@ def test_types_and_values(
     np.testing.assert_allclose(
       np.asarray(a, np.float32), np.asarray(b, np.float32), 2e-6
     )
+
+
+@pytest.mark.parametrize(('x_type', 'param_dtype', 'dtype'), _GRID)
+def test_a_norm_has_the_types_of_a_layer_of_flax(
+  family, x_type, param_dtype, dtype
+):
+  x = _draw((4, 6, 8), x_type)
+  types = {'param_dtype': jnp.dtype(param_dtype)}
+  if dtype:
+    types['dtype'] = jnp.dtype(dtype)
+  normalization = norms.batch_norm()
+  if family.flax is nnx:
+    norm = our_nnx.Norm(normalization, 8, **types, rngs=nnx.Rngs(0))
+    y, scale = norm(x), norm.scale[...]
+  else:
+    norm = our_linen.Norm(normalization, use_running_average=False, **types)
+    y, variables = norm.init_with_output(jax.random.key(0), x)
+    scale = variables['params']['scale']
+  layer, variables = family.make(family.ours, 'BatchNorm', 8, x, **types)
+  expected, _ = layer(variables, x, use_running_average=False)
+  reference, variables = family.make(family.flax, 'BatchNorm', 8, x, **types)
+  flax_result, _ = reference(variables, x, use_running_average=False)
+  assert y.dtype == flax_result.dtype
+  assert scale.dtype == param_dtype
+  y, expected = (np.asarray(a, np.float32) for a in (y, expected))
+  eps = float(ml_dtypes.finfo(flax_result.dtype).eps)
+  assert np.isfinite(y).all()
+  np.testing.assert_allclose(y, expected, max(eps, 1e-6), 1e-6)
+
+
+def test_norms_without_parameters_keep_the_type_of_x():
+  x = _draw((4, 8), 'bfloat16')
+  options = {'use_scale': False, 'use_bias': False}
+  norm = our_nnx.Norm(norms.layer_norm(), 8, **options, rngs=nnx.Rngs(0))
+  y, _ = our_linen.Norm(norms.layer_norm(), **options).init_with_output(
+    jax.random.key(0), x
+  )
+  assert norm(x).dtype == y.dtype == jnp.bfloat16
 
 
 def test_gradients_have_the_types_of_their_arguments(

@@ -19,6 +19,12 @@ CALLS = {
   'x is complex64.*real and imaginary parts as features': lambda: normalize(
     batch, jnp.ones((4, 6), complex)
   ),
+  'dtype=int32 is not floating.*None for that of x': lambda: normalize(
+    batch, dtype=jnp.int32
+  ),
+  'dtype=complex64 is not floating': lambda: normalize(
+    norms.Chain((batch, layer)), dtype=jnp.complex64
+  ),
   'no activations.*leave the empty batch out': lambda: normalize(
     batch, jnp.ones((0, 6))
   ),
@@ -114,8 +120,19 @@ def test_the_message_names_the_argument_and_the_fix(message):
 
 
 def test_inputs_need_not_be_arrays_of_jax():
-  y, _ = batch.apply([[1.0, 2.0], [3.0, 5.0]], batch.init(2), mask=[True, True])
-  assert y.shape == (2, 2)
+  for norm in (batch, norms.Chain((batch, layer))):
+    rows = [[1.0, 2.0], [3.0, 5.0]]
+    y, _ = norm.apply(rows, norm.init(2), mask=[True, True])
+    assert y.shape == (2, 2)
+
+
+def test_the_type_of_a_result_may_be_named_in_any_way():
+  for norm in (batch, norms.Chain((batch, layer)), norms.dynamic_tanh()):
+    for dtype in (float, 'float32', jnp.float32, jnp.dtype('float32')):
+      learned = norm.learned(6)
+      call = {'learned': learned, 'dtype': dtype}
+      y, _ = normalize(norm, x.astype('bfloat16'), **call)
+      assert y.dtype == jnp.float32
 
 
 def test_axes_may_be_lists():

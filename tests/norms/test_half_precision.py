@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bn_research import norms
 from tests import rows
 from tests.normalizations import each, each_that_remembers
 from tests.oracles import Past
@@ -35,6 +36,64 @@ def test_only_the_result_is_rounded(row, dtype):
   np.testing.assert_allclose(
     wide(y), right, rtol=1.02 * half_ulp, atol=1e-4 if row.joint else 1e-5
   )
+
+
+@each
+def test_a_wider_result_is_not_rounded_before(row):
+  """Bit for bit what activations cast to it give; gradients in their type."""
+  sample, mask, norm = prepared(row, 'bfloat16'), row.mask('rows'), row.make()
+  cast = rows.cast(sample, 'float32')
+
+  def result(sample, **dtype):
+    y, _ = rows.call(norm, sample, row.init(), mask, **dtype)
+    return jnp.sum(jnp.sin(y)), y
+
+  of = jax.jit(jax.grad(result, has_aux=True), static_argnames='dtype')
+  (gradient, y), (right, expected) = of(sample, dtype='float32'), of(cast)
+  assert y.dtype == expected.dtype == jnp.float32
+  assert np.isfinite(expected).all()
+  np.testing.assert_array_equal(y, expected)
+  assert gradient.x.dtype == sample.x.dtype
+  # Of whitening the paths to x, each rounded, are larger than their sum.
+  ulps = (6 if row.joint else 2) * float(jnp.finfo('bfloat16').eps)
+  size = 1 + np.abs(right.x).max()
+  np.testing.assert_allclose(
+    wide(gradient.x), right.x, rtol=0, atol=ulps * size
+  )
+
+
+@each
+def test_a_narrower_result_is_rounded_once(row):
+  sample, mask = rows.cast(row.sample(), 'float32'), row.mask('rows')
+  call = lambda **dtype: rows.call(
+    row.make(), sample, row.init(), mask, **dtype
+  )
+  y, exact = call(dtype='bfloat16')[0], call()[0]
+  assert y.dtype == jnp.bfloat16
+  np.testing.assert_array_equal(y, exact.astype('bfloat16'))
+
+
+PARTS = (norms.batch_norm(), norms.batch_whitening('zca', epsilon=1e-2))
+COMBINED = {
+  'chain': norms.Chain(PARTS),
+  'mixture': norms.Mixture(PARTS),
+  'coloured': norms.Coloured(norms.batch_norm()),
+}
+
+
+@pytest.mark.parametrize('name', COMBINED)
+@pytest.mark.parametrize(
+  ('x_type', 'dtype'), [('bfloat16', 'float32'), ('float32', 'bfloat16')]
+)
+def test_combinations_round_at_their_end(name, x_type, dtype):
+  norm = COMBINED[name]
+  x = jax.random.normal(jax.random.key(0), (32, 4)).astype(x_type)
+  learned, state = norm.learned(4), norm.init(4)
+  y, _ = norm.apply(x, state, learned=learned, dtype=dtype)
+  exact, _ = norm.apply(x.astype('float32'), state, learned=learned)
+  assert y.dtype == dtype
+  assert np.isfinite(exact).all()
+  np.testing.assert_array_equal(y, exact.astype(dtype))
 
 
 @halves

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.linen import dtypes
 from flax.typing import Dtype, Initializer
 
 from bn_research.layers import drop_in
@@ -30,7 +31,9 @@ class Norm(nn.Module):
     use_bias: Whether there is a learned bias.
     scale_init: Initializer of the scale.
     bias_init: Initializer of the bias.
-    param_dtype: Type of both.
+    dtype: Type of the result; None for what activations, scale and bias promote
+      to.
+    param_dtype: Type of scale and bias.
   """
 
   normalization: Normalization
@@ -39,6 +42,7 @@ class Norm(nn.Module):
   use_bias: bool = True
   scale_init: Initializer = nn.initializers.ones
   bias_init: Initializer = nn.initializers.zeros
+  dtype: Dtype | None = None
   param_dtype: Dtype = jnp.float32
 
   @nn.compact
@@ -59,7 +63,7 @@ class Norm(nn.Module):
       mask: None, or boolean and broadcastable against `x`.
 
     Returns:
-      An array like `x`.
+      An array of the shape of `x`.
     """
     x = jnp.asarray(x)
     norm = self.normalization
@@ -74,11 +78,16 @@ class Norm(nn.Module):
       learned = self.param('learned', lambda key: learned)
     last = (x.ndim - 1,)
     use_scale = norm.scales if self.use_scale is None else self.use_scale
-    y, state = norm.apply(
+    scale = parameter(self, 'scale', x, last) if use_scale else None
+    bias = parameter(self, 'bias', x, last) if self.use_bias else None
+    y, state = drop_in.apply(
+      norm,
       x,
       state,
-      scale=parameter(self, 'scale', x, last) if use_scale else None,
-      bias=parameter(self, 'bias', x, last) if self.use_bias else None,
+      scale=scale,
+      bias=bias,
+      features=last,
+      dtype=dtypes.canonicalize_dtype(x, scale, bias, dtype=self.dtype),
       learned=learned,
       use_running=use_running,
       update=update,

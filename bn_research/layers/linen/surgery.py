@@ -66,6 +66,8 @@ def fold(
   variables: Variables,
   pairs: Mapping[Path, Path],
   normalization: norms.Normalization,
+  *,
+  feature_group_count: int | None = None,
 ) -> Variables:
   """Folds normalizations into the layers before them, for inference.
 
@@ -74,6 +76,9 @@ def fold(
     pairs: From the path of each normalization to that of the `Dense` or `Conv`
       whose output it normalizes.
     normalization: What the layers do.
+    feature_group_count: That of the convolutions, which no variable tells; it
+      matters for whitening only, and is asked for there. Pairs of different
+      counts take a call each.
 
   Returns:
     Variables of the model with `norms.none()` and no bias in its place, and a
@@ -81,7 +86,8 @@ def fold(
 
   Raises:
     ValueError: If there is no such normalization or layer, or it remembers
-      nothing, and so is not affine.
+      nothing, and so is not affine; or it mixes outputs of a convolution that
+      see different inputs, or whose groups are not given.
   """
   if not isinstance(normalization, norms.Normalization):
     raise ValueError(
@@ -114,6 +120,7 @@ def fold(
       population.init(statistics['mean'], statistics['var']),
       affine.get('scale'),
       affine.get('bias'),
+      feature_group_count,
     )
   return traverse_util.unflatten_dict(flat)
 

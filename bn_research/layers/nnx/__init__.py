@@ -33,7 +33,9 @@ where Flax is wrong, and in saying sooner what is wrong with a call:
   alike, not devices, and a device may have none.
 - A batch with no example, or with moments that are not finite, leaves the
   running statistics as they are.
-- Activations must be real floating numbers, of which there are some.
+- Activations must be real floating numbers, of which there are some. Complex
+  ones, which Flax centres and divides by the root of E |x - E x|², are refused:
+  give real and imaginary parts as features.
 """
 
 from bn_research.layers.nnx.batch_norm import BatchNorm

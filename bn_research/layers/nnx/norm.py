@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.nnx.nn import dtypes
 from flax.typing import Dtype, Initializer
 
 from bn_research.layers import drop_in
+from bn_research.layers.nnx.promotion import value
 from bn_research.norms import Normalization
 
 
@@ -26,6 +28,8 @@ class Norm(nnx.Module):
     bias: `nnx.Param` (num_features,), or None.
     use_running_average: Default of the call argument; set by `model.train()`
       and `model.eval()`.
+    dtype: Type of the result, or None.
+    param_dtype: Type of scale and bias.
   """
 
   def __init__(
@@ -38,6 +42,7 @@ class Norm(nnx.Module):
     use_bias: bool = True,
     scale_init: Initializer = nnx.initializers.ones,
     bias_init: Initializer = nnx.initializers.zeros,
+    dtype: Dtype | None = None,
     param_dtype: Dtype = jnp.float32,
     rngs: nnx.Rngs,
   ):
@@ -52,7 +57,9 @@ class Norm(nnx.Module):
       use_bias: Whether there is a learned bias.
       scale_init: Initializer of the scale.
       bias_init: Initializer of the bias.
-      param_dtype: Type of both.
+      dtype: Type of the result; None for what activations, scale, bias and, as
+        in `nnx.BatchNorm`, statistics promote to.
+      param_dtype: Type of scale and bias.
       rngs: Keys for the initializers.
     """
     if use_scale is None:
@@ -61,6 +68,8 @@ class Norm(nnx.Module):
     self.normalization = normalization
     self.num_features = num_features
     self.use_running_average = use_running_average
+    self.dtype = dtype
+    self.param_dtype = param_dtype
     self.scale = nnx.data(
       nnx.Param(scale_init(rngs.params(), shape, param_dtype))
       if use_scale
@@ -94,7 +103,7 @@ class Norm(nnx.Module):
       mask: None, or boolean and broadcastable against `x`.
 
     Returns:
-      An array like `x`.
+      An array of the shape of `x`.
 
     Raises:
       ValueError: If the last axis is not of `num_features`.
@@ -111,11 +120,16 @@ class Norm(nnx.Module):
       (self.statistics, self.learned),
       is_leaf=_is_variable,
     )
-    y, new = self.normalization.apply(
+    scale, bias = value(self.scale), value(self.bias)
+    types = x, scale, bias, *jax.tree.leaves(state)
+    y, new = drop_in.apply(
+      self.normalization,
       x,
       state,
-      scale=None if self.scale is None else self.scale[...],
-      bias=None if self.bias is None else self.bias[...],
+      scale=scale,
+      bias=bias,
+      features=(x.ndim - 1,),
+      dtype=dtypes.canonicalize_dtype(*types, dtype=self.dtype),
       learned=learned,
       use_running=use_running_average and self.normalization.remembers,
       update=update,

@@ -34,8 +34,9 @@ def replace(
   """Replaces normalizations in a model, in place.
 
   Scale, bias, what else is learned, and running statistics carry over where
-  the new one means the same by them; what it has beside starts afresh. A layer
-  that the model has in several places stays one layer.
+  the new one means the same by them; what it has beside starts afresh. So do
+  `dtype` and `param_dtype`. A layer that the model has in several places stays
+  one layer.
 
   Args:
     model: Its layers `Norm` and `BatchNorm`, Flax's own too, are replaced by
@@ -93,6 +94,7 @@ def as_norm(layer: nnx.Module) -> Norm:
     use_running_average=bool(layer.use_running_average),
     use_scale=layer.use_scale,
     use_bias=layer.use_bias,
+    dtype=layer.dtype,
     param_dtype=layer.param_dtype,
     rngs=nnx.Rngs(0),
   )
@@ -113,6 +115,8 @@ def _carried(old: Norm, normalization: norms.Normalization) -> Norm:
     use_running_average=old.use_running_average,
     use_scale=old.scale is not None,
     use_bias=old.bias is not None,
+    dtype=old.dtype,
+    param_dtype=old.param_dtype,
     rngs=nnx.Rngs(0),
   )
   _keep(new, 'scale', value(old.scale))
@@ -181,7 +185,8 @@ def fold(model: nnx.Module, pairs: dict[Path, Path]) -> None:
       `nnx.Conv` whose output it normalizes.
 
   Raises:
-    ValueError: If one remembers nothing, and so is not affine.
+    ValueError: If one remembers nothing, and so is not affine, or mixes outputs
+      that see different inputs.
   """
   for norm_path, layer_path in pairs.items():
     norm = as_norm(at(model, norm_path))
@@ -191,14 +196,6 @@ def fold(model: nnx.Module, pairs: dict[Path, Path]) -> None:
         'inference too, so it cannot be folded into a kernel.'
       )
     layer = at(model, layer_path)
-    if getattr(layer, 'feature_group_count', 1) > 1 and isinstance(
-      getattr(norm.normalization, 'map', None), norms.Whiten
-    ):
-      raise ValueError(
-        f'{layer_path}: the outputs of a convolution of '
-        f'feature_group_count={layer.feature_group_count} see different '
-        'inputs, and whitening mixes outputs; such a pair cannot be folded.'
-      )
     # A transposed kernel has its outputs before its inputs.
     turned = getattr(layer, 'transpose_kernel', False)
     turn = partial(jnp.swapaxes, axis1=-1, axis2=-2) if turned else lambda k: k
@@ -209,12 +206,17 @@ def fold(model: nnx.Module, pairs: dict[Path, Path]) -> None:
       state_of(norm),
       value(norm.scale),
       value(norm.bias),
+      getattr(layer, 'feature_group_count', 1),
     )
     layer.kernel.set_value(turn(kernel))
     layer.bias = nnx.Param(bias)
     layer.use_bias = True
     none = Norm(
-      norms.none(), norm.num_features, use_bias=False, rngs=nnx.Rngs(0)
+      norms.none(),
+      norm.num_features,
+      use_bias=False,
+      dtype=norm.dtype,
+      rngs=nnx.Rngs(0),
     )
     _set_child(at(model, norm_path[:-1]), norm_path[-1], none)
 

@@ -67,6 +67,20 @@ def non_negative(**values: float) -> None:
       raise ValueError(f'{name}={value} must be finite and at least 0.')
 
 
+def divisor(channels: int, **values: int) -> None:
+  """Checks numbers that must divide the number of channels.
+
+  Raises:
+    ValueError: If one does not, or is less than 1.
+  """
+  for name, value in values.items():
+    if value < 1 or channels % value:
+      raise ValueError(
+        f'{name}={value} does not divide the number of channels, {channels}; '
+        'choose a divisor.'
+      )
+
+
 def _broadcasts(shape: Shape, to: Shape) -> bool:
   try:
     return jnp.broadcast_shapes(shape, to) == to

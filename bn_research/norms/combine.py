@@ -4,6 +4,7 @@ They have the calls of a `Normalization` and plug in where one does; a state and
 `learned` are tuples of those of the parts.
 """
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
@@ -18,25 +19,78 @@ from bn_research.norms.memory import keeping_statistics
 from bn_research.norms.moments import keep, wide_type
 
 
-def _keeping_statistics(apply):
-  """Lets `apply` keep `x` and statistics alone for the backward pass.
+class _Combination(abc.ABC):
+  """What surrounds the parts: checks, and what the backward pass keeps.
 
-  What its parts make of `x`, each as large as it, is made again.
+  That is `x` and statistics: what the parts make of `x`, each as large as it,
+  is made again. Nothing is rounded before the end.
   """
 
-  @functools.wraps(apply)
-  def wrapped(self, x, state, *, dtype=None, **options):
-    arrays = {k: v for k, v in options.items() if not isinstance(v, bool)}
-    flags = {k: v for k, v in options.items() if isinstance(v, bool)}
-    fixed = functools.partial(apply, self, dtype=dtype, **flags)
-    again = keeping_statistics(fixed)
-    return again(x, state, **arrays)
+  @abc.abstractmethod
+  def init(self, num_features: int) -> Any:
+    """Returns the states of the parts."""
 
-  return wrapped
+  @abc.abstractmethod
+  def learned(self, num_features: int) -> Any:
+    """Returns what is learned beside scale and bias."""
+
+  @abc.abstractmethod
+  def _combine(self, x, state, scale, bias, learned, mask, *, dtype, **how):
+    """Does what `apply` says, with arguments that were checked."""
+
+  def apply(
+    self,
+    x: jax.Array,
+    state: Any = (),
+    *,
+    scale: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    learned: Any = None,
+    use_running: bool = False,
+    update: bool = True,
+    mask: jax.Array | None = None,
+    dtype: Any = None,
+  ) -> tuple[jax.Array, Any]:
+    """Normalizes `x`; arguments as for `Normalization.apply`."""
+    x = jnp.asarray(x)
+    mask = None if mask is None else jnp.asarray(mask, bool)
+    checks.activations(x, mask, scale=scale, bias=bias)
+    dtype = checks.result_type(x, dtype)
+    features = x.shape[-1]
+    if isinstance(state, tuple) and state == ():
+      state = _nothing(self.init, features, 'state', 'init')
+    if learned is None:
+      learned = _nothing(self.learned, features, 'learned', 'learned')
+    how = bool(use_running), bool(update), dtype
+    return self._apply(x, state, scale, bias, learned, mask, *how)
+
+  @functools.partial(jax.jit, static_argnums=(0, 7, 8, 9), inline=True)
+  def _apply(
+    self, x, state, scale, bias, learned, mask, use_running, update, dtype
+  ):
+    combine = functools.partial(
+      self._combine, dtype=dtype, use_running=use_running, update=update
+    )
+    return keeping_statistics(combine)(x, state, scale, bias, learned, mask)
+
+
+def _nothing(make, features: int, name: str, method: str) -> Any:
+  """Returns what `make` does of arrays that are none.
+
+  Raises:
+    ValueError: If there are some.
+  """
+  tree = jax.eval_shape(functools.partial(make, features))
+  if jax.tree.leaves(tree):
+    raise ValueError(
+      f'{name} is missing; give what `{method}({features})` returns, or what'
+      ' the last call did.'
+    )
+  return tree
 
 
 @dataclasses.dataclass(frozen=True)
-class Chain:
+class Chain(_Combination):
   """One normalization after the other: y = Nₖ(... N₂(N₁(x))).
 
   Whitening the whitened once more is the refinement of whitening: the
@@ -66,32 +120,18 @@ class Chain:
     """Returns what is learned in each part beside scale and bias."""
     return tuple(part.learned(num_features) for part in self.parts)
 
-  @_keeping_statistics
-  def apply(
-    self,
-    x,
-    state,
-    *,
-    scale=None,
-    bias=None,
-    learned=None,
-    dtype=None,
-    **options,
-  ) -> tuple[jax.Array, tuple[Any, ...]]:
-    """Normalizes `x`; arguments as for `Normalization.apply`."""
-    learned = _each(learned, self.parts)
-    x, within, dtype = _typed(x, dtype)
+  def _combine(self, x, state, scale, bias, learned, mask, *, dtype, **how):
     final = {'scale': scale, 'bias': bias, 'dtype': dtype}
     states = []
     for k, part in enumerate(self.parts):
-      own = final if k == len(self.parts) - 1 else {'dtype': within}
-      x, new = _apply(part, x, state[k], learned[k], options, **own)
+      own = final if k == len(self.parts) - 1 else {'dtype': wide_type(x)}
+      x, new = _call(part, x, state[k], learned[k], mask, **own, **how)
       states.append(new)
     return x, tuple(states)
 
 
 @dataclasses.dataclass(frozen=True)
-class Mixture:
+class Mixture(_Combination):
   """A learned mixture: y = Σₖ wₖ Nₖ(x) · scale + bias, w = softmax(logits).
 
   Switchable normalization and whitening mix the moments instead, before one
@@ -124,27 +164,24 @@ class Mixture:
     parts = tuple(part.learned(num_features) for part in self.parts)
     return {'logits': jnp.zeros(len(self.parts)), 'parts': parts}
 
-  @_keeping_statistics
-  def apply(
-    self, x, state, *, scale=None, bias=None, learned, dtype=None, **options
-  ) -> tuple[jax.Array, tuple[Any, ...]]:
-    """Normalizes `x`; arguments as for `Normalization.apply`."""
-    weights = jax.nn.softmax(learned['logits'])
-    x, within, dtype = _typed(x, dtype)
+  def _combine(self, x, state, scale, bias, learned, mask, *, dtype, **how):
+    within = wide_type(x)
+    weights = jax.nn.softmax(learned['logits']).astype(within)
     parts, states = zip(
       *(
-        _apply(part, x, state[k], learned['parts'][k], options, dtype=within)
-        for k, part in enumerate(self.parts)
+        _call(part, x, old, own, mask, dtype=within, **how)
+        for part, old, own in zip(
+          self.parts, state, learned['parts'], strict=True
+        )
       ),
       strict=True,
     )
     y = sum(w * part for w, part in zip(weights, parts, strict=True))
-    y = _affine(y, scale, bias, options.get('mask'))
-    return y.astype(dtype), states
+    return _affine(y, scale, bias, mask).astype(dtype), states
 
 
 @dataclasses.dataclass(frozen=True)
-class Coloured:
+class Coloured(_Combination):
   """A learned full matrix after a normalization: y = C N(x) · scale + bias.
 
   What batch normalization's scale gives back to each feature, this gives to
@@ -174,17 +211,13 @@ class Coloured:
     inner = self.normalization.learned(num_features)
     return {'colouring': jnp.eye(num_features), 'inner': inner}
 
-  @_keeping_statistics
-  def apply(
-    self, x, state, *, scale=None, bias=None, learned, dtype=None, **options
-  ) -> tuple[jax.Array, Any]:
-    """Normalizes `x`; arguments as for `Normalization.apply`."""
-    x, within, dtype = _typed(x, dtype)
-    inner = self.normalization, x, state, learned['inner'], options
-    y, state = _apply(*inner, dtype=within)
-    y = jnp.matmul(y, learned['colouring'].T, precision=lax.Precision.HIGHEST)
-    y = _affine(y, scale, bias, options.get('mask'))
-    return meshes.cut_like(y, x).astype(dtype), state
+  def _combine(self, x, state, scale, bias, learned, mask, *, dtype, **how):
+    part, own, within = self.normalization, learned['inner'], wide_type(x)
+    y, state = _call(part, x, state, own, mask, dtype=within, **how)
+    matrix = learned['colouring'].T.astype(within)
+    y = jnp.matmul(y, matrix, precision=lax.Precision.HIGHEST)
+    y = meshes.cut_like(_affine(y, scale, bias, mask), x)
+    return y.astype(dtype), state
 
 
 def mapped(change: Callable[[Any], Any], normalization: Any) -> Any:
@@ -209,26 +242,11 @@ def with_states(normalization: Any, state: Any) -> Iterator[tuple[Any, Any]]:
     yield normalization, state
 
 
-def _each(learned, parts) -> tuple[Any, ...]:
-  return ({},) * len(parts) if learned is None else learned
-
-
-def _typed(x, dtype) -> tuple[jax.Array, Any, Any]:
-  """Returns `x`, the type between parts, and that of the result.
-
-  Between parts nothing is rounded to a type that the result does not have.
-  """
-  x = jnp.asarray(x)
-  checks.activations(x, None)
-  dtype = checks.result_type(x, dtype)
-  return x, dtype if dtype == x.dtype else wide_type(x), dtype
-
-
-def _apply(part, x, state, learned, options, **own):
+def _call(part, x, state, learned, mask, *, use_running, **options):
   """Applies a part, which uses running moments where it has any."""
-  use_running = options.get('use_running', False) and part.remembers
-  options = {**options, 'use_running': use_running}
-  return part.apply(x, state, learned=learned, **own, **options)
+  use_running = use_running and part.remembers
+  options = {**options, 'learned': learned, 'mask': mask}
+  return part.apply(x, state, use_running=use_running, **options)
 
 
 def _affine(y, scale, bias, mask) -> jax.Array:

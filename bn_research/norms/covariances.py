@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import PartitionSpec
 
 from bn_research.norms import matrices, meshes
 from bn_research.norms.collectives import Devices
@@ -154,7 +153,7 @@ def _products(left: jax.Array, right: jax.Array, axes: Axes) -> jax.Array:
     right,
     precision=lax.Precision.HIGHEST,
     # Which JAX asks for where a sum is over devices.
-    out_sharding=PartitionSpec(*rows, None, None, None) if spec else None,
+    out_sharding=meshes.cut(left, *rows, None, None, None) if spec else None,
   )
   return jnp.expand_dims(products, axes)
 

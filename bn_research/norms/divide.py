@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from bn_research.norms import checks
 from bn_research.norms.gradients import Pair
+from bn_research.norms.memory import recomputed
 from bn_research.norms.moments import (
   Moments,
   Shape,
@@ -57,7 +58,11 @@ class Divide:
 
   def finish(self, x, mask, pair, scale, bias, dtype) -> jax.Array:
     """Divides, scales and shifts."""
-    y = keep(mask, wide(x)) * pair.spread
-    y = y if scale is None else y * scale
-    y = y if bias is None else y + bias
-    return keep(mask, y).astype(dtype)
+
+    def divide(x, mask, spread, scale, bias):
+      y = keep(mask, wide(x)) * spread
+      y = y if scale is None else y * scale
+      y = y if bias is None else y + bias
+      return keep(mask, y).astype(dtype)
+
+    return recomputed(divide)(x, mask, pair.spread, scale, bias)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from bn_research.norms import meshes
 from bn_research.norms.collectives import AxisNames
 from bn_research.norms.moments import Moments
 from bn_research.norms.scopes import Batch
@@ -67,6 +68,7 @@ def patch_moments(
     Count and mean (d,), and co-moment (1, d, d).
   """
   last = x.ndim - 1
+  x = meshes.whole_features(x)
   layout = (0, last, *range(1, last))
   kernel_layout = (last, last - 1, *range(last - 1))
   patches = lax.conv_general_dilated_patches(

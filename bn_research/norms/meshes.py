@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
 def num_shards(x: jax.Array) -> int:
@@ -51,15 +51,20 @@ def whole_features(x: jax.Array) -> jax.Array:
   spec = explicit_spec(x)
   if not spec or spec[-1] is None:
     return x
-  return jax.sharding.reshard(x, PartitionSpec(*spec[:-1], None))
+  return jax.sharding.reshard(x, cut(x, *spec[:-1], None))
 
 
 def cut_like(y: jax.Array, x: jax.Array) -> jax.Array:
   """Cuts `y` where Explicit axes cut `x`, which has its shape."""
   spec = explicit_spec(x)
-  if explicit_spec(y) == spec:
+  if not spec or explicit_spec(y) == spec:
     return y
-  return jax.sharding.reshard(y, PartitionSpec(*spec))
+  return jax.sharding.reshard(y, cut(x, *spec))
+
+
+def cut(x: jax.Array, *spec: Any) -> NamedSharding:
+  """A sharding over the mesh of `x`, which need not be in context."""
+  return NamedSharding(jax.typeof(x).sharding.mesh, PartitionSpec(*spec))
 
 
 def split_rows(x: jax.Array, blocks: int) -> jax.Array:

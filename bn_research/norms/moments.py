@@ -105,7 +105,8 @@ def as_one(move: Callable[[jax.Array], jax.Array], blocks: Moments) -> Moments:
   leaves = blocks._replace(count=count)
   flat = [leaf.reshape((leaf.shape[0], -1)) for leaf in leaves]
   ends = np.cumsum([leaf.shape[1] for leaf in flat]).tolist()
-  moved = jnp.split(move(jnp.concatenate(flat, 1)), ends[:-1], axis=1)
+  moved = statistics(move(jnp.concatenate(flat, 1)))
+  moved = jnp.split(moved, ends[:-1], axis=1)
   return Moments(
     *(
       new.reshape((-1, *leaf.shape[1:]))

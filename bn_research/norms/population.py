@@ -61,9 +61,9 @@ def _sound(moments: Moments, least: int) -> jax.Array:
   return sound
 
 
-def _moved(state, moments: Moments, rate, unbiased: bool = False):
+def _moved(state, moments: Moments, rate, unbiased=False, sound=True):
   """old + rate · (new - old); the old state and a count if not sound."""
-  sound = _sound(moments, least=2 if unbiased else 1)
+  sound &= _sound(moments, least=2 if unbiased else 1)
   moments = moments.unbiased() if unbiased else moments
 
   def move(old, new):
@@ -183,7 +183,7 @@ class Pooled:
   def update(self, state: PooledRunning, moments: Moments) -> PooledRunning:
     """Returns the state after one more batch."""
     both = joined(_moments_of(state), moments)
-    moved = _moved(state, both, 1.0)
+    moved = _moved(state, both, 1.0, sound=_sound(moments, 1))
     return moved._replace(
       weight=jnp.where(moved.steps > state.steps, both.count, state.weight)
     )

@@ -155,6 +155,16 @@ def test_groups_are_given_once_and_divide():
         source.GroupNorm(8, **options, rngs=nnx.Rngs(0))
 
 
+@pytest.mark.parametrize(
+  'options',
+  [{'num_groups': 3}, {'num_groups': 0}, {'num_groups': None, 'group_size': 3}],
+)
+def test_groups_that_do_not_divide_are_told_alike(options):
+  messages = _messages('GroupNorm', _X, **options)
+  assert messages[0] == messages[1]
+  assert 'does not divide the number of channels, 8' in messages[0]
+
+
 def test_nnx_needs_to_be_told_which_moments():
   for source in (nnx, our_nnx):
     layer = source.BatchNorm(8, use_running_average=None, rngs=nnx.Rngs(0))

@@ -79,6 +79,14 @@ def test_folding_a_transposed_convolution(transpose_kernel):
   np.testing.assert_allclose(after, before, atol=1e-5)
 
 
+@pytest.mark.parametrize('make', [norms.batch_norm, norms.batch_whitening])
+def test_folding_a_masked_convolution(make):
+  mask = np.random.default_rng(0).uniform(size=(3, 3, 4, 4)) < 0.5
+  conv = nnx.Conv(4, 4, (3, 3), mask=jnp.asarray(mask), rngs=nnx.Rngs(0))
+  before, after = fold_after(conv, make(epsilon=1e-3))
+  np.testing.assert_allclose(after, before, atol=1e-4)
+
+
 def test_whitening_within_the_groups_of_a_convolution_is_folded():
   conv = nnx.Conv(4, 4, (3, 3), feature_group_count=2, rngs=nnx.Rngs(0))
   norm = norms.batch_whitening('zca', group_size=2, epsilon=1e-3)

@@ -124,9 +124,15 @@ def test_pmap():
 
 
 def test_a_combination_recomputes_no_collective():
-  part = norms.batch_norm(axis_name='i')
-  chain = norms.Chain((part, part))
-  assert in_map(chain, keep, shard_map(check_vma=True)) == [2, 4]
+  for part in (
+    norms.batch_norm(axis_name='i'),
+    norms.batch_norm(axis_name='i', group_size=16),
+    norms.batch_whitening('zca', axis_name='i'),
+  ):
+    chain = norms.Chain((part, part))
+    assert in_map(chain, keep, shard_map(check_vma=True)) == [2, 4]
+  chain = norms.Chain((norms.batch_norm(), norms.batch_norm()))
+  assert over_mesh(chain, AxisType.Auto, in_context=True) == [2, 4]
 
 
 def test_two_named_axes_are_one_trip():

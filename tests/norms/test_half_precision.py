@@ -83,17 +83,32 @@ COMBINED = {
 
 @pytest.mark.parametrize('name', COMBINED)
 @pytest.mark.parametrize(
-  ('x_type', 'dtype'), [('bfloat16', 'float32'), ('float32', 'bfloat16')]
+  ('x_type', 'dtype'),
+  [
+    ('bfloat16', 'bfloat16'),
+    ('bfloat16', 'float32'),
+    ('float32', 'bfloat16'),
+  ],
 )
 def test_combinations_round_at_their_end(name, x_type, dtype):
+  """Two programs differ in a last digit; what was rounded twice, in many."""
   norm = COMBINED[name]
-  x = jax.random.normal(jax.random.key(0), (32, 4)).astype(x_type)
+  x = jax.random.normal(jax.random.key(0), (128, 4)).astype(x_type)
+  rng = np.random.default_rng(0)
   learned, state = norm.learned(4), norm.init(4)
-  y, _ = norm.apply(x, state, learned=learned, dtype=dtype)
+  learned = jax.tree.map(
+    lambda leaf: jnp.asarray(leaf + 0.3 * rng.normal(size=leaf.shape), 'f'),
+    learned,
+  )
+  with jax.numpy_dtype_promotion('strict'):
+    y, _ = norm.apply(x, state, learned=learned, dtype=dtype)
   exact, _ = norm.apply(x.astype('float32'), state, learned=learned)
   assert y.dtype == dtype
   assert np.isfinite(exact).all()
-  np.testing.assert_array_equal(y, exact.astype(dtype))
+  if dtype == 'float32':
+    np.testing.assert_allclose(y, exact, rtol=1e-4, atol=1e-5)
+  else:
+    assert np.mean(np.asarray(y) != np.asarray(exact.astype(dtype))) < 0.02
 
 
 @halves

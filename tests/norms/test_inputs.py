@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from bn_research.norms import inputs
 
@@ -95,6 +97,18 @@ def test_no_gradient_flows_through_them():
 
   x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)), jnp.float32)
   np.testing.assert_array_equal(jax.grad(total)(x), 0)
+
+
+@pytest.mark.parametrize('spec', [P('i', None, None, 'j'), P(None, 'i', 'j')])
+def test_patches_over_an_explicit_mesh(spec):
+  x = np.random.default_rng(0).normal(size=(4, 4, 4, 2)).astype('float32')
+  measure = lambda x: inputs.patch_moments(x, (3, 2), (1, 1), 'SAME')
+  kinds = (AxisType.Explicit,) * 2
+  mesh = jax.make_mesh((2, 2), ('i', 'j'), kinds, devices=jax.devices()[:4])
+  with jax.set_mesh(mesh):
+    spread = jax.jit(measure)(jax.device_put(x, NamedSharding(mesh, spec)))
+  for ours, right in zip(spread, measure(x), strict=True):
+    np.testing.assert_allclose(ours, right, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize('kind', ['features', 'patches'])

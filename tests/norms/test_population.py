@@ -136,6 +136,21 @@ def test_what_is_not_finite_is_counted_and_not_learned(name, bad):
   )
 
 
+@pytest.mark.parametrize(
+  'population', [norms.Ema(), norms.Cumulative(), norms.Pooled()]
+)
+def test_a_batch_without_activations_is_skipped(population):
+  """Also where it is one feature alone that a mask hides."""
+  norm = norms.Normalization(norms.Batch(), norms.Standardize(), population)
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)), 'float32')
+  _, before = norm.apply(x, norm.init(3))
+  for mask in (jnp.zeros((8, 1)), jnp.ones((8, 3)).at[:, 1].set(0)):
+    _, after = norm.apply(x + 1, before, mask=mask)
+    assert (after.steps, after.skipped) == (1, 1)
+    np.testing.assert_array_equal(after.mean, before.mean)
+    np.testing.assert_array_equal(after.var, before.var)
+
+
 def test_one_activation_has_no_unbiased_variance():
   """n / (n - 1) of it is unknown: not zero, which would blow up inference."""
   norm = with_population(norms.Ema(0.9))

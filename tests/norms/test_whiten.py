@@ -450,31 +450,6 @@ def test_errors_name_the_argument_and_the_fix(make, match):
     make()
 
 
-def test_combinations_do_what_their_parts_do():
-  x = jnp.asarray(correlated(32, 4), jnp.float32)
-  parts = (norms.batch_norm(), norms.batch_whitening('zca'))
-  mixture = norms.Mixture(parts)
-  learned = {'logits': jnp.log(jnp.array([1.0, 3.0])), 'parts': ({}, {})}
-  y, state = mixture.apply(x, mixture.init(4), learned=learned)
-  each = [part.apply(x, part.init(4)) for part in parts]
-  np.testing.assert_allclose(y, each[0][0] / 4 + each[1][0] * 3 / 4, rtol=1e-5)
-  np.testing.assert_allclose(state[1].var, each[1][1].var)
-
-  chain = norms.Chain(parts)
-  y, state = chain.apply(x, chain.init(4), bias=jnp.ones(4))
-  second, _ = parts[1].apply(each[0][0], parts[1].init(4))
-  np.testing.assert_allclose(y, second + 1, atol=1e-6)
-  inference, _ = chain.apply(x, state, use_running=True, update=False)
-  assert jnp.isfinite(inference).all()
-
-  coloured = norms.Coloured(parts[1])
-  colouring = jnp.arange(16.0).reshape(4, 4)
-  y, _ = coloured.apply(
-    x, coloured.init(4), learned={'colouring': colouring, 'inner': {}}
-  )
-  np.testing.assert_allclose(y, each[1][0] @ colouring.T, atol=1e-4)
-
-
 def test_moments_average_as_named_when_replaced():
   norm = norms.batch_whitening('zca')
   pooled = dataclasses.replace(norm, population=norms.Pooled())

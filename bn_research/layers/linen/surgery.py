@@ -74,7 +74,8 @@ def fold(
   Args:
     variables: Of a model with this normalization, `Norm` or `BatchNorm`.
     pairs: From the path of each normalization to that of the `Dense` or `Conv`
-      whose output it normalizes.
+      whose output it normalizes. Of a masked `Conv`, which no variable tells,
+      mask the kernel first, and leave the mask out afterwards.
     normalization: What the layers do.
     feature_group_count: That of the convolutions, which no variable tells; it
       matters for whitening only, and is asked for there. Pairs of different

@@ -1,11 +1,15 @@
 """Flax's nnx layers that normalize an example by itself."""
 
+import functools
+import inspect
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from bn_research.layers import drop_in
 from bn_research.layers.nnx.promotion import promote, value
+from bn_research.norms import checks
 
 
 class LayerNorm(nnx.LayerNorm):
@@ -61,6 +65,21 @@ class GroupNorm(nnx.GroupNorm):
 
   Source: Wu and He (2018), equation 7.
   """
+
+  @functools.wraps(nnx.GroupNorm.__init__)  # type: ignore[misc]
+  def __init__(self, *args, **options):
+    """Initializes as Flax does; raises where channels do not divide."""
+    signature = inspect.signature(nnx.GroupNorm.__init__)
+    given = signature.bind(self, *args, **options)
+    given.apply_defaults()
+    groups = {
+      name: given.arguments[name]
+      for name in ('num_groups', 'group_size')
+      if given.arguments[name] is not None
+    }
+    if len(groups) == 1:  # or Flax raises
+      checks.divisor(given.arguments['num_features'], **groups)
+    super().__init__(*args, **options)
 
   def __call__(
     self, x: jax.Array, *, mask: jax.Array | None = None

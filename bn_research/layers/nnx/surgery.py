@@ -200,7 +200,7 @@ def fold(model: nnx.Module, pairs: dict[Path, Path]) -> None:
     turned = getattr(layer, 'transpose_kernel', False)
     turn = partial(jnp.swapaxes, axis1=-1, axis2=-2) if turned else lambda k: k
     kernel, bias = norms.fold(
-      turn(layer.kernel[...]),
+      turn(_unmasked(layer)),
       value(layer.bias),
       norm.normalization,
       state_of(norm),
@@ -219,6 +219,18 @@ def fold(model: nnx.Module, pairs: dict[Path, Path]) -> None:
       rngs=nnx.Rngs(0),
     )
     _set_child(at(model, norm_path[:-1]), norm_path[-1], none)
+
+
+def _unmasked(layer: Any) -> jax.Array:
+  """Moves the mask of a convolution into its kernel, which it returns.
+
+  A whitening gives what is masked in one output some of another's.
+  """
+  kernel = layer.kernel[...]
+  if (mask := getattr(layer, 'mask', None)) is None:
+    return kernel
+  layer.mask = None
+  return kernel * mask
 
 
 def state_of(norm: Norm) -> Any:

@@ -6,6 +6,7 @@ from typing import Literal
 
 import jax
 
+from bn_research.norms import checks
 from bn_research.norms.collectives import AxisNames, Devices, IndexGroups
 from bn_research.norms.moments import Axes, Moments, Shape
 from bn_research.norms.scopes.view import (
@@ -119,9 +120,5 @@ class Example:
         'axis; add it, or leave num_groups and group_size out.'
       )
     channels = x.shape[-1]
-    if given < 1 or channels % given:
-      raise ValueError(
-        f'{name}={given} does not divide the number of channels, {channels}; '
-        'choose a divisor.'
-      )
+    checks.divisor(channels, **{name: given})
     return given if name == 'num_groups' else channels // given

@@ -24,7 +24,9 @@ def _kept(apply, variables, x):
 
 
 @pytest.mark.parametrize('dtype', RESULTS)
-@pytest.mark.parametrize('x_type', ['bfloat16', 'float32'])
+@pytest.mark.parametrize(
+  'x_type', ['bfloat16', pytest.param('float32', marks=pytest.mark.slow)]
+)
 def test_x_is_kept_in_its_own_type(family, train, name, x_type, dtype):
   """Whatever the type of the result; one array, and the statistics."""
   x = jnp.asarray(np.random.default_rng(0).normal(1, 2, SHAPE), x_type)

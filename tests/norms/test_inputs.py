@@ -124,7 +124,7 @@ def test_over_devices(kind):
     return inputs.patch_moments(x, size, strides, 'SAME', axis_name=axis_name)
 
   spread = jax.vmap(partial(measure, axis_name='i'), axis_name='i')
-  parts = spread(x.reshape(4, 4, *shape[1:]))
+  parts = jax.jit(spread)(x.reshape(4, 4, *shape[1:]))
   whole = measure(x)
   for part, right in zip(parts, whole, strict=True):
     right = np.broadcast_to(right, part.shape)

@@ -40,7 +40,14 @@ NORMS = {
 }
 
 
-@pytest.mark.parametrize('masked', [False, True], ids=['', 'masked'])
+masked = pytest.mark.parametrize(
+  'masked',
+  [False, pytest.param(True, marks=pytest.mark.slow)],
+  ids=['', 'masked'],
+)
+
+
+@masked
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('name', NORMS)
 def test_one_array_of_the_size_of_x(name, dtype, masked):
@@ -61,7 +68,7 @@ COMBINATIONS = {
 }
 
 
-@pytest.mark.parametrize('masked', [False, True], ids=['', 'masked'])
+@masked
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('name', COMBINATIONS)
 def test_combinations_keep_x_and_not_what_is_in_between(name, dtype, masked):

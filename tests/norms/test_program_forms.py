@@ -115,18 +115,20 @@ GHOSTS = {
 @pytest.mark.parametrize(
   ('form', 'group_size'),
   [(form, 6) for form in BOTH]
-  + list(
-    itertools.product(
-      ['auto mesh in context', 'explicit mesh', 'shard_map'], [2, 3, 20]
-    )
-  ),
+  + list(itertools.product(['explicit mesh', 'shard_map'], [2, 3, 20])),
 )
 def test_ghost_batches_are_of_rows_not_of_devices(form, group_size, x64):
   check(form, GHOSTS[group_size], 8, masked=group_size == 3)
 
 
 @pytest.mark.parametrize('names', [('g', 'i'), ('i', 'g'), 'i', 'g'])
-@pytest.mark.parametrize('form', ['shard_map', 'shard_map, check_vma=False'])
+@pytest.mark.parametrize(
+  'form',
+  [
+    'shard_map',
+    pytest.param('shard_map, check_vma=False', marks=pytest.mark.slow),
+  ],
+)
 def test_two_axes_of_a_mesh(form, names, x64):
   """Both names are the whole batch; one is a batch for each share across."""
   mesh = forms.make_mesh(8, names=('g', 'i'), shape=(2, 4))

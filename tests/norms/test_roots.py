@@ -228,7 +228,14 @@ def test_second_and_third_order_in_every_mode(x64, method, point):
   np.testing.assert_allclose(thirds, third, rtol=1e-5)
 
 
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize(
+  'method',
+  [
+    'zca',
+    'newton_schulz',
+    *(pytest.param(m, marks=pytest.mark.slow) for m in ('cholesky', 'pca')),
+  ],
+)
 def test_batches_vmap_and_jit_agree(x64, method):
   batch = np.stack([random_spd(5, 10.0**k, k) for k in range(1, 5)])
   f = functional(method, 5)

@@ -147,8 +147,15 @@ def test_prints_compares_hashes_and_is_replaced(row):
   assert len(others) >= len(ROWS) - 3  # positional norm is layer norm
 
 
-@pytest.mark.parametrize('name', ['batch_norm', 'batch_whitening'])
-@pytest.mark.parametrize('use_running', [True, False])
+@pytest.mark.parametrize(
+  ('name', 'use_running'),
+  [
+    ('batch_norm', True),
+    ('batch_norm', False),
+    ('batch_whitening', False),
+    pytest.param('batch_whitening', True, marks=pytest.mark.slow),
+  ],
+)
 def test_a_program_may_be_exported_for_any_number_of_rows(name, use_running):
   norm = norms.create(name)
   rows = export.symbolic_shape('rows, 3')

@@ -50,7 +50,10 @@ def test_both_routes_are_one(trained):
   np.testing.assert_allclose(prong, precondition, rtol=1e-3)
 
 
-@pytest.mark.parametrize('route', ROUTES)
+@pytest.mark.parametrize(
+  'route',
+  ['prong', pytest.param('input_covariance', marks=pytest.mark.slow)],
+)
 def test_eight_devices_are_as_one(trained, route):
   np.testing.assert_allclose(
     losses(trained(route)), losses(trained(route, 8)), rtol=1e-3

@@ -32,9 +32,9 @@ class Whiten:
   no eigenvalue is less than floor · μ; larger ones stay as they are. The blocks
   are of neighbouring channels; the last holds what remains.
 
-  A block of zero variance is mapped to zero, with gradient zero, and so is one
-  whose variance is near the ends of float32: deviations below 4e-16 or above
-  3e15.
+  A block of zero variance is mapped to zero. Where the scale of S' is near the
+  ends of float32, for deviations below 7e-10 (if ε is relative, or 0) or above
+  6e15, the block is mapped to zero with gradient zero.
   Non-finite activations give non-finite results; finite ones, up to half of the
   largest number, finite results with finite gradients: where fewer examples
   than channels leave S singular (see `undetermined`) and nothing is added to
@@ -49,7 +49,8 @@ class Whiten:
     relative: Whether ε counts in units of the mean variance, which makes the
       map equivariant to scale; the papers' is absolute.
     shrinkage: a in [0, 1], or 'oas' for the value that an oracle would come
-      near to (Chen et al., 2010), estimated from S and the count.
+      near to (Chen et al., 2010), estimated from S and the count. A population
+      counts as infinitely many, so that at inference it is 0.
     floor: In [0, 1). Not 0, it costs an eigendecomposition, with
       'newton_schulz' too, which has none else.
     options: Options of the method, as sorted pairs (see `roots`).
@@ -159,13 +160,14 @@ class Whiten:
     real = self._real(covariance, channels)
     sizes = real.sum(-1)[:, None, None].astype(covariance.dtype)
     level = matrices.trace(covariance) / sizes
-    # Beyond these, underflow takes digits of what is small in S, or in 1 / S.
-    limits = jnp.finfo(covariance.dtype)
-    least = limits.tiny / limits.eps
-    usable = (level > least) & (level < 1 / least)
     # The W of S is the W of S / c, over √c, for any constant c: so no power of
-    # an extreme scale overflows, in the derivative neither.
-    unit = lax.stop_gradient(jnp.where(usable, level, 1))
+    # an extreme scale overflows. The derivative with respect to S is at most of
+    # size (ε c)^-³⁄², for the ε of the type.
+    unit = level if self.relative else level + self.epsilon
+    limits = jnp.finfo(covariance.dtype)
+    least, most = limits.tiny ** (2 / 3) / limits.eps, limits.max * limits.eps
+    usable = (least < unit) & (unit < most)
+    unit = lax.stop_gradient(jnp.where(usable, unit, 1))
     eye = jnp.eye(size, dtype=covariance.dtype)
     scaled = jnp.where(usable, covariance / unit, eye)
     level = jnp.where(usable, level / unit, 1)
@@ -203,7 +205,9 @@ class Whiten:
       shrinkage = _oas(covariance, level, sizes, count)
     epsilon = self.epsilon * (level if self.relative else 1 / unit)
     # Principal axes come by size; what is beyond the last channel goes last.
-    beyond = 0.0 if self.method == 'pca' else 1.0
+    # And what an iteration that is truncated starts from depends on the trace.
+    truncated = 'num_iterations' in dict(self.options)
+    beyond = 0.0 if truncated or self.method == 'pca' else 1.0
     diagonal = jnp.where(real[..., None], shrinkage * level + epsilon, beyond)
     eye = jnp.eye(covariance.shape[-1], dtype=covariance.dtype)
     regular = (1 - shrinkage) * covariance + diagonal * eye
@@ -214,21 +218,29 @@ class Whiten:
       regular = jnp.where(both, raised, regular)
     if self.method != 'cholesky':
       return regular
-    # Cholesky alone gives NaN for what is singular to rounding.
-    failed = jnp.isnan(roots.cholesky(lax.stop_gradient(regular)))
-    failed = failed.any((-2, -1), keepdims=True) & jnp.isfinite(regular)
-    least = eye.shape[0] ** 2 * jnp.finfo(eye.dtype).eps
-    return jnp.where(failed, regular + least * eye, regular)
+    # Cholesky alone gives NaN, or what is as large, for what is singular to
+    # rounding, which has eigenvalues below ε.
+    root = roots.cholesky(lax.stop_gradient(regular))
+    eps = jnp.finfo(eye.dtype).eps
+    failed = ~jnp.all(jnp.abs(root) <= eps**-0.5, (-2, -1), keepdims=True)
+    # Of S, whose eigenvalues are at most d here, rounding is that large.
+    least = len(eye) * max(len(eye), 16) * eps
+    shifted = jnp.where(failed, regular + least * eye, regular)
+    return jnp.where(jnp.isfinite(regular), shifted, regular)
 
 
 def _oas(covariance, level, sizes, count) -> jax.Array:
-  """The oracle approximating shrinkage.
+  """The oracle approximating shrinkage, for p channels and n examples.
+
+    ((1 - 2/p) tr S² + tr² S) / ((n + 1 - 2/p) (tr S² - tr² S / p)),  1 at most
 
   Source: Chen et al. (2010), equation 23.
   """
   squares = jnp.sum(covariance**2, (-2, -1), keepdims=True) / sizes**2
   spread = squares - level**2 / sizes
-  # A block of one channel has nothing to shrink.
-  spread = jnp.where(sizes > 1, spread, 1)
-  shrinkage = (squares + level**2) / ((count + 1) * spread)
-  return jnp.clip(jnp.where(sizes > 1, shrinkage, 0), 0, 1)
+  # One channel, or a multiple of I to rounding, is what it is shrunk to.
+  apart = spread > jnp.finfo(spread.dtype).eps * squares
+  spread = jnp.where(apart, spread, 1)
+  ratio = ((1 - 2 / sizes) * squares + level**2) / spread
+  shrinkage = ratio / jnp.maximum(count + 1 - 2 / sizes, 1)
+  return jnp.where(apart, jnp.clip(shrinkage, 0, 1), 0)

@@ -119,7 +119,7 @@ def sweep():
       'model.widths': (width, width),
       'seed': seed,
     }
-    for seed in range(3)
+    for seed in range(2)
     for width in WIDTHS
     for label, method in METHODS.items()
   ]

@@ -7,7 +7,8 @@ algorithm to depend on the network activation values".
 
 * nothing: plain SGD;
 * batch norm (Ioffe and Szegedy, 2015), DBN (Huang et al., 2018) and IterNorm
-  (Huang et al., 2019): at every step, in the network, differentiated through;
+  (Huang et al., 2019): at every step, in the network, differentiated through,
+  the latter two in blocks of 16 units;
 * PRONG (Desjardins et al., 2015): at an interval, in the network, in new
   coordinates that leave what it computes as it is;
 * input covariance (the input's factor of K-FAC; Martens and Grosse, 2015): at
@@ -43,7 +44,7 @@ NOTHING = {
 NORMS = {
   'batch norm': {'model.norm.name': 'batch_norm'},
   'DBN': {'model.norm.name': 'decorrelated_batch_norm'},
-  'IterNorm': {'model.norm.name': 'iter_norm'},
+  'IterNorm': {'model.norm.name': 'iter_norm', 'model.norm.group_size': 16},
 }
 PRONG = {'model.dense.name': 'prong'}
 INPUT_COVARIANCE = {'optimizer.precondition.name': 'input_covariance'}
@@ -93,6 +94,7 @@ def get_config(arg='digits'):
   config.model.dense_bias = False
   config.model.norm = ml_collections.ConfigDict()
   config.model.norm.name = 'none'
+  config.model.norm.group_size = config_dict.placeholder(int)
   config.model.dense = ml_collections.ConfigDict()
   config.model.dense.name = 'dense'
   config.model.dense.every = config_dict.placeholder(int)

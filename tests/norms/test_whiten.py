@@ -412,6 +412,14 @@ def test_interval_renews_and_is_constant_in_between():
       np.testing.assert_array_equal(state.mean, before.mean)
 
 
+def test_interval_is_not_renewed_by_a_batch_that_is_skipped():
+  norm = norms.batch_whitening('zca', every=3, epsilon=1e-1)
+  start = norm.init(3)
+  _, state = norm.apply(jnp.full((8, 3), jnp.nan), start)
+  assert (state.steps, state.skipped) == (0, 1)
+  np.testing.assert_array_equal(state.var, start.var)
+
+
 def test_interval_has_no_gradient_of_statistics():
   norm = norms.batch_whitening('zca', every=2)
   x = jnp.asarray(correlated(16, 3), jnp.float32)

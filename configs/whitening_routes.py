@@ -33,6 +33,8 @@ Variants: `digits`, the 8x8 images of scikit-learn, 1,000 steps; `mnist`, 10,000
 steps; `quick`, 50 steps of the digits.
 """
 
+from typing import Any
+
 import ml_collections
 from ml_collections import config_dict
 
@@ -41,7 +43,7 @@ NOTHING = {
   'model.dense.name': 'dense',
   'optimizer.precondition.name': 'none',
 }
-NORMS = {
+NORMS: dict[str, dict[str, Any]] = {
   'batch norm': {'model.norm.name': 'batch_norm'},
   'DBN': {'model.norm.name': 'decorrelated_batch_norm'},
   'IterNorm': {'model.norm.name': 'iter_norm', 'model.norm.group_size': 16},

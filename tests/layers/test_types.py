@@ -38,7 +38,14 @@ def _unpromoted(arrays, dtype):
   return arrays
 
 
-@pytest.mark.parametrize('name', ['BatchNorm', 'RMSNorm', 'GroupNorm'])
+@pytest.mark.parametrize(
+  'name',
+  [
+    'BatchNorm',
+    'RMSNorm',
+    pytest.param('GroupNorm', marks=pytest.mark.slow),
+  ],
+)
 @pytest.mark.parametrize(('x_type', 'param_dtype', 'dtype'), _GRID)
 def test_types_and_values(
   family, pair, train, together, name, x_type, param_dtype, dtype

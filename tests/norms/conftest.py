@@ -27,7 +27,6 @@ QUICK = {
   'batch_renorm',
   'batch_whitening',
   'divisive_norm',
-  'evonorm_b0',
   'group_norm',
   'layer_norm',
   'virtual_batch_norm',

@@ -75,7 +75,13 @@ batch_norm = partial(norms.batch_norm, momentum=0.8)
 
 
 @pytest.mark.parametrize(
-  ('devices', 'masked'), [(1, True), (2, False), (8, False), (8, True)]
+  ('devices', 'masked'),
+  [
+    pytest.param(1, True, marks=pytest.mark.slow),
+    (2, False),
+    pytest.param(8, False, marks=pytest.mark.slow),
+    (8, True),
+  ],
 )
 @pytest.mark.parametrize('form', BOTH)
 def test_batch_norm(form, devices, masked, x64):

@@ -172,9 +172,14 @@ def _product(matrix: jax.Array, blocks: jax.Array) -> jax.Array:
   every = _LETTERS[: blocks.ndim - 2]
   shared = tuple(i for i in range(len(every)) if matrix.shape[i] == 1)
   left = ''.join(a for i, a in enumerate(every) if i not in shared)
+  matrix = jnp.squeeze(matrix, shared)
+  if spec := meshes.explicit_spec(blocks)[1:-1]:
+    rows = [cut for i, cut in enumerate(spec) if i not in shared]
+    sharding = meshes.cut(blocks, *rows, None, None, None)
+    matrix = jax.sharding.reshard(matrix, sharding)
   return jnp.einsum(
     f'g{every}i,{left}gji->g{every}j',
     blocks,
-    jnp.squeeze(matrix, shared),
+    matrix,
     precision=lax.Precision.HIGHEST,
   )

@@ -69,7 +69,6 @@ def _estimate_jvp(axes, size, devices, primals, tangents):
   def sums(x, mask, mean, dx):
     dx = keep(mask, wide(dx))
     apart = keep(mask, wide(x) - mean)
-    # In this order the product of the backward pass needs no transposition.
     left, right = (_blocks_first(z, size) for z in (apart, dx))
     return dx.sum(axes, keepdims=True), _products(left, right, axes)
 

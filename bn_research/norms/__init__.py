@@ -1,15 +1,6 @@
 """What a normalization is: x̂ = Norm(x, X), one choice on each of four axes."""
 
-from bn_research.norms.batch import (
-  batch_norm,
-  batch_renorm,
-  mean_only_batch_norm,
-  none,
-  power_norm,
-  virtual_batch_norm,
-)
 from bn_research.norms.combine import Chain, Coloured, Mixture
-from bn_research.norms.divide import Divide
 from bn_research.norms.gradients import (
   Gradient,
   Pair,
@@ -22,11 +13,19 @@ from bn_research.norms.gradients import (
   stopped,
   through,
 )
-from bn_research.norms.intervals import Interval, Matrices
-from bn_research.norms.moments import Moments, estimate
-from bn_research.norms.names import NAMES, create
-from bn_research.norms.normalization import Map, Normalization
-from bn_research.norms.per_example import (
+from bn_research.norms.maps.divide import Divide
+from bn_research.norms.maps.standardize import Standardize, normalize
+from bn_research.norms.maps.whiten import Whiten
+from bn_research.norms.methods.batch import (
+  batch_norm,
+  batch_renorm,
+  mean_only_batch_norm,
+  none,
+  power_norm,
+  virtual_batch_norm,
+)
+from bn_research.norms.methods.names import NAMES, create
+from bn_research.norms.methods.per_example import (
   absolute_scale,
   divisive_norm,
   filter_response_norm,
@@ -38,26 +37,7 @@ from bn_research.norms.per_example import (
   positional_norm,
   rms_norm,
 )
-from bn_research.norms.population import (
-  Accumulated,
-  Cumulative,
-  Ema,
-  Fixed,
-  Pooled,
-  Population,
-  Running,
-  joined,
-)
-from bn_research.norms.scopes import (
-  Batch,
-  Example,
-  Neighbourhood,
-  Reference,
-  Scope,
-  View,
-)
-from bn_research.norms.standardize import Standardize, normalize
-from bn_research.norms.statistic_free import (
+from bn_research.norms.methods.statistic_free import (
   EvoNormB0,
   EvoNormS0,
   Squash,
@@ -67,15 +47,35 @@ from bn_research.norms.statistic_free import (
   weight_norm,
   weight_standardization,
 )
-from bn_research.norms.surgery import affine_of, fold, freeze, sync
-from bn_research.norms.whiten import Whiten
-from bn_research.norms.whitening import (
+from bn_research.norms.methods.whitening import (
   batch_whitening,
   decorrelated_batch_norm,
   group_whitening,
   instance_whitening,
   iter_norm,
 )
+from bn_research.norms.normalization import Map, Normalization
+from bn_research.norms.populations.averages import (
+  Accumulated,
+  Cumulative,
+  Ema,
+  Fixed,
+  Pooled,
+  Population,
+  Running,
+  joined,
+)
+from bn_research.norms.populations.interval import Interval, Matrices
+from bn_research.norms.scopes import (
+  Batch,
+  Example,
+  Neighbourhood,
+  Reference,
+  Scope,
+  View,
+)
+from bn_research.norms.statistics.moments import Moments, estimate
+from bn_research.norms.surgery import affine_of, fold, freeze, sync
 
 __all__ = [
   'NAMES',

@@ -5,7 +5,7 @@ import inspect
 import signal
 import sys
 
-from bn_research.norms.names import NAMES
+from bn_research.norms.methods.names import NAMES
 from bn_research.norms.normalization import Normalization
 
 _EXAMPLES = {'virtual_batch_norm': {'reference_size': 8}}

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bn_research.norms import checks, meshes
-from bn_research.norms.memory import keeping_statistics
-from bn_research.norms.moments import keep, wide_type
+from bn_research.norms import checks
+from bn_research.norms.statistics import meshes
+from bn_research.norms.statistics.memory import rematerialized_but_statistics
+from bn_research.norms.statistics.moments import keep, wide_type
 
 
 class _Combination(abc.ABC):
@@ -71,7 +72,9 @@ class _Combination(abc.ABC):
     combine = functools.partial(
       self._combine, dtype=dtype, use_running=use_running, update=update
     )
-    return keeping_statistics(combine)(x, state, scale, bias, learned, mask)
+    return rematerialized_but_statistics(combine)(
+      x, state, scale, bias, learned, mask
+    )
 
 
 def _nothing(make, features: int, name: str, method: str) -> Any:

@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bn_research.norms import checks, meshes
+from bn_research.norms import checks
 from bn_research.norms.gradients import Gradient, Pair, through
-from bn_research.norms.memory import statistics
-from bn_research.norms.moments import Moments, Shape
-from bn_research.norms.population import Population
+from bn_research.norms.populations.averages import Population
+from bn_research.norms.roots.tags import tag_statistics
 from bn_research.norms.scopes import Estimator, Scope
+from bn_research.norms.statistics import meshes
+from bn_research.norms.statistics.moments import Moments, Shape
 
 State: TypeAlias = Any  # Running or alike; () where nothing is remembered
 
@@ -147,7 +148,7 @@ class Normalization:
     population = self._population_pair(state, view) if self.remembers else None
     pair = population
     if update or not use_running:
-      local, whole = statistics(self.scope.moments(view, z, w, self.map))
+      local, whole = tag_statistics(self.scope.moments(view, z, w, self.map))
     if not use_running:
       pair = self.gradient(self.map.pair(local), population)
     y = view.join(self.map.finish(z, w, pair, scale, bias, dtype))

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from bn_research.norms import gradients
-from bn_research.norms.collectives import AxisNames
 from bn_research.norms.combine import mapped
 from bn_research.norms.normalization import Normalization
-from bn_research.norms.population import Fixed
+from bn_research.norms.populations.averages import Fixed
+from bn_research.norms.statistics.collectives import AxisNames
 
 
 def freeze(normalization: Normalization) -> Normalization:

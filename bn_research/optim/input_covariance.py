@@ -10,7 +10,8 @@ import optax
 from jax import lax
 
 from bn_research import errors, norms, ranges
-from bn_research.norms import coordinates, matrices
+from bn_research.norms.inputs import coordinates
+from bn_research.norms.roots import matrices
 from bn_research.optim import by_layer
 
 Structure = Literal['full', 'diagonal', 'identity']

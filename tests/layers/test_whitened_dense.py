@@ -11,7 +11,7 @@ from flax import nnx
 from bn_research import norms
 from bn_research.layers.nnx.inputs import record_inputs
 from bn_research.layers.nnx.whitened_dense import WhitenedDense
-from bn_research.norms import inputs
+from bn_research.norms.inputs import layer_inputs as inputs
 
 D, M = 40, 7
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bn_research.norms import coordinates
+from bn_research.norms.inputs import coordinates
 
 D, M = 5, 3
 

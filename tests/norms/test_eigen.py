@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bn_research.norms import eigen, roots
+from bn_research.norms import roots
+from bn_research.norms.roots import eigen
 
 
 def rotated(values, seed=0):

@@ -10,7 +10,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bn_research.norms import inputs
+from bn_research.norms.inputs import layer_inputs as inputs
 
 
 def check(moments, rows):

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bn_research.norms import lyapunov, roots
+from bn_research.norms import roots
+from bn_research.norms.roots import lyapunov
 
 
 def spd(size, condition, seed=0):

@@ -8,8 +8,8 @@ from flax import nnx
 
 from bn_research import norms
 from bn_research.layers.nnx.whitened_dense import WhitenedDense
-from bn_research.norms import inputs
-from bn_research.norms.collectives import AxisNames
+from bn_research.norms.inputs import layer_inputs as inputs
+from bn_research.norms.statistics.collectives import AxisNames
 
 Note = Callable[[norms.Moments], None]
 

@@ -9,8 +9,8 @@ from flax.typing import Dtype, Initializer
 from jax import lax
 
 from bn_research import norms
-from bn_research.norms import coordinates
-from bn_research.norms.matrices import matmul
+from bn_research.norms.inputs import coordinates
+from bn_research.norms.roots.matrices import matmul
 
 _KERNEL_INIT = nnx.initializers.lecun_normal()
 _WHITEN = norms.Whiten('zca', epsilon=1e-2, relative=False)

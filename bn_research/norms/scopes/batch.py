@@ -7,14 +7,24 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from bn_research.norms import meshes
-from bn_research.norms.collectives import AxisNames, Devices, IndexGroups
-from bn_research.norms.moments import Axes, Moments, Shape, as_one, gathered
 from bn_research.norms.scopes.view import (
   Estimator,
   View,
   as_tuples,
   canonical_axes,
+)
+from bn_research.norms.statistics import meshes
+from bn_research.norms.statistics.collectives import (
+  AxisNames,
+  Devices,
+  IndexGroups,
+)
+from bn_research.norms.statistics.moments import (
+  Axes,
+  Moments,
+  Shape,
+  as_one,
+  gathered,
 )
 
 

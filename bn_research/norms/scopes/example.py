@@ -7,14 +7,18 @@ from typing import Literal
 import jax
 
 from bn_research.norms import checks
-from bn_research.norms.collectives import AxisNames, Devices, IndexGroups
-from bn_research.norms.moments import Axes, Moments, Shape
 from bn_research.norms.scopes.view import (
   Estimator,
   View,
   as_tuples,
   canonical_axes,
 )
+from bn_research.norms.statistics.collectives import (
+  AxisNames,
+  Devices,
+  IndexGroups,
+)
+from bn_research.norms.statistics.moments import Axes, Moments, Shape
 
 Pooled = int | Axes | Literal['features', 'positions', 'all']
 

@@ -9,8 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bn_research.norms.moments import Axes, Moments, Shape, keep, wide
 from bn_research.norms.scopes.view import Estimator, View, canonical_axes
+from bn_research.norms.statistics.moments import (
+  Axes,
+  Moments,
+  Shape,
+  keep,
+  wide,
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,10 +5,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from bn_research.norms.collectives import Devices
-from bn_research.norms.moments import Moments, Shape
-from bn_research.norms.population import joined
+from bn_research.norms.populations.averages import joined
 from bn_research.norms.scopes.view import Estimator, View
+from bn_research.norms.statistics.collectives import Devices
+from bn_research.norms.statistics.moments import Moments, Shape
 
 
 @dataclasses.dataclass(frozen=True)

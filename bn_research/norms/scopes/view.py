@@ -7,9 +7,9 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from bn_research.norms import meshes
-from bn_research.norms.collectives import Devices
-from bn_research.norms.moments import Axes, Moments, Shape
+from bn_research.norms.statistics import meshes
+from bn_research.norms.statistics.collectives import Devices
+from bn_research.norms.statistics.moments import Axes, Moments, Shape
 
 
 @dataclasses.dataclass(frozen=True)

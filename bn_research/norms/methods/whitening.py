@@ -4,13 +4,13 @@ import dataclasses
 from typing import Any, Literal
 
 from bn_research.norms import gradients
-from bn_research.norms.collectives import AxisNames
 from bn_research.norms.combine import Chain
-from bn_research.norms.intervals import Interval, Matrices
+from bn_research.norms.maps.whiten import Method, Whiten
 from bn_research.norms.normalization import Normalization
-from bn_research.norms.population import Ema
+from bn_research.norms.populations.averages import Ema
+from bn_research.norms.populations.interval import Interval, Matrices
 from bn_research.norms.scopes import Batch, Example, Scope
-from bn_research.norms.whiten import Method, Whiten
+from bn_research.norms.statistics.collectives import AxisNames
 
 
 def batch_whitening(

@@ -18,8 +18,8 @@ from typing import Literal, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from bn_research.norms import matrices, minimax
-from bn_research.norms.matrices import matmul
+from bn_research.norms.roots import matrices, minimax
+from bn_research.norms.roots.matrices import matmul
 
 Normalizer: TypeAlias = Literal['spectral', 'trace']
 

@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bn_research.norms import matrices, meshes
-from bn_research.norms.collectives import Devices
-from bn_research.norms.memory import recomputed, statistics
-from bn_research.norms.moments import (
+from bn_research.norms.roots import matrices
+from bn_research.norms.roots.tags import tag_statistics
+from bn_research.norms.statistics import meshes
+from bn_research.norms.statistics.collectives import Devices
+from bn_research.norms.statistics.memory import rematerialized
+from bn_research.norms.statistics.moments import (
   Axes,
   Moments,
   count_kept,
@@ -64,7 +66,7 @@ def estimate(
 @estimate.defjvp
 def _estimate_jvp(axes, size, devices, primals, tangents):
   x, mask = primals
-  moments = statistics(estimate(x, mask, axes, size, devices))
+  moments = tag_statistics(estimate(x, mask, axes, size, devices))
 
   def sums(x, mask, mean, dx):
     dx = keep(mask, wide(dx))
@@ -72,7 +74,7 @@ def _estimate_jvp(axes, size, devices, primals, tangents):
     left, right = (_blocks_first(z, size) for z in (apart, dx))
     return dx.sum(axes, keepdims=True), _products(left, right, axes)
 
-  local = recomputed(sums)(x, mask, moments.mean, tangents[0])
+  local = rematerialized(sums)(x, mask, moments.mean, tangents[0])
   dsum, half = devices.total(*local)
   dmean = dsum / jnp.maximum(moments.count, 1)
   dcomoment = half + matrices.transpose(half)
@@ -124,7 +126,7 @@ def _whiten_jvp(dtype, primals, tangents):
     return keep(mask, dy).astype(dtype)
 
   terms = (mean, root, scale, dmean, droot, dscale, dbias)
-  return whiten(*primals, dtype), recomputed(rule)(x, mask, dx, *terms)
+  return whiten(*primals, dtype), rematerialized(rule)(x, mask, dx, *terms)
 
 
 def _affine(y, scale, bias) -> jax.Array:

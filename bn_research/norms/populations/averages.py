@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from bn_research.norms.moments import Moments
+from bn_research.norms.statistics.moments import Moments
 
 
 class Running(NamedTuple):

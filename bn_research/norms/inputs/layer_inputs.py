@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bn_research.norms import meshes
-from bn_research.norms.collectives import AxisNames
-from bn_research.norms.moments import Moments
+from bn_research.norms.maps.whiten import Whiten
 from bn_research.norms.scopes import Batch
-from bn_research.norms.whiten import Whiten
+from bn_research.norms.statistics import meshes
+from bn_research.norms.statistics.collectives import AxisNames
+from bn_research.norms.statistics.moments import Moments
 
 
 def feature_moments(x: jax.Array, axis_name: AxisNames = None) -> Moments:

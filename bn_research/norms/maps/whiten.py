@@ -8,16 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bn_research.norms import (
-  checks,
-  covariances,
-  eigen,
-  matrices,
-  meshes,
-  roots,
-)
+from bn_research.norms import checks, roots
 from bn_research.norms.gradients import Pair
-from bn_research.norms.moments import Moments, Shape
+from bn_research.norms.roots import eigen, matrices
+from bn_research.norms.statistics import covariances, meshes
+from bn_research.norms.statistics.moments import Moments, Shape
 
 Method = Literal['newton_schulz', 'zca', 'cholesky', 'pca']
 

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bn_research.norms import checks, collectives
+from bn_research.norms import checks
 from bn_research.norms.gradients import Pair
-from bn_research.norms.memory import recomputed
-from bn_research.norms.moments import (
+from bn_research.norms.statistics import collectives
+from bn_research.norms.statistics.memory import rematerialized
+from bn_research.norms.statistics.moments import (
   Moments,
   Shape,
   estimate,
@@ -138,12 +139,12 @@ def _normalize_jvp(epsilon, dtype, primals, tangents):
   if _as_large(x, mean, var, scale, bias):
     rule = partial(_tangent_by_terms, dtype=dtype)
     terms = (mean, r, scale, r * dmean, dlog, dscale, dbias)
-    return y, recomputed(rule)(x, mask, dx, *terms)
+    return y, rematerialized(rule)(x, mask, dx, *terms)
   slope = r * dscale + r * dlog * scale
   offset = dbias - r * scale * dmean
   slope, offset = _vary_together(slope, offset, x)
   rule = partial(_tangent_by_coefficients, dtype=dtype)
-  return y, recomputed(rule)(x, mask, dx, mean, r * scale, slope, offset)
+  return y, rematerialized(rule)(x, mask, dx, mean, r * scale, slope, offset)
 
 
 def _as_large(x: jax.Array, *terms: jax.Array) -> bool:

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bn_research.norms import meshes
-from bn_research.norms.collectives import Devices, vary_like
-from bn_research.norms.memory import recomputed, statistics
+from bn_research.norms.roots.tags import tag_statistics
+from bn_research.norms.statistics import meshes
+from bn_research.norms.statistics.collectives import Devices, vary_like
+from bn_research.norms.statistics.memory import rematerialized
 
 Axes: TypeAlias = tuple[int, ...]
 Shape: TypeAlias = tuple[int, ...]
@@ -105,7 +106,7 @@ def as_one(move: Callable[[jax.Array], jax.Array], blocks: Moments) -> Moments:
   leaves = blocks._replace(count=count)
   flat = [leaf.reshape((leaf.shape[0], -1)) for leaf in leaves]
   ends = np.cumsum([leaf.shape[1] for leaf in flat]).tolist()
-  moved = statistics(move(jnp.concatenate(flat, 1)))
+  moved = tag_statistics(move(jnp.concatenate(flat, 1)))
   moved = jnp.split(moved, ends[:-1], axis=1)
   return Moments(
     *(
@@ -249,10 +250,10 @@ def count_kept(x, mask, axes) -> jax.Array:
 @_estimate.defjvp
 def _estimate_jvp(axes, devices, centre, groups, primals, tangents):
   x, mask = primals
-  moments = statistics(_estimate(x, mask, axes, devices, centre, groups))
+  moments = tag_statistics(_estimate(x, mask, axes, devices, centre, groups))
   add = partial(_sum, axes=axes, groups=groups)
   sums = partial(_tangent_sums, add=add, centre=centre)
-  local = recomputed(sums)(x, mask, moments.mean, tangents[0])
+  local = rematerialized(sums)(x, mask, moments.mean, tangents[0])
   dsum, dcomoment = devices.total(*local)
   dmean = dsum / jnp.maximum(moments.count, 1)
   return moments, Moments(jnp.zeros_like(moments.count), dmean, dcomoment)

@@ -1,11 +1,11 @@
 """The named points with the mini-batch for a scope."""
 
 from bn_research.norms import gradients
-from bn_research.norms.collectives import AxisNames
+from bn_research.norms.maps.standardize import Standardize
 from bn_research.norms.normalization import Normalization
-from bn_research.norms.population import Ema
+from bn_research.norms.populations.averages import Ema
 from bn_research.norms.scopes import Batch, Reference
-from bn_research.norms.standardize import Standardize
+from bn_research.norms.statistics.collectives import AxisNames
 
 # The schedules of Ioffe (2017), Section 4.1.
 _R_MAX = gradients.Ramp(1.0, 3.0, 5000, 40000)

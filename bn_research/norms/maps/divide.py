@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from bn_research.norms import checks
 from bn_research.norms.gradients import Pair
-from bn_research.norms.memory import recomputed
-from bn_research.norms.moments import (
+from bn_research.norms.statistics.memory import rematerialized
+from bn_research.norms.statistics.moments import (
   Moments,
   Shape,
   estimate,
@@ -65,4 +65,4 @@ class Divide:
       y = y if bias is None else y + bias
       return keep(mask, y).astype(dtype)
 
-    return recomputed(divide)(x, mask, pair.spread, scale, bias)
+    return rematerialized(divide)(x, mask, pair.spread, scale, bias)

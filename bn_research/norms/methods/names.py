@@ -5,7 +5,12 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from bn_research.norms import batch, per_example, statistic_free, whitening
+from bn_research.norms.methods import (
+  batch,
+  per_example,
+  statistic_free,
+  whitening,
+)
 
 NAMES: dict[str, Callable[..., Any]] = {
   'none': batch.none,

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bn_research.norms.matrices import matmul, transpose
+from bn_research.norms.roots.matrices import matmul, transpose
 
 
 class Coordinates(NamedTuple):

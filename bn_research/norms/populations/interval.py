@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bn_research.norms.moments import Moments
-from bn_research.norms.population import Cumulative, Ema, Running
-from bn_research.norms.whiten import Whiten
+from bn_research.norms.maps.whiten import Whiten
+from bn_research.norms.populations.averages import Cumulative, Ema, Running
+from bn_research.norms.statistics.moments import Moments
 
 
 @dataclasses.dataclass(frozen=True)

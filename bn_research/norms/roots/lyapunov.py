@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from bn_research.norms import matrices, minimax
-from bn_research.norms.matrices import matmul
+from bn_research.norms.roots import matrices, minimax
+from bn_research.norms.roots.matrices import matmul
 
 
 def solve(root: jax.Array, inverse: jax.Array, rhs: jax.Array) -> jax.Array:

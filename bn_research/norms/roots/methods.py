@@ -28,10 +28,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bn_research.norms import eigen, implicit, lyapunov, matrices
-from bn_research.norms import newton_schulz as iteration
-from bn_research.norms.matrices import matmul, transpose
-from bn_research.norms.memory import statistics
+from bn_research.norms.roots import (
+  eigen,
+  implicit,
+  iteration,
+  lyapunov,
+  matrices,
+)
+from bn_research.norms.roots.matrices import matmul, transpose
+from bn_research.norms.roots.tags import tag_statistics
 
 
 def inverse_sqrt(
@@ -235,7 +240,7 @@ def _newton_schulz(matrix, num_iterations, tolerance, normalizer):
     root = iteration.truncated(matrix, num_iterations, normalizer)
     return root, jnp.full(matrix.shape[:-2], num_iterations, jnp.int32)
   constant = lax.stop_gradient(matrix)
-  root, count = statistics(
+  root, count = tag_statistics(
     iteration.to_tolerance(constant, tolerance, normalizer)
   )
   factors = (matrices.symmetrize(matmul(constant, root)), root)

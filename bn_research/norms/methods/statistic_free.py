@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 
 from bn_research.norms import checks
-from bn_research.norms.collectives import AxisNames
-from bn_research.norms.moments import keep, wide
+from bn_research.norms.maps.standardize import Standardize
 from bn_research.norms.normalization import Normalization
-from bn_research.norms.population import Ema
+from bn_research.norms.populations.averages import Ema
 from bn_research.norms.scopes import Batch, Example, as_tuples
-from bn_research.norms.standardize import Standardize
+from bn_research.norms.statistics.collectives import AxisNames
+from bn_research.norms.statistics.moments import keep, wide
 
 Learned = Mapping[str, jax.Array]
 

@@ -6,8 +6,8 @@ from functools import partial
 import jax
 from jax import lax
 
-from bn_research.norms import matrices
-from bn_research.norms.matrices import matmul, transpose
+from bn_research.norms.roots import matrices
+from bn_research.norms.roots.matrices import matmul, transpose
 
 
 def tangent(

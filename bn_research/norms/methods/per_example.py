@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 
 from bn_research.norms import checks, gradients
-from bn_research.norms.collectives import AxisNames
-from bn_research.norms.divide import Divide
-from bn_research.norms.moments import Moments
+from bn_research.norms.maps.divide import Divide
+from bn_research.norms.maps.standardize import Standardize
 from bn_research.norms.normalization import Normalization
 from bn_research.norms.scopes import Example, Neighbourhood
 from bn_research.norms.scopes.example import Pooled
-from bn_research.norms.standardize import Standardize
+from bn_research.norms.statistics.collectives import AxisNames
+from bn_research.norms.statistics.moments import Moments
 
 
 def layer_norm(

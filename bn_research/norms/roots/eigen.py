@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bn_research.norms import implicit, matrices
-from bn_research.norms.matrices import matmul, transpose
-from bn_research.norms.memory import statistics
+from bn_research.norms.roots import implicit, matrices
+from bn_research.norms.roots.matrices import matmul, transpose
+from bn_research.norms.roots.tags import tag_statistics
 
 
 def eigh(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -27,7 +27,7 @@ def eigh(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _decomposed(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
   vectors, values = lax.linalg.eigh(matrix, symmetrize_input=False)
-  return statistics((values, vectors))
+  return tag_statistics((values, vectors))
 
 
 def in_basis(
@@ -70,7 +70,7 @@ def principal_axes(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @principal_axes.defjvp
 def _principal_axes_jvp(primals, tangents):
-  values, vectors = statistics(principal_axes(*primals))
+  values, vectors = tag_statistics(principal_axes(*primals))
   inner = matmul(matmul(transpose(vectors), tangents[0]), vectors)
   gaps = values[..., None, :] - values[..., :, None]
   least = values.shape[-1] * jnp.finfo(values.dtype).eps * values[..., :1]

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bn_research.norms.matrices import distance_to_identity
+from bn_research.norms.roots.matrices import distance_to_identity
 
 State: TypeAlias = tuple[jax.Array, ...]
 

@@ -1,0 +1,1 @@
+"""The inputs of a layer: their moments, and coordinates that whiten them."""

@@ -1,0 +1,1 @@
+"""The named points of the product, and their neighbours."""

@@ -1,0 +1,1 @@
+"""The population axis: what is remembered of batches for inference."""

@@ -1,0 +1,1 @@
+"""The engine of statistics: moments, covariances, devices, memory."""

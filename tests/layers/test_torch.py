@@ -279,7 +279,7 @@ BAD = {
     lambda: conventions.from_torch({'weight': Tensor(ONES, meta=True)}),
     TypeError,
     "state_dict['weight'] is a Tensor that NumPy cannot read; give a dense "
-    'array with values, outside of jit.',
+    'float32 array, outside of jit.',
   ),
   'integers': (
     lambda: conventions.from_torch({'weight': Tensor(np.ones(3, np.int8))}),
@@ -462,10 +462,13 @@ def test_trained_moments_of_pytorch_are_ours():
   assert layer['steps'] == state.steps
 
 
-@pytest.mark.parametrize('case', ['meta', 'sparse'])
-def test_tensors_without_dense_values_are_refused(case):
+@pytest.mark.parametrize('case', ['meta', 'sparse', 'float8'])
+def test_tensors_that_numpy_cannot_read_are_refused(case):
   torch = pytest.importorskip('torch')
-  tensor = torch.ones(3)
-  tensor = tensor.to('meta') if case == 'meta' else tensor.to_sparse()
+  tensor = {
+    'meta': lambda: torch.ones(3, device='meta'),
+    'sparse': lambda: torch.ones(3).to_sparse(),
+    'float8': lambda: torch.ones(3).to(torch.float8_e5m2),
+  }[case]()
   with pytest.raises(TypeError, match=r"state_dict\['weight'\] is a Tensor"):
     conventions.from_torch({'weight': tensor})

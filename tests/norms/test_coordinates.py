@@ -1,4 +1,4 @@
-"""Whitened coordinates: the function, and the meaning of gradients, stay."""
+"""Whitened coordinates keep the outputs and the meaning of gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def x64():
 
 
 def random(seed, *, use_bias=True):
-  """Returns coordinates, and weights to be written in them."""
+  """Returns coordinates, and the weights of a layer in the coordinates."""
   rng = np.random.default_rng(seed)
   place = coordinates.Coordinates(
     rng.normal(size=D) * use_bias, rng.normal(size=(D, D))

@@ -25,7 +25,7 @@ def floored(matrix, floor):
 
 
 def of_the_mean(matrix, floor):
-  """The floor in units of the mean eigenvalue, which is differentiated too."""
+  """The floor in units of the mean eigenvalue. The mean has a derivative."""
   least = floor * jnp.trace(matrix, axis1=-2, axis2=-1) / matrix.shape[-1]
   return eigen.floor_spectrum(matrix, least[..., None, None])
 

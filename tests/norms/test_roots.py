@@ -128,7 +128,7 @@ def test_float32_whitens_up_to_condition_1e4(method, size):
     assert root.dtype == jnp.float32
     root, matrix = np.asarray(root, np.float64), matrix.astype(np.float64)
     assert np.isfinite(root).all()
-    assert np.abs(root @ matrix @ root.T - np.eye(size)).max() <= 2e-4
+    assert np.abs(root @ matrix @ root.T - np.eye(size)).max() <= 4e-4
 
 
 @pytest.mark.parametrize('method', METHODS)
@@ -403,7 +403,7 @@ def test_pca_derivative_is_finite_at_a_tie(x64):
 
 
 def test_pca_derivative_leaves_out_what_is_tied_to_rounding(x64):
-  """Eigenvalues that are equal, in a basis in which they are not quite."""
+  """In a rotated basis rounding errors separate equal eigenvalues."""
   vectors = np.linalg.qr(np.random.default_rng(0).standard_normal((6, 6)))[0]
   matrix = (vectors * np.array([1.0, 1, 1, 2, 2, 3])) @ vectors.T
   gradient = jax.grad(functional('pca', 6))((matrix + matrix.T) / 2)

@@ -1,7 +1,7 @@
-"""Inverse square roots of covariances: a library of its own.
+"""Inverse square roots of covariance matrices.
 
-The functions take and return arrays of JAX and import nothing else of this
-project. See `roots.methods` for what each root is.
+The functions take and return JAX arrays. The package imports nothing from the
+rest of this project. The docstring of `roots.methods` defines each root.
 """
 
 from bn_research.norms.roots.methods import (

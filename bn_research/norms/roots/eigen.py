@@ -1,4 +1,4 @@
-"""Eigenvectors of covariances, and a floor under the spectrum."""
+"""Eigenvalues and eigenvectors of covariances, with derivatives."""
 
 import jax
 import jax.numpy as jnp
@@ -10,15 +10,19 @@ from bn_research.norms.roots.tags import tag_statistics
 
 
 def eigh(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Eigenvalues of a covariance, at least ε times the largest.
+  """Decomposes a covariance, with eigenvalues of at least ε λ_max.
 
-  Below that rounding alone decides, and may make them negative.
+    S = U Λ Uᵀ,    λᵢ ← max(λᵢ, ε λ_max)
+
+  Rounding errors decide a smaller eigenvalue and may make the sign negative.
 
   Args:
-    matrix: Symmetric, positive semi-definite, (..., d, d).
+    matrix: S, (..., d, d), symmetric, positive semi-definite, float32 or
+      float64.
 
   Returns:
-    Eigenvalues, ascending, (..., d); eigenvectors, in columns, (..., d, d).
+    The eigenvalues, ascending, (..., d), and the eigenvectors in the columns of
+    U, (..., d, d), of the same dtype.
   """
   values, vectors = _decomposed(matrix)
   least = jnp.finfo(values.dtype).eps * values[..., -1:]
@@ -33,15 +37,17 @@ def _decomposed(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
 def in_basis(
   vectors: jax.Array, factors: jax.Array, matrix: jax.Array
 ) -> jax.Array:
-  """Multiplies by `factors`, entry by entry, in an orthonormal basis.
+  """Multiplies a matrix entry by entry in an orthonormal basis.
+
+    U (F ∘ UᵀAU) Uᵀ
 
   Args:
-    vectors: The basis, in columns U, (..., d, d).
-    factors: F, (..., d, d).
-    matrix: A, (..., d, d).
+    vectors: U, (..., d, d), with the vectors of the basis in the columns.
+    factors: F, (..., d, d), of the same dtype.
+    matrix: A, (..., d, d), of the same dtype.
 
   Returns:
-    U (F ∘ UᵀAU) Uᵀ.
+    The product, (..., d, d), of the same dtype.
   """
   inner = matmul(matmul(transpose(vectors), matrix), vectors)
   return matmul(matmul(vectors, factors * inner), transpose(vectors))
@@ -49,18 +55,22 @@ def in_basis(
 
 @jax.custom_jvp
 def principal_axes(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Eigenvalues, descending, and eigenvectors with fixed signs.
+  """Decomposes a covariance, with descending eigenvalues and fixed signs.
 
-  In each eigenvector the component of largest size is positive. The derivative
-  of the eigenvectors is Σᵢ uᵢ uᵢᵀdSuⱼ / (λⱼ - λᵢ) over the i that are not tied
-  with j to rounding: inside a tied space there is no derivative, and zero is
-  put in its place.
+    S = U Λ Uᵀ,    dλⱼ = uⱼᵀdSuⱼ,    duⱼ = Σᵢ uᵢ uᵢᵀdSuⱼ / (λⱼ - λᵢ)
+
+  In each eigenvector the component of largest size is positive. The sum runs
+  over each i with |λⱼ - λᵢ| > d ε λ_max. A smaller gap is a tie: the
+  eigenvectors of a tie have no derivative, and the function puts zero in the
+  place of the term.
 
   Args:
-    matrix: Symmetric, positive semi-definite, (..., d, d).
+    matrix: S, (..., d, d), symmetric, positive semi-definite, float32 or
+      float64.
 
   Returns:
-    Eigenvalues (..., d); eigenvectors, in columns, (..., d, d).
+    The eigenvalues, (..., d), and the eigenvectors in the columns of U,
+    (..., d, d), of the same dtype.
   """
   values, vectors = (jnp.flip(part, -1) for part in eigh(matrix))
   largest = jnp.argmax(jnp.abs(vectors), axis=-2, keepdims=True)
@@ -75,35 +85,44 @@ def _principal_axes_jvp(primals, tangents):
   gaps = values[..., None, :] - values[..., :, None]
   least = values.shape[-1] * jnp.finfo(values.dtype).eps * values[..., :1]
   tied = jnp.abs(gaps) <= least[..., None]
+  # The inner selection keeps NaN out of the derivatives of the quotient.
   rotation = jnp.where(tied, 0, inner / jnp.where(tied, 1, gaps))
   dvalues = jnp.diagonal(inner, axis1=-2, axis2=-1)
   return (values, vectors), (dvalues, matmul(vectors, rotation))
 
 
 def floor_spectrum(matrix: jax.Array, least: jax.typing.ArrayLike) -> jax.Array:
-  """Raises the eigenvalues λ of S to max(λ, c).
+  """Raises the eigenvalues λ of a covariance S to max(λ, c).
 
-  Written with the matrix absolute value, max(S, c) = (S + c I + |S - c I|) / 2,
-  which has a derivative of every order wherever no eigenvalue sits on c: for
-  H = |A|, from H² = A²,
+    max(S, c) = (S + c I + |S - c I|) / 2
+
+  The matrix absolute value has derivatives of every order, unless an eigenvalue
+  equals c. For H = |A|, the derivative of H² = A² is
 
     H dH + dH H = A dA + dA A.
 
-  No differences of eigenvalues, and c is differentiated too. Where an
-  eigenvalue does sit on c, it counts as raised and as not raised with weight
-  one half.
+  The equation contains no differences of eigenvalues. The function is
+  differentiable in S and in c. An eigenvalue equal to c counts half as raised
+  and half as not raised.
 
   Args:
-    matrix: S, symmetric, positive semi-definite to rounding, (..., d, d).
-    least: c, (..., 1, 1) or a number; below about d ε of the largest
-      eigenvalue rounding hides it.
+    matrix: S, (..., d, d), symmetric, positive semi-definite to rounding, of
+      any real dtype.
+    least: c, (..., 1, 1) or a number. Rounding errors hide a floor below about
+      d ε λ_max.
 
   Returns:
-    The floored matrix, (..., d, d), in float32 at least.
+    The floored matrix, (..., d, d), float32 or float64.
+
+  Raises:
+    ValueError: The shape of `matrix` is not (..., d, d).
+    TypeError: The dtype of `matrix` is complex.
   """
   matrix = matrices.prepare(matrix)
   level = least * matrices.identity_like(matrix)
   apart = matrix - level
+  # The derivatives come from `_absolute`. The derivatives of eigenvectors would
+  # divide by differences of eigenvalues.
   values, vectors = _decomposed(lax.stop_gradient(apart))
   values = jnp.abs(values)
   size = matmul(vectors * values[..., None, :], transpose(vectors))
@@ -112,7 +131,7 @@ def floor_spectrum(matrix: jax.Array, least: jax.typing.ArrayLike) -> jax.Array:
 
 @jax.custom_jvp
 def _absolute(matrix, size, values, vectors):
-  """Gives `size` = |matrix|, computed by eigenvectors, its derivatives."""
+  """Returns `size` = |matrix| unchanged, and attaches the derivatives."""
   del matrix, values, vectors
   return size
 
@@ -128,6 +147,8 @@ def _absolute_jvp(primals, tangents):
     return half + transpose(half)
 
   def solve(rhs):
+    # The sum of two absolute eigenvalues is zero if both eigenvalues equal the
+    # floor. The right side is zero, too, and zero is a solution.
     sums = values[..., :, None] + values[..., None, :]
     inverse = jnp.where(sums > 0, 1 / jnp.where(sums > 0, sums, 1), 0)
     return in_basis(vectors, inverse, rhs)

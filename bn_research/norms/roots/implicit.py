@@ -1,4 +1,4 @@
-"""Derivatives of matrix functions, by the linear equation that they solve."""
+"""Derivatives of matrix functions, from linear equations for the tangents."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,25 +15,31 @@ def tangent(
   rhs: jax.Array,
   solve: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
-  """Solves `operator(V) = rhs` for V, differentiable to any order.
+  """Solves a linear equation for the tangent V, with all derivatives of V.
+
+    operator(V) = rhs
 
   The tangent V of a matrix function is the solution of a linear equation.
-  Only `operator` and `rhs` are differentiated, never `solve`: how the
-  equation is solved (by eigenvectors, by an iteration that stops at a
-  tolerance) has no say in the derivatives of V.
+  Autodiff differentiates `operator` and `rhs`, and never `solve`. The method of
+  `solve` (by eigenvectors, or by an iteration to a tolerance) does not enter
+  the derivatives of V.
 
   Args:
-    operator: Linear, self-adjoint and positive definite on symmetric matrices;
-      may depend on the arguments of differentiation.
-    rhs: Symmetric up to rounding, (..., d, d).
-    solve: Its inverse; must depend on constants only (`lax.stop_gradient`).
+    operator: A linear map of symmetric matrices (..., d, d), self-adjoint and
+      positive definite. The map may depend on differentiated arrays.
+    rhs: A matrix, symmetric up to rounding errors, (..., d, d), float32 or
+      float64.
+    solve: The inverse of `operator`. The inverse must depend on constants only
+      (see `lax.stop_gradient`).
 
   Returns:
-    V, symmetric, (..., d, d).
+    V, (..., d, d), symmetric, of the same dtype.
   """
   solution = lax.custom_linear_solve(
     operator,
     matrices.symmetrize(rhs),
+    # Autodiff calls `solve` with cotangents, too, and a cotangent need not be
+    # symmetric.
     lambda _, b: solve(matrices.symmetrize(b)),
     symmetric=True,
   )
@@ -47,25 +53,24 @@ def with_derivative(
   root: jax.Array,
   factors: tuple,
 ) -> jax.Array:
-  """Gives W = S^-½, computed in any way, its derivatives.
+  """Returns W = S^-½ unchanged, and attaches the derivatives of W.
 
-  With R = S^½, differentiating W S W = I and multiplying by R from both sides
-  gives, for V = dW,
+    S V R + R V S = -dS,    V = dW,    R = S^½
 
-    S V R + R V S = -dS,
-
-  whose operator is self-adjoint, with the eigenvalues sᵢ sⱼ (sᵢ + sⱼ) for those
-  sᵢ of R: positive, and without differences. Autodiff takes the higher orders
-  from S and R = S W.
+  The equation is the derivative of W S W = I, multiplied by R from both sides.
+  Let sᵢ be the eigenvalues of R. The operator is self-adjoint, with the
+  eigenvalues sᵢ sⱼ (sᵢ + sⱼ). The eigenvalues are positive and contain no
+  differences, so that ties do no harm. Autodiff derives the higher orders from
+  S and R = S W.
 
   Args:
-    solve: `(factors, B) -> V` with S V R + R V S = B.
-    matrix: S, symmetric positive definite, (..., d, d).
-    root: W, computed from `lax.stop_gradient(matrix)`.
-    factors: What `solve` needs, computed likewise.
+    solve: A function `(factors, B) -> V` with S V R + R V S = B.
+    matrix: S, (..., d, d), symmetric positive definite, float32 or float64.
+    root: W, (..., d, d), computed from `lax.stop_gradient(matrix)`.
+    factors: The arrays for `solve`, computed from `lax.stop_gradient(matrix)`.
 
   Returns:
-    W.
+    W, (..., d, d), with the derivatives of S^-½.
   """
   del solve, matrix, factors
   return root
@@ -75,6 +80,8 @@ def with_derivative(
 def _with_derivative_jvp(solve, primals, tangents):
   matrix, _, factors = primals
   root = with_derivative(solve, *primals)
+  # R must be a function of S and W here, and not a constant from `factors`:
+  # otherwise the second derivative lacks the terms with dR.
   square_root = matrices.symmetrize(matmul(matrix, root))
 
   def operator(v):

@@ -1,13 +1,16 @@
 """The coupled Newton-Schulz iteration for the inverse square root.
 
-From Y = A and Z = I, repeated,
+The iteration begins with Y = A and Z = I, and repeats
 
-  P = α I + β Z Y,    Y ← Y P,    Z ← P Z,
+  P = α I + β Z Y,    Y ← Y P,    Z ← P Z.
 
-brings Y to A^½ and Z to A^-½; (α, β) = (3/2, -1/2) is Newton-Schulz. Every
-matrix is a polynomial of A, so that they all commute, but only in exact
-arithmetic: this order of the factors is stable, symmetrizing Y or Z on the way
-is not (nor is the uncoupled Z ← (3 Z - Z³ A) / 2 of the IterNorm paper).
+Y tends to A^½ and Z tends to A^-½. The choice (α, β) = (3/2, -1/2) is the
+Newton-Schulz iteration.
+
+Every matrix is a polynomial of A. In exact arithmetic all matrices commute,
+and with rounding errors the order of the factors matters. The order above is
+stable. Two variants are not stable: the symmetrization of Y or Z in each step,
+and the uncoupled iteration Z ← (3 Z - Z³ A) / 2 of the IterNorm paper.
 
 Source: Higham, "Functions of Matrices" (2008), section 6.7 and equation 6.35;
 Huang et al., "Iterative Normalization" (2019), equation 4.
@@ -23,27 +26,38 @@ from bn_research.norms.roots.matrices import matmul
 
 Normalizer: TypeAlias = Literal['spectral', 'trace']
 
-# The first cubic is the best one for condition numbers up to 1e4, the square of
-# its inverse; above that the iteration takes more steps.
+# The first cubic is the best cubic on [_LOW, 1], for condition numbers up to
+# 1 / _LOW² = 1e4. A larger condition number takes more steps.
 _LOW = 1e-2
 
 
 def to_tolerance(
   matrix: jax.Array, tolerance: float | None, normalizer: Normalizer
 ) -> tuple[jax.Array, jax.Array]:
-  """Iterates until ‖Z A Z - I‖_F is within the tolerance; matmul only.
+  """Computes A^-½ to a tolerance, by matrix products only.
 
-  Eight steps, 21 products, to the default tolerance in float32, for condition
-  numbers up to 1e4. Not differentiable: see `roots.newton_schulz`.
+    ‖Z A Z - I‖_F ≤ tolerance
+
+  In float32, for condition numbers up to 1e4, the iteration reaches the default
+  tolerance in eight or nine steps, with 21 or 24 products. Autodiff cannot
+  differentiate the loop: `roots.newton_schulz` has derivatives.
+
+  The matrix may be singular. Let A be the matrix after the division by the
+  normalizer. The loop rejects each step to a Z with ‖Z‖_F² > d / (4 ε). If no
+  eigenvalue of A is below 4 ε, the loop rejects no step. For a singular A, the
+  bound stops the growth of Z in the null space. Without the bound the rounding
+  errors of Z A Z, of the size ε ‖Z‖², have no limit. With the bound
+  ‖Z A Z - I‖_F stays near √d or below. Z = 0 has the residual √d.
 
   Args:
-    matrix: Symmetric positive definite, (..., d, d).
-    tolerance: In the Frobenius norm; None for `minimax.default_tolerance`.
-    normalizer: What divides the matrix, so that its eigenvalues are at most 1.
+    matrix: A, (..., d, d), symmetric positive definite, float32 or float64.
+    tolerance: The tolerance in the Frobenius norm. None means
+      `minimax.default_tolerance`.
+    normalizer: 'spectral' or 'trace', the divisor of A. After the division the
+      eigenvalues are at most 1.
 
   Returns:
-    The inverse square root, (..., d, d), and how many steps were taken,
-    int32 (...).
+    A^-½, (..., d, d), of the same dtype, and the number of steps, int32 (...).
   """
   if tolerance is None:
     tolerance = minimax.default_tolerance(matrix)
@@ -53,29 +67,36 @@ def to_tolerance(
   cubic = minimax.best_cubic(low, high, residual)
   y, z = _first_step(y, square, cubic.alpha, cubic.beta)
   state, last, count = minimax.drive_to_identity(
-    _advance, (matmul(z, y), y, z), cubic.low, cubic.high, tolerance
+    _advance, (matmul(z, y), y, z), cubic.low, cubic.high, tolerance, _is_sound
   )
   product, _, z = state
+  # The last step needs no Y: the step takes one product instead of three.
   z = matmul(_factor(product, last.alpha, last.beta), z)
   root = matrices.symmetrize(z) / jnp.sqrt(size)
+  # The loop counts neither the first step nor the last step.
   return root, jnp.squeeze(count, (-2, -1)) + 2
 
 
 def truncated(
   matrix: jax.Array, num_iterations: int, normalizer: Normalizer
 ) -> jax.Array:
-  """Exactly `num_iterations` steps of Newton-Schulz, unrolled.
+  """Does exactly `num_iterations` Newton-Schulz steps, without a loop.
 
-  Differentiable by plain autodiff, the normalizer included: a truncated
-  iteration is not the inverse square root, and neither is its derivative.
+    Z ← (3 I - Z Y) Z / 2,    Y ← Y (3 I - Z Y) / 2
+
+  A truncated iteration differs from the inverse square root, and the derivative
+  differs, too. Plain autodiff differentiates the steps and the normalizer.
 
   Args:
-    matrix: Symmetric positive definite, (..., d, d).
-    num_iterations: At least 1; IterNorm takes 5.
-    normalizer: IterNorm takes 'trace'.
+    matrix: A, (..., d, d), symmetric positive definite, float32 or float64.
+    num_iterations: The number of steps, 1 or more. IterNorm takes 5 steps.
+    normalizer: 'spectral' or 'trace', the divisor of A. IterNorm divides by the
+      trace.
 
   Returns:
-    An approximation of the inverse square root, (..., d, d).
+    An approximation of A^-½, (..., d, d), of the same dtype.
+
+  Source: Huang et al., "Iterative Normalization" (2019), Algorithm 1.
   """
   y, square, size = _normalized(matrix, normalizer)
   y, z = _first_step(y, square, 1.5, -0.5)
@@ -88,7 +109,7 @@ def truncated(
 
 
 def _normalized(matrix, normalizer):
-  """A / c, (A / c)² and c; the square costs no product more than c does."""
+  """Returns A / c, (A / c)² and c, with a single product."""
   if normalizer == 'spectral':
     return matrices.squared_and_bounded(matrix)
   size = matrices.trace(matrix)
@@ -101,8 +122,18 @@ def _factor(product, alpha, beta):
 
 
 def _first_step(y, square, alpha, beta):
-  """The step from Z = I: no product but the square."""
+  """Does the step from Z = I: the square is the only product."""
   return alpha * y + beta * square, _factor(y, alpha, beta)
+
+
+def _is_sound(state):
+  """Tells whether ‖Z‖_F² ≤ d / (4 ε), as for each eigenvalue of A ≥ 4 ε."""
+  # The norm of Z costs no product. The residual of Z Y cannot replace the norm:
+  # Y converges to zero in the null space of A, and the growth of Z is invisible
+  # in Z Y until Z A Z consists of rounding errors.
+  z = state[-1]
+  least = minimax.least_eigenvalue(z.dtype)
+  return matrices.frobenius_norm(z) ** 2 * least <= z.shape[-1]
 
 
 def _advance(state, cubic):

@@ -1,4 +1,4 @@
-"""The Lyapunov equation by products only, when the inverse is known."""
+"""Solves the Lyapunov equation by matrix products, given the inverse."""
 
 import jax
 import jax.numpy as jnp
@@ -12,22 +12,24 @@ def solve(root: jax.Array, inverse: jax.Array, rhs: jax.Array) -> jax.Array:
 
     sign [[R, B], [0, -R]] = [[I, 2X], [0, -I]]
 
-  An odd cubic keeps that shape, [[A, B], [0, -A]]:
+  An odd cubic of a matrix with the block shape M = [[A, B], [0, -A]] has the
+  same block shape:
 
-    A ← α A + β A³,    B ← α B + β (A² B - A B A + B A²),
+    A ← α A + β A³,    B ← α B + β (A² B - A B A + B A²).
 
-  and X = B / 2 where A has become I: five products a step. The first step is
-  Newton's, ½ (μ M + M⁻¹ / μ), which costs no inverse because that is given, and
-  leaves A with a condition number of about √κ(R) / 2. Its eigenvalues are then
-  1 at least, so that the interval of the cubics is known.
+  Each step takes five products. After convergence A = I and X = B / 2.
+
+  The first step is the Newton step ½ (μ M + M⁻¹ / μ). The step needs no matrix
+  inversion, because the inverse is an argument. The step leaves A with a
+  condition number of about √κ(R) / 2.
 
   Args:
-    root: R, symmetric positive definite, (..., d, d).
-    inverse: R⁻¹, (..., d, d).
-    rhs: B, symmetric, (..., d, d).
+    root: R, (..., d, d), symmetric positive definite, float32 or float64.
+    inverse: R⁻¹, (..., d, d), of the same dtype.
+    rhs: B, (..., d, d), symmetric, of the same dtype.
 
   Returns:
-    X, (..., d, d).
+    X, (..., d, d), of the same dtype.
 
   Source: Higham, "Functions of Matrices" (2008), sections 2.4 and 5.3 to 5.5
   (Roberts' method; scaled Newton; Newton-Schulz).
@@ -37,6 +39,8 @@ def solve(root: jax.Array, inverse: jax.Array, rhs: jax.Array) -> jax.Array:
   a = (mu * root + inverse / mu) / 2
   b = (mu * rhs + matmul(matmul(inverse, rhs), inverse) / mu) / 2
   a, square, size = matrices.squared_and_bounded(a)
+  # The Newton step maps each eigenvalue x to ½ (μ x + 1 / (μ x)) ≥ 1. After the
+  # division by the bound, 1 / size is a lower bound of the eigenvalues.
   (_, a, b), last, _ = minimax.drive_to_identity(
     _advance,
     (square, a, b / size),
@@ -51,6 +55,7 @@ def _advance(state, cubic):
   square, a, b = state
   b = _advance_rhs(a, b, cubic)
   a = cubic.alpha * a + cubic.beta * matmul(a, square)
+  # `_advance_rhs` presumes a symmetric A. Rounding breaks the symmetry.
   a = matrices.symmetrize(a)
   return matmul(a, a), a, b
 
@@ -58,6 +63,6 @@ def _advance(state, cubic):
 def _advance_rhs(a, b, cubic):
   ab = matmul(a, b)
   aab = matmul(a, ab)
-  # B stays symmetric: B A² is the transpose of A² B.
+  # A and B are symmetric. A transpose gives B A² from A² B and saves a product.
   change = aab + matrices.transpose(aab) - matmul(ab, a)
   return cubic.alpha * b + cubic.beta * change

@@ -1,12 +1,14 @@
-"""Driving a matrix to the identity with cubic polynomials and products only.
+"""Drives a matrix to the identity with cubic polynomials and products only.
 
-The Newton-Schulz iteration for the sign of x is x ← (3x - x³) / 2: quadratic
-once x is near 1, but from a small x > 0 it gains a factor of only 1.5 a step.
-Among odd cubics it is the best one *at* 1. On an interval [low, high] around 1
-another is best, in the sense of the largest error, and it gains a factor of up
-to 5 (Chen and Chow, 2014; for longer polynomials Amsel et al., 2025). Each step
-knows the interval that the last one left; as the interval closes, the best
-cubic becomes the Newton-Schulz one.
+The Newton-Schulz iteration for the sign of x is x ← (3x - x³) / 2. Convergence
+is quadratic near x = 1. A small x > 0 gains a factor of only 1.5 in each step.
+
+The Newton-Schulz cubic is the best odd cubic *at* 1. On an interval [low, high]
+around 1, another odd cubic has the smallest largest error, and gains a factor
+of up to 5 in each step (Chen and Chow, 2014; Amsel et al., 2025, extend the
+idea to longer polynomials). Each step maps the interval to a known, shorter
+interval. As the interval shrinks to 1, the best cubic tends to the
+Newton-Schulz cubic.
 """
 
 import math
@@ -21,22 +23,23 @@ from bn_research.norms.roots.matrices import distance_to_identity
 
 State: TypeAlias = tuple[jax.Array, ...]
 
-# Below this residual Newton-Schulz at least halves it, rounding apart:
-# the next one is 3/4 r² + 1/4 r³ at most.
+# A Newton-Schulz step takes a residual r to at most 3/4 r² + 1/4 r³. Below this
+# residual each step at least halves the residual, apart from rounding errors.
 _QUADRATIC = 0.5
-# From here on the cubics are the Newton-Schulz one to three digits, and the
-# residual of a positive definite matrix cannot grow.
+# If the interval begins above this bound, the cubics equal the Newton-Schulz
+# cubic to three digits. Each step then reduces the residual of a positive
+# definite matrix, apart from rounding errors.
 _SETTLED = 0.98
 
 
 class Cubic(NamedTuple):
-  """The odd cubic α x + β x³, and the interval that it maps to.
+  """An odd cubic α x + β x³, with the image of an interval of x.
 
   Attributes:
     alpha: α, (..., 1, 1).
     beta: β, (..., 1, 1).
-    low: The smallest value on the interval of x, (..., 1, 1).
-    high: The largest, (..., 1, 1).
+    low: The smallest value of the cubic on the interval, (..., 1, 1).
+    high: The largest value of the cubic on the interval, (..., 1, 1).
   """
 
   alpha: jax.Array
@@ -46,21 +49,23 @@ class Cubic(NamedTuple):
 
 
 def best_cubic(low: jax.Array, high: jax.Array, residual: jax.Array) -> Cubic:
-  """The odd cubic closest to 1 on [low, high], or the Newton-Schulz one.
+  """Returns the odd cubic closest to 1 on [low, high], or (3x - x³) / 2.
 
-  The error of the best cubic takes its largest size three times, with
-  alternating sign: p(low) = p(high) = 1 - δ and, between them, a peak of 1 + δ.
-  With q = low² + low·high + high² the first equation gives α = -β q, the
-  second puts the peak at x² = q / 3.
+    p(x) = α x + β x³,    α = -β q,    q = low² + low·high + high²
+
+  The error of the best cubic reaches the largest size at three points, with
+  alternating signs: p(low) = p(high) = 1 - δ, and a peak of 1 + δ lies between
+  low and high. The equation p(low) = p(high) gives α = -β q, and the peak then
+  lies at x² = q / 3. The height of the peak gives β.
 
   Args:
-    low: The smallest x, (..., 1, 1), positive.
-    high: The largest x, (..., 1, 1).
-    residual: ‖X² - I‖_F, (..., 1, 1): where it is small already, the
-      Newton-Schulz cubic is better than one for the whole interval.
+    low: The smallest x, (..., 1, 1), positive, float32 or float64.
+    high: The largest x, (..., 1, 1), of the same dtype.
+    residual: ‖X² - I‖_F, (..., 1, 1), of the same dtype. A small residual says
+      more than the interval, and the function returns the Newton-Schulz cubic.
 
   Returns:
-    The cubic, and the image of [low, high].
+    The cubic, with the image of [low, high] under the best cubic.
 
   Source: Chen and Chow, "A stable scaling of Newton-Schulz for improving the
   sign function computation of a Hermitian matrix" (2014).
@@ -90,31 +95,39 @@ def drive_to_identity(
   low: jax.Array,
   high: jax.Array,
   tolerance: float,
+  is_sound: Callable[[State], jax.Array | bool] = lambda state: True,
 ) -> tuple[State, Cubic, jax.Array]:
-  """Advances until one more step brings `state[0]` within `tolerance` of I.
+  """Advances a state until a last step brings X² within the tolerance of I.
 
-  Each matrix of a batch stops on its own and then keeps its values. It stops
+    ‖X² - I‖_F ≤ tolerance
 
-  - when the next residual, at most 3/4 r² + 1/4 r³ of this one in the Frobenius
-    norm, is within the tolerance: that last step is left to the caller, who
-    seldom needs all of its products;
-  - when the residual no longer halves although it should: rounding is reached;
-  - when it grows although it cannot: the matrix is not positive definite to
-    rounding, and the step before is kept;
-  - after as many steps as any eigenvalue takes that rounding has not lost;
-  - when it is not a number.
+  Each matrix of a batch stops independently of the rest of the batch, and then
+  keeps the values. The reasons to stop a matrix with the residual r are:
+
+  - The next residual, at most 3/4 r² + 1/4 r³, is within the tolerance. The
+    caller does the last step, and seldom needs all products of the last step.
+  - The residual should halve and does not. Only rounding errors are left.
+  - The residual should fall and does not. Only eigenvalues that are zero or
+    negative to rounding are left. The state before the step is kept, so that
+    the kept state has the smallest residual since the cubics have settled.
+  - `is_sound` rejects the state after the step. The state before is kept.
+  - The number of steps suffices for each eigenvalue above rounding errors.
+  - The residual is not a number.
 
   Args:
-    advance: One step, `(state, cubic) -> state`, every leaf (..., d, d).
-    state: Its first leaf is X² for the X whose sign is sought.
-    low: A lower bound of the eigenvalues of X, (..., 1, 1); eigenvalues below
-      it only take more steps.
-    high: An upper bound, (..., 1, 1).
-    tolerance: In the Frobenius norm.
+    advance: A step, `(state, cubic) -> state`.
+    state: A tuple of arrays (..., d, d), float32 or float64. The first array is
+      X², and the iteration computes the sign of X.
+    low: A lower bound of the eigenvalues of X, (..., 1, 1). A smaller
+      eigenvalue takes more steps.
+    high: An upper bound of the eigenvalues of X, (..., 1, 1).
+    tolerance: The tolerance in the Frobenius norm.
+    is_sound: Tells whether rounding errors leave a state a meaning,
+      `state -> (..., 1, 1)`, bool.
 
   Returns:
-    The state, the cubic of the last step, which is still to be done, and
-    how many were done, int32 (..., 1, 1).
+    The state before the last step, the cubic of the last step, and the number
+    of steps, int32 (..., 1, 1).
   """
   most = _most_steps(state[0].dtype)
 
@@ -122,9 +135,11 @@ def drive_to_identity(
     cubic = best_cubic(loop.low, loop.high, loop.residual)
     after = advance(loop.state, cubic)
     residual = distance_to_identity(after[0])
-    bounded = (loop.low < _SETTLED) | (residual <= 1.01 * loop.residual)
+    # Before the cubics settle, large eigenvalues overshoot 1 by design, and the
+    # residual may grow.
+    falls = (loop.low < _SETTLED) | (residual < loop.residual)
     stalled = (loop.residual < _QUADRATIC) & (residual > 0.5 * loop.residual)
-    accept = loop.active & bounded
+    accept = loop.active & falls & is_sound(after)
     more = accept & ~stalled & _unfinished(residual, tolerance)
     active = more & (loop.steps < most)
     new = _Loop(after, cubic.low, cubic.high, residual, active, loop.steps)
@@ -134,8 +149,8 @@ def drive_to_identity(
 
   residual = distance_to_identity(state[0])
   active = _unfinished(residual, tolerance)
-  # Loop carries take every device-varying type from the residual: under
-  # shard_map a constant would not have it.
+  # The selection gives the bounds the device-varying type of the residual. A
+  # constant lacks the type, and `shard_map` then rejects the loop.
   low, high = (jnp.where(active, bound, bound) for bound in (low, high))
   loop = _Loop(state, low, high, residual, active, active.astype(jnp.int32))
   loop = lax.while_loop(lambda loop: jnp.any(loop.active), body, loop)
@@ -144,22 +159,41 @@ def drive_to_identity(
 
 
 def default_tolerance(matrix: jax.Array) -> float:
-  """32 ε √d: an error of 32 ε in each eigenvalue of a (d, d) matrix."""
+  """Returns 32 ε √d, the residual from an error of 32 ε in each eigenvalue.
+
+  Args:
+    matrix: (..., d, d). Only the size d and the dtype matter.
+
+  Returns:
+    The tolerance in the Frobenius norm.
+  """
   eps = float(jnp.finfo(matrix.dtype).eps)
   return 32 * eps * math.sqrt(matrix.shape[-1])
 
 
+def least_eigenvalue(dtype: jnp.dtype) -> float:
+  """Returns 4 ε: rounding errors decide each smaller eigenvalue.
+
+  Args:
+    dtype: The dtype of a matrix with eigenvalues of at most 1.
+
+  Returns:
+    The smallest eigenvalue for an iteration to resolve.
+  """
+  return 4 * float(jnp.finfo(dtype).eps)
+
+
 def _unfinished(residual: jax.Array, tolerance: float) -> jax.Array:
+  # The comparison is false for NaN. A matrix with NaN stops at once.
   return 0.75 * residual**2 + 0.25 * residual**3 > tolerance
 
 
 def _most_steps(dtype: jnp.dtype) -> int:
-  """Steps for an eigenvalue of X² of 4 ε, at a gain of 1.5.
+  """Returns the number of steps for the least eigenvalue, at a gain of 1.5.
 
-  What the first cubics gain beyond that, the last, quadratic steps take. More
-  steps would help no eigenvalue that is there, and blow up in the directions
-  of one that is exactly 0, as channels that are equal have, until their
-  rounding is all that is left.
+  The first cubics gain more than 1.5 in a step. The difference pays for the
+  last, quadratic steps. The bound ends a loop whose residual falls for ever by
+  rounding errors.
   """
-  eps = float(jnp.finfo(dtype).eps)
-  return math.ceil(math.log(1 / math.sqrt(4 * eps)) / math.log(1.5))
+  gain = 1 / math.sqrt(least_eigenvalue(dtype))
+  return math.ceil(math.log(gain) / math.log(1.5))

@@ -1,5 +1,6 @@
-"""The tag by which a checkpoint policy knows arrays that it should save."""
+"""A tag marks the arrays for a checkpoint policy to save."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,14 +12,14 @@ STATISTICS = 'statistics'
 def tag_statistics(tree: Any) -> Any:
   """Tags arrays that are small but expensive to recompute.
 
-  Moments, roots and their factors carry the tag. A `jax.checkpoint` whose
-  policy is `save_only_these_names('statistics')` saves the tagged arrays, so
-  that the backward pass repeats no collective and no decomposition.
+  Moments, roots and the factors of roots carry the tag. A `jax.checkpoint`
+  with the policy `save_only_these_names('statistics')` saves the tagged arrays.
+  The backward pass then repeats no collective and no decomposition.
 
   Args:
-    tree: Arrays, in any pytree.
+    tree: A pytree of arrays, of any shapes and dtypes.
 
   Returns:
-    The same arrays.
+    A pytree of the same structure, with equal arrays.
   """
-  return jax.tree.map(lambda leaf: checkpoint_name(leaf, STATISTICS), tree)
+  return jax.tree.map(partial(checkpoint_name, name=STATISTICS), tree)

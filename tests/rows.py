@@ -74,7 +74,7 @@ class Row:
 
   def init(self) -> Any:
     """Returns the state before the first batch."""
-    return self.make().init(self.features)
+    return self.make().init(self.features, jax.dtypes.canonicalize_dtype(float))
 
   def past(self) -> oracles.Past | None:
     """Returns the same for the oracle."""

@@ -1,9 +1,15 @@
 """What a normalization is: x̂ = Norm(x, X), one choice on each of four axes."""
 
+from bn_research.norms.axes import (
+  Gradient,
+  Map,
+  Normalizer,
+  Pair,
+  Population,
+  Scope,
+)
 from bn_research.norms.combine import Chain, Coloured, Mixture
 from bn_research.norms.gradients import (
-  Gradient,
-  Pair,
   Ramp,
   Renormalized,
   frozen,
@@ -54,27 +60,19 @@ from bn_research.norms.methods.whitening import (
   instance_whitening,
   iter_norm,
 )
-from bn_research.norms.normalization import Map, Normalization
-from bn_research.norms.populations.averages import (
+from bn_research.norms.normalization import Normalization
+from bn_research.norms.populations import (
   Accumulated,
   Cumulative,
   Ema,
   Fixed,
+  Interval,
   Pooled,
-  Population,
   Running,
-  joined,
 )
-from bn_research.norms.populations.interval import Interval, Matrices
-from bn_research.norms.scopes import (
-  Batch,
-  Example,
-  Neighbourhood,
-  Reference,
-  Scope,
-  View,
-)
-from bn_research.norms.statistics.moments import Moments, estimate
+from bn_research.norms.scopes import Batch, Example, Neighbourhood, Reference
+from bn_research.norms.statistics.moments import Moments, estimate, joined
+from bn_research.norms.statistics.views import View
 from bn_research.norms.surgery import affine_of, fold, freeze, sync
 
 __all__ = [
@@ -93,11 +91,11 @@ __all__ = [
   'Gradient',
   'Interval',
   'Map',
-  'Matrices',
   'Mixture',
   'Moments',
   'Neighbourhood',
   'Normalization',
+  'Normalizer',
   'Pair',
   'Pooled',
   'Population',

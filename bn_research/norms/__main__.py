@@ -67,7 +67,7 @@ def _brief(value) -> str:
   given = (
     f'{field}={getattr(value, field)!r}'
     for field in defaults
-    if field not in ('epsilon', 'map', 'population')
+    if field not in ('epsilon', 'population')
     and getattr(value, field) != defaults[field].default
   )
   return f'{type(value).__name__}({", ".join(given)})'

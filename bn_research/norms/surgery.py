@@ -5,6 +5,7 @@ them to whole models.
 """
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,9 +13,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from bn_research.norms import gradients
+from bn_research.norms.axes import Pair, Population
 from bn_research.norms.combine import mapped
 from bn_research.norms.normalization import Normalization
-from bn_research.norms.populations.averages import Fixed
+from bn_research.norms.populations import Fixed
 from bn_research.norms.statistics.collectives import AxisNames
 
 
@@ -39,8 +41,13 @@ def freeze(normalization: Normalization) -> Normalization:
 def _frozen(normalization: Any) -> Any:
   if not normalization.remembers:
     return normalization
+  population = _point(normalization).population
+  # What an interval recalls is not its mean and variance of today.
+  assert population is not None
+  recalls_itself = type(population).recall is not Population.recall
+  fixed = Fixed(population if recalls_itself else None)
   return dataclasses.replace(
-    _point(normalization), population=Fixed(), gradient=gradients.frozen
+    normalization, population=fixed, gradient=gradients.frozen
   )
 
 
@@ -108,20 +115,33 @@ def affine_of(
   Raises:
     ValueError: If it is not a point of the product, and so perhaps not affine.
   """
-  normalization = _point(normalization)
-
-  def infer(x, state):
-    y, _ = normalization.apply(
-      x, state, scale=scale, use_running=True, update=False
+  point = _point(normalization)
+  if point.population is None:
+    raise ValueError(
+      f'{normalization} depends on the example at inference too, so inference '
+      'is not affine; give it a population, such as Ema().'
     )
-    return y
-
+  map_ = point.map.at(state.steps)
+  pair = point.population.recall(state, map_)
+  dtype = pair.mean.dtype if pair.mean is not None else pair.spread.dtype
+  infer = partial(map_.finish, mask=None, scale=scale, bias=None, dtype=dtype)
   # A step away from a large mean would be rounded away: step from zero.
-  eye = jnp.eye(state.mean.shape[-1], dtype=state.mean.dtype)
-  slope = infer(eye, state._replace(mean=jnp.zeros_like(state.mean)))
-  moved = jnp.matmul(state.mean, slope, precision=lax.Precision.HIGHEST)
-  shift = infer(state.mean[None], state)[0] - moved
+  centred = pair
+  if pair.mean is not None:
+    centred = pair._replace(mean=jnp.zeros_like(pair.mean))
+  eye = jnp.eye(state.mean.shape[-1], dtype=dtype)
+  slope = infer(eye, pair=_as_row(centred))
+  origin = jnp.zeros_like(eye[:1])
+  if pair.mean is not None:
+    origin = pair.mean[None]
+  moved = jnp.matmul(origin, slope, precision=lax.Precision.HIGHEST)
+  shift = (infer(origin, pair=_as_row(pair)) - moved)[0]
   return slope, shift if bias is None else shift + bias
+
+
+def _as_row(pair: Pair) -> Pair:
+  """Lets the pair of a population broadcast against (rows, features)."""
+  return jax.tree.map(lambda leaf: leaf[None], pair)
 
 
 def fold(

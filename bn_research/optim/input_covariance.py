@@ -162,8 +162,8 @@ class _Rule:
     size = math.prod(kernel.shape[:-1])
     is_full = self.covariance == 'full'
     inverse = jnp.eye(size) if is_full else jnp.ones(size)
-    variance = inverse[None] if is_full else inverse
-    average = self._population.init(jnp.zeros(size), jnp.copy(variance))
+    dtype = jnp.promote_types(kernel.dtype, jnp.float32)
+    average = self._population.init(self._map, (size,), dtype)
     return LayerState(jnp.zeros(size), inverse, average)
 
   def learn(
@@ -171,7 +171,7 @@ class _Rule:
   ) -> LayerState:
     """Averages the moments, and renews c and P where it is time to."""
     moments = self._needed(moments)
-    average = self._population.update(state.average, moments)
+    average = self._population.update(state.average, moments, self._map)
 
     def renewed() -> tuple[jax.Array, jax.Array]:
       mean, second = coordinates.second_moments(
@@ -201,6 +201,11 @@ class _Rule:
     if 'bias' in layer:
       new['bias'] = layer['bias'] - matrices.matmul(state.mean, kernel)
     return {key: leaf.astype(layer[key].dtype) for key, leaf in new.items()}
+
+  @property
+  def _map(self) -> norms.Map:
+    """What is averaged: covariances of all inputs together, or variances."""
+    return norms.Whiten() if self.covariance == 'full' else norms.Standardize()
 
   @property
   def _population(self) -> norms.Ema:

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from bn_research.layers import drop_in
-from bn_research.layers.linen.calls import normalize
+from bn_research.layers import calls, flax_words
+from bn_research.layers.linen.parameters import normalize
 
 
 class BatchNorm(nn.BatchNorm):
@@ -52,23 +52,27 @@ class BatchNorm(nn.BatchNorm):
       )
     )
     x = jnp.asarray(x)
-    axes = drop_in.axes(self.axis, x.ndim)
+    normalization, axes = flax_words.batch_norm(self, x.ndim)
     mean, var = self._variables(tuple(x.shape[a] for a in axes))
-    normalization = drop_in.batch_norm(self, x.ndim)
     update = not (use_running or self.is_initializing())
+    known = mean.value, var.value
+    if update:
+      # An update that the stored type cannot hold must be skipped, so that the
+      # state has this type before it moves.
+      dtype = self._type_of_statistics(x)
+      known = known[0].astype(dtype), known[1].astype(dtype)
     y, state = normalize(
       self,
       normalization,
       x,
-      drop_in.running(normalization, x, axes, mean.value, var.value),
+      calls.running(x, axes, *known),
       features=axes,
       use_running=use_running,
       update=update,
       mask=mask,
     )
     if update:
-      dtype = self._type_of_statistics(x)
-      mean.value, var.value = state.mean.astype(dtype), state.var.astype(dtype)
+      mean.value, var.value = state.mean, state.var
     return y
 
   def _variables(self, shape: tuple[int, ...]):

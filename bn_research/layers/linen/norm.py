@@ -8,9 +8,9 @@ from flax import linen as nn
 from flax.linen import dtypes
 from flax.typing import Dtype, Initializer
 
-from bn_research.layers import drop_in
-from bn_research.layers.linen.calls import parameter
-from bn_research.norms import Normalization
+from bn_research.layers import calls
+from bn_research.layers.linen.parameters import parameter
+from bn_research.norms import Normalizer
 
 
 class Norm(nn.Module):
@@ -36,7 +36,7 @@ class Norm(nn.Module):
     param_dtype: Type of scale and bias.
   """
 
-  normalization: Normalization
+  normalization: Normalizer
   use_running_average: bool | None = None
   use_scale: bool | None = None
   use_bias: bool = True
@@ -71,16 +71,17 @@ class Norm(nn.Module):
     if update is None:
       update = not use_running
     if self.is_initializing():
-      norm, update = drop_in.on_one_device(norm), False
-    state, variables = self._remembered(norm.init(x.shape[-1]))
-    learned = norm.learned(x.shape[-1])
+      norm, update = calls.on_one_device(norm), False
+    wide = jnp.promote_types(self.param_dtype, jnp.float32)
+    state, variables = self._remembered(norm.init(x.shape[-1], wide))
+    learned = norm.learned(x.shape[-1], self.param_dtype)
     if jax.tree.leaves(learned):
       learned = self.param('learned', lambda key: learned)
     last = (x.ndim - 1,)
     use_scale = norm.scales if self.use_scale is None else self.use_scale
     scale = parameter(self, 'scale', x, last) if use_scale else None
     bias = parameter(self, 'bias', x, last) if self.use_bias else None
-    y, state = drop_in.apply(
+    y, state = calls.apply(
       norm,
       x,
       state,

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from bn_research.layers import drop_in
-from bn_research.layers.linen.calls import normalize
+from bn_research.layers import flax_words
+from bn_research.layers.linen.parameters import normalize
 
 
 class LayerNorm(nn.LayerNorm):
@@ -35,8 +35,8 @@ class LayerNorm(nn.LayerNorm):
       ValueError: If shapes do not fit.
     """
     x = jnp.asarray(x)
-    norm = drop_in.layer_norm(self, x.ndim)
-    return normalize(self, norm, x, features=self.feature_axes, mask=mask)[0]
+    norm, features = flax_words.layer_norm(self, x.ndim)
+    return normalize(self, norm, x, features=features, mask=mask)[0]
 
 
 class RMSNorm(nn.RMSNorm):
@@ -53,8 +53,8 @@ class RMSNorm(nn.RMSNorm):
   ) -> jax.Array:
     """Normalizes over `reduction_axes`; see `LayerNorm`."""
     x = jnp.asarray(x)
-    norm = drop_in.rms_norm(self, x.ndim)
-    return normalize(self, norm, x, features=self.feature_axes, mask=mask)[0]
+    norm, features = flax_words.rms_norm(self, x.ndim)
+    return normalize(self, norm, x, features=features, mask=mask)[0]
 
 
 class GroupNorm(nn.GroupNorm):
@@ -73,8 +73,8 @@ class GroupNorm(nn.GroupNorm):
     """Normalizes groups of channels over positions; see `LayerNorm`."""
     x = jnp.asarray(x)
     groups = self.num_groups, self.group_size
-    norm = drop_in.group_norm(self, x.ndim, *groups)
-    return normalize(self, norm, x, features=-1, mask=mask)[0]
+    norm, features = flax_words.group_norm(self, x.ndim, *groups)
+    return normalize(self, norm, x, features=features, mask=mask)[0]
 
 
 class InstanceNorm(nn.InstanceNorm):
@@ -91,5 +91,5 @@ class InstanceNorm(nn.InstanceNorm):
   ) -> jax.Array:
     """Normalizes each channel over its positions; see `LayerNorm`."""
     x = jnp.asarray(x)
-    norm = drop_in.instance_norm(self, x.ndim)
-    return normalize(self, norm, x, features=self.feature_axes, mask=mask)[0]
+    norm, features = flax_words.instance_norm(self, x.ndim)
+    return normalize(self, norm, x, features=features, mask=mask)[0]

@@ -1,11 +1,13 @@
 """Flax's nnx.BatchNorm, right where that is not."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bn_research.layers import drop_in
-from bn_research.layers.nnx.promotion import promote, value
+from bn_research.layers import calls, flax_words
+from bn_research.layers.nnx.promotion import promote
 
 
 class BatchNorm(nnx.BatchNorm):
@@ -20,6 +22,14 @@ class BatchNorm(nnx.BatchNorm):
 
   Source: Ioffe and Szegedy (2015), Algorithm 1.
   """
+
+  @functools.wraps(nnx.BatchNorm.__init__)  # type: ignore[misc]
+  def __init__(self, *args, **options):
+    """Initializes as Flax does; refuses options that are out of range."""
+    super().__init__(*args, **options)
+    if self.axis == -1:
+      # Built here, the normalization is only looked up at the calls.
+      flax_words.batch_norm(self, 2)
 
   def __call__(
     self,
@@ -46,38 +56,35 @@ class BatchNorm(nnx.BatchNorm):
         shapes do not fit.
     """
     x = jnp.asarray(x)
-    use_running = self._use_running(use_running_average)
-    old = self.mean[...], self.var[...]
-    x, promoted, (scale, bias), dtype = promote(
-      self, x, old, (value(self.scale), value(self.bias))
-    )
-    normalization = drop_in.batch_norm(self, x.ndim)
-    features = drop_in.axes(self.axis, x.ndim)
-    known = promoted if use_running else old
-    y, state = drop_in.apply(
-      normalization,
-      x,
-      drop_in.running(normalization, x, features, *known),
-      scale=scale,
-      bias=bias,
-      features=features,
-      dtype=dtype,
-      use_running=use_running,
-      update=not use_running,
-      mask=mask,
-    )
-    if not use_running:
-      for variable, was, now in zip(
-        (self.mean, self.var), old, (state.mean, state.var), strict=True
-      ):
-        variable.set_value(now.reshape(was.shape).astype(was.dtype))
-    return y
-
-  def _use_running(self, argument: bool | None) -> bool:
-    given = self.use_running_average if argument is None else argument
-    if given is None:
+    use_running = use_running_average
+    if use_running is None:
+      use_running = self.use_running_average
+    if use_running is None:
       raise ValueError(
         'No `use_running_average` argument was provided; give it to the layer '
         'or to the call, or set it by model.train(), model.eval() or nnx.view.'
       )
-    return bool(given)
+    stored = self.mean[...], self.var[...]
+    parameters = (
+      None if self.scale is None else self.scale[...],
+      None if self.bias is None else self.bias[...],
+    )
+    x, promoted, (scale, bias), dtype = promote(self, x, stored, parameters)
+    normalization, features = flax_words.batch_norm(self, x.ndim)
+    known = promoted if use_running else stored
+    y, state = calls.apply(
+      normalization,
+      x,
+      calls.running(x, features, *known),
+      scale=scale,
+      bias=bias,
+      features=features,
+      dtype=dtype,
+      use_running=bool(use_running),
+      update=not use_running,
+      mask=mask,
+    )
+    if not use_running:
+      self.mean.set_value(state.mean.reshape(stored[0].shape))
+      self.var.set_value(state.var.reshape(stored[1].shape))
+    return y

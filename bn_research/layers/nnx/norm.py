@@ -1,18 +1,39 @@
 """Any Normalization as an nnx module."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import dtypes
 from flax.typing import Dtype, Initializer
 
-from bn_research.layers import drop_in
+from bn_research.layers import calls
 from bn_research.layers.nnx.promotion import value
-from bn_research.norms import Normalization
+from bn_research.norms import Normalizer
+from bn_research.norms.checks import is_array
 
 
 def _is_variable(node) -> bool:
   return isinstance(node, nnx.Variable)
+
+
+def _value(variable: nnx.Variable) -> jax.Array:
+  return variable[...]
+
+
+def initial_statistics(
+  norm: 'Norm', normalization: Normalizer, leading: tuple[int, ...] = ()
+) -> Any:
+  """Returns the state before the first batch, for the features of a layer."""
+  wide = jnp.promote_types(norm.param_dtype, jnp.float32)
+  return _stacked(normalization.init(norm.num_features, wide), leading)
+
+
+def _stacked(tree: Any, leading: tuple[int, ...]) -> Any:
+  return jax.tree.map(
+    lambda leaf: jnp.broadcast_to(leaf, (*leading, *leaf.shape)), tree
+  )
 
 
 class Norm(nnx.Module):
@@ -34,7 +55,7 @@ class Norm(nnx.Module):
 
   def __init__(
     self,
-    normalization: Normalization,
+    normalization: Normalizer,
     num_features: int,
     *,
     use_running_average: bool = False,
@@ -65,7 +86,6 @@ class Norm(nnx.Module):
     if use_scale is None:
       use_scale = normalization.scales
     shape = (num_features,)
-    self.normalization = normalization
     self.num_features = num_features
     self.use_running_average = use_running_average
     self.dtype = dtype
@@ -80,9 +100,25 @@ class Norm(nnx.Module):
       if use_bias
       else None
     )
-    state = normalization.init(num_features)
+    self.set_normalization(normalization)
+
+  def set_normalization(
+    self, normalization: Normalizer, leading: tuple[int, ...] = ()
+  ) -> None:
+    """Takes another normalization, with statistics that have seen no batch.
+
+    Args:
+      normalization: The normalization.
+      leading: Leading axes along which models are stacked.
+    """
+    has_arrays = any(map(is_array, jax.tree.leaves(normalization)))
+    self.normalization = (
+      nnx.data(normalization) if has_arrays else normalization
+    )
+    state = initial_statistics(self, normalization, leading)
     self.statistics = nnx.data(jax.tree.map(nnx.BatchStat, state))
-    learned = normalization.learned(num_features)
+    learned = normalization.learned(self.num_features, self.param_dtype)
+    learned = _stacked(learned, leading)
     self.learned = nnx.data(jax.tree.map(nnx.Param, learned))
 
   def __call__(
@@ -110,19 +146,17 @@ class Norm(nnx.Module):
     """
     x = jnp.asarray(x)
     if x.shape[-1:] != (self.num_features,):
-      raise drop_in.misfit(x, (x.ndim - 1,))
+      calls.raise_mismatch(x, (x.ndim - 1,))
     if use_running_average is None:
       use_running_average = self.use_running_average
     if update is None:
       update = not use_running_average
     state, learned = jax.tree.map(
-      lambda variable: variable[...],
-      (self.statistics, self.learned),
-      is_leaf=_is_variable,
+      _value, (self.statistics, self.learned), is_leaf=_is_variable
     )
     scale, bias = value(self.scale), value(self.bias)
     types = x, scale, bias, *jax.tree.leaves(state)
-    y, new = drop_in.apply(
+    y, new = calls.apply(
       self.normalization,
       x,
       state,

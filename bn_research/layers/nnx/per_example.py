@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bn_research.layers import drop_in
+from bn_research.layers import calls, flax_words
 from bn_research.layers.nnx.promotion import promote, value
 from bn_research.norms import checks
 
@@ -38,8 +38,7 @@ class LayerNorm(nnx.LayerNorm):
       TypeError: If `x` is not floating.
       ValueError: If shapes do not fit.
     """
-    norm = drop_in.layer_norm(self, jnp.ndim(x))
-    return _normalize(self, norm, x, self.feature_axes, mask)
+    return _normalize(self, flax_words.layer_norm, x, mask)
 
 
 class RMSNorm(nnx.RMSNorm):
@@ -52,8 +51,7 @@ class RMSNorm(nnx.RMSNorm):
 
   def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """Normalizes over `reduction_axes`; see `LayerNorm`."""
-    norm = drop_in.rms_norm(self, jnp.ndim(x))
-    return _normalize(self, norm, x, self.feature_axes, mask)
+    return _normalize(self, flax_words.rms_norm, x, mask)
 
 
 class GroupNorm(nnx.GroupNorm):
@@ -85,8 +83,10 @@ class GroupNorm(nnx.GroupNorm):
     self, x: jax.Array, *, mask: jax.Array | None = None
   ) -> jax.Array:
     """Normalizes groups of channels over positions; see `LayerNorm`."""
-    norm = drop_in.group_norm(self, jnp.ndim(x), self.num_groups, None)
-    return _normalize(self, norm, x, -1, mask)
+    read = functools.partial(
+      flax_words.group_norm, num_groups=self.num_groups, group_size=None
+    )
+    return _normalize(self, read, x, mask)
 
 
 class InstanceNorm(nnx.InstanceNorm):
@@ -101,20 +101,22 @@ class InstanceNorm(nnx.InstanceNorm):
     self, x: jax.Array, *, mask: jax.Array | None = None
   ) -> jax.Array:
     """Normalizes each channel over its positions; see `LayerNorm`."""
-    norm = drop_in.instance_norm(self, jnp.ndim(x))
-    return _normalize(self, norm, x, self.feature_axes, mask)
+    return _normalize(self, flax_words.instance_norm, x, mask)
 
 
-def _normalize(layer, normalization, x, features, mask) -> jax.Array:
+def _normalize(layer, read, x, mask) -> jax.Array:
+  """Normalizes by what `read` makes of the attributes of the layer."""
+  x = jnp.asarray(x)
+  normalization, features = read(layer, x.ndim)
   bias = getattr(layer, 'bias', None)  # RMSNorm has none
   parameters = (value(layer.scale), value(bias))
-  x, _, (scale, bias), dtype = promote(layer, jnp.asarray(x), (), parameters)
-  y, _ = drop_in.apply(
+  x, _, (scale, bias), dtype = promote(layer, x, (), parameters)
+  y, _ = calls.apply(
     normalization,
     x,
     scale=scale,
     bias=bias,
-    features=drop_in.axes(features, x.ndim),
+    features=features,
     dtype=dtype,
     mask=mask,
   )

@@ -86,7 +86,8 @@ class WhitenedDense(nnx.Module):
     self.mean = nnx.BatchStat(mean)
     self.basis = nnx.BatchStat(basis)
     self.population = population
-    average = self.population.init(jnp.copy(mean), basis[None])
+    whiten = whiten.remembering_moments()
+    average = self.population.init(whiten, (in_features,), param_dtype)
     self.average = nnx.data(jax.tree.map(nnx.BatchStat, average))
     self.whiten = whiten
     self.every = every
@@ -115,7 +116,7 @@ class WhitenedDense(nnx.Module):
       () bool: whether the coordinates are new.
     """
     average = jax.tree.map(_value, self.average, is_leaf=_is_variable)
-    learned = self.population.update(average, moments)
+    learned = self.population.update(average, moments, self.whiten)
     mean, second = coordinates.second_moments(
       learned.mean, learned.var, self.bias is not None
     )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bn_research.norms.maps.whiten import Whiten
+from bn_research.norms.maps import Whiten
 from bn_research.norms.scopes import Batch
 from bn_research.norms.statistics import meshes
 from bn_research.norms.statistics.collectives import AxisNames
@@ -27,10 +27,10 @@ def feature_moments(x: jax.Array, axis_name: AxisNames = None) -> Moments:
   Returns:
     Count and mean (d,), and co-moment (1, d, d).
   """
-  scope, map = Batch(axis_name=axis_name), Whiten()
+  scope, whiten = Batch(axis_name=axis_name), Whiten()
   x = lax.stop_gradient(x)
-  view = scope.view(x, map)
-  _, moments = scope.moments(view, view.split(x), None, map)
+  view = scope.view(x, whiten)
+  _, moments = scope.moments(view, view.split(x), None, whiten)
   size = x.shape[-1]
   return Moments(
     jnp.broadcast_to(moments.count, moments.mean.shape).reshape(size),

@@ -1,24 +1,26 @@
 """The dividing map of local response normalization: a power of its own."""
 
 import dataclasses
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from bn_research.norms import checks
-from bn_research.norms.gradients import Pair
+from bn_research.norms.axes import Map, Pair
+from bn_research.norms.pytrees import Schedule
 from bn_research.norms.statistics.memory import rematerialized
 from bn_research.norms.statistics.moments import (
   Moments,
   Shape,
+  apply_mask,
   estimate,
-  keep,
   wide,
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class Divide:
+class Divide(Map):
   """y = x / (offset + gain · E x²)^power.
 
   Attributes:
@@ -29,40 +31,52 @@ class Divide:
   Source: Krizhevsky et al. (2012), Section 3.3.
   """
 
-  offset: float = 2.0
-  gain: float = 5e-4
-  power: float = 0.75
+  numbers: ClassVar[tuple[str, ...]] = ('offset', 'gain', 'power')
+  centre: ClassVar[bool] = False  # type: ignore[misc]  # no choice here
+  ordinary: ClassVar[bool] = True
+  merges: ClassVar[bool] = True
 
-  centre = False
-  joint = False
-  scales = False
+  offset: Schedule = 2.0
+  gain: Schedule = 5e-4
+  power: Schedule = 0.75
 
-  def __post_init__(self):
-    checks.non_negative(offset=self.offset, gain=self.gain, power=self.power)
+  @property
+  def scales(self) -> bool:
+    """False: the absolute scale matters to the map."""
+    return False
 
   def estimate(self, x, mask, axes, devices, groups=None) -> Moments:
     """Estimates the second moment about zero."""
     return estimate(x, mask, axes, devices, False, groups)
 
-  def initial(self, features: Shape) -> tuple[jax.Array, jax.Array]:
+  def initial(self, features: Shape, dtype: Any) -> Moments:
     """Returns mean 0 and mean square 1."""
-    return jnp.zeros(features), jnp.ones(features)
-
-  def pair(self, moments: Moments) -> Pair:
-    """Returns what multiplies."""
-    return self.recall(moments.mean, moments.variance)
+    one = jnp.ones(features, dtype)
+    return Moments(one, jnp.zeros(features, dtype), one)
 
   def recall(self, mean: jax.Array, var: jax.Array) -> Pair:
-    """Returns the same of remembered moments."""
-    return Pair(None, (self.offset + self.gain * var) ** -self.power)
+    """Returns the factor (offset + gain · E x²)^-power."""
+    offset, gain, power = (
+      checks.number_of_type(value, var)
+      for value in (self.offset, self.gain, self.power)
+    )
+    return Pair(None, (offset + gain * var) ** -power)
+
+  def deviation(self, pair: Pair) -> jax.Array:
+    """Returns the inverse of the factor."""
+    return 1 / pair.spread
+
+  def divided_by(self, mean: Any, deviation: Any) -> Pair:
+    """Returns the factor of a deviation."""
+    return Pair(None, 1 / deviation)
 
   def finish(self, x, mask, pair, scale, bias, dtype) -> jax.Array:
     """Divides, scales and shifts."""
 
-    def divide(x, mask, spread, scale, bias):
-      y = keep(mask, wide(x)) * spread
-      y = y if scale is None else y * scale
-      y = y if bias is None else y + bias
-      return keep(mask, y).astype(dtype)
+    def divide(x, mask, factor, scale, bias):
+      y = apply_mask(mask, wide(x)) * factor
+      y = y if scale is None else y * scale.astype(y.dtype)
+      y = y if bias is None else y + bias.astype(y.dtype)
+      return apply_mask(mask, y).astype(dtype)
 
     return rematerialized(divide)(x, mask, pair.spread, scale, bias)

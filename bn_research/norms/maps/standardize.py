@@ -2,28 +2,29 @@
 
 import dataclasses
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from bn_research.norms import checks
-from bn_research.norms.gradients import Pair
+from bn_research.norms.axes import Map, Pair
+from bn_research.norms.pytrees import Schedule
 from bn_research.norms.statistics import collectives
 from bn_research.norms.statistics.memory import rematerialized
 from bn_research.norms.statistics.moments import (
   Moments,
   Shape,
+  apply_mask,
   estimate,
-  keep,
   wide,
   wide_type,
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class Standardize:
+class Standardize(Map):
   """Centres and divides by the deviation, or does one of the two.
 
     centre and scale    (x - mean) / √(var + ε)
@@ -31,20 +32,20 @@ class Standardize:
     scale               x / √(E x² + ε)
 
   Attributes:
-    centre: Whether the mean is taken away; without, the second moment is about
-      zero (root mean square).
+    centre: Whether the mean is taken away. Without centring, the second moment
+      is about zero (root mean square).
     scale: Whether to divide.
-    epsilon: Added to the second moment.
+    epsilon: ε, added to the second moment: a number, an array of shape (), or a
+      function of the updates made so far.
   """
+
+  numbers: ClassVar[tuple[str, ...]] = ('epsilon',)
+  ordinary: ClassVar[bool] = True
+  merges: ClassVar[bool] = True
 
   centre: bool = True
   scale: bool = True
-  epsilon: float = 1e-5
-
-  joint = False
-
-  def __post_init__(self):
-    checks.non_negative(epsilon=self.epsilon)
+  epsilon: Schedule = 1e-5
 
   @property
   def scales(self) -> bool:
@@ -55,20 +56,33 @@ class Standardize:
     """Estimates mean and variance, or the second moment about zero."""
     return estimate(x, mask, axes, devices, self.centre, groups)
 
-  def initial(self, features: Shape) -> tuple[jax.Array, jax.Array]:
-    """Returns mean 0 and variance 1, float32, of shape `features`."""
-    return jnp.zeros(features), jnp.ones(features)
-
-  def pair(self, moments: Moments) -> Pair:
-    """Returns (mean, variance), None where the map does without."""
-    return self.recall(moments.mean, moments.variance)
+  def initial(self, features: Shape, dtype: Any) -> Moments:
+    """Returns mean 0 and variance 1 of shape `features`."""
+    one = jnp.ones(features, dtype)
+    return Moments(one, jnp.zeros(features, dtype), one)
 
   def recall(self, mean: jax.Array, var: jax.Array) -> Pair:
-    """Returns the same of remembered moments."""
+    """Returns (mean, variance), each None if the map does without."""
     return Pair(mean if self.centre else None, var if self.scale else None)
 
+  def deviation(self, pair: Pair) -> jax.Array | float:
+    """Returns √(var + ε); 1 if nothing is divided."""
+    if not self.scale:
+      return 1.0
+    return jnp.sqrt(pair.spread + self._epsilon_of_type(pair.spread))
+
+  def divided_by(self, mean: Any, deviation: Any) -> Pair:
+    """Returns the mean, and the variance whose deviation is given."""
+    spread = None
+    if self.scale:
+      spread = deviation * deviation - self._epsilon_of_type(deviation)
+    return Pair(mean if self.centre else None, spread)
+
+  def _epsilon_of_type(self, like: jax.Array) -> Any:
+    return checks.number_of_type(self.epsilon, like)
+
   def finish(self, x, mask, pair, scale, bias, dtype) -> jax.Array:
-    """Normalizes, scales and shifts, in one rule."""
+    """Normalizes, scales and shifts, in one derivative rule."""
     return normalize(
       x, mask, pair.mean, pair.spread, scale, bias, self.epsilon, dtype
     )
@@ -81,7 +95,7 @@ def normalize(
   var: jax.Array | None,
   scale: jax.Array | None = None,
   bias: jax.Array | None = None,
-  epsilon: float = 1e-5,
+  epsilon: Any = 1e-5,
   dtype: Any = None,
 ) -> jax.Array:
   """Normalizes with given moments and applies the affine, in one rule.
@@ -108,35 +122,37 @@ def normalize(
 
   Source: Ioffe and Szegedy (2015), Algorithm 1.
   """
-  zero, one = jnp.zeros((), wide_type(x)), jnp.ones((), wide_type(x))
-  if var is None:
-    var, epsilon = one, 0.0
+  within = wide_type(x)
+  zero, one = jnp.zeros((), within), jnp.ones((), within)
+  # Outside of the rule, so that ε too may be traced and has a derivative.
+  if not isinstance(epsilon, float):
+    epsilon = checks.number_of_type(epsilon, one)
+  raised = one if var is None else var + epsilon
   return _normalize(
     x,
     mask,
     zero if mean is None else mean,
-    var,
-    one if scale is None else scale,
-    zero if bias is None else bias,
-    epsilon,
-    checks.result_type(x, dtype),
+    raised,
+    one if scale is None else scale.astype(within),
+    zero if bias is None else bias.astype(within),
+    x.dtype if dtype is None else dtype,
   )
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(6, 7))
-def _normalize(x, mask, mean, var, scale, bias, epsilon, dtype):
-  y = (wide(x) - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
-  return keep(mask, y).astype(dtype)
+@partial(jax.custom_jvp, nondiff_argnums=(6,))
+def _normalize(x, mask, mean, raised, scale, bias, dtype):
+  y = (wide(x) - mean) * (lax.rsqrt(raised) * scale) + bias
+  return (y if mask is None else apply_mask(mask, y)).astype(dtype)
 
 
 @_normalize.defjvp
-def _normalize_jvp(epsilon, dtype, primals, tangents):
-  x, mask, mean, var, scale, bias = primals
+def _normalize_jvp(dtype, primals, tangents):
+  x, mask, mean, raised, scale, bias = primals
   dx, _, dmean, dvar, dscale, dbias = tangents
-  y = _normalize(*primals, epsilon, dtype)
-  r = lax.rsqrt(var + epsilon)
+  y = _normalize(*primals, dtype)
+  r = lax.rsqrt(raised)
   dlog = -0.5 * r * r * dvar  # of log r
-  if _as_large(x, mean, var, scale, bias):
+  if _as_large(x, mean, raised, scale, bias):
     rule = partial(_tangent_by_terms, dtype=dtype)
     terms = (mean, r, scale, r * dmean, dlog, dscale, dbias)
     return y, rematerialized(rule)(x, mask, dx, *terms)
@@ -159,9 +175,9 @@ def _as_large(x: jax.Array, *terms: jax.Array) -> bool:
 
 def _tangent_by_coefficients(x, mask, dx, mean, gain, slope, offset, *, dtype):
   """dy = gain dx + slope (x - mean) + offset, the coefficients being small."""
-  apart = keep(mask, wide(x) - mean)
-  dy = gain * wide(dx) + slope * apart + offset
-  return keep(mask, dy).astype(dtype)
+  deviation = apply_mask(mask, wide(x) - mean)
+  dy = gain * wide(dx) + slope * deviation + offset
+  return apply_mask(mask, dy).astype(dtype)
 
 
 def _tangent_by_terms(
@@ -171,11 +187,11 @@ def _tangent_by_terms(
 
   dy = scale (r dx - dshift + dlog x̂) + dscale x̂ + dbias,    x̂ = r (x - mean)
   """
-  normal = keep(mask, wide(x) - mean) * r
+  normal = apply_mask(mask, wide(x) - mean) * r
   slope = _outer(dlog, scale) + dscale
   shift = _outer(-dshift, scale) + dbias
   dy = scale * r * wide(dx) + slope * normal + shift
-  return keep(mask, dy).astype(dtype)
+  return apply_mask(mask, dy).astype(dtype)
 
 
 def _outer(left: jax.Array, right: jax.Array) -> jax.Array:

@@ -1,7 +1,7 @@
 """The whitening map: centre, and multiply by the root of a covariance."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,16 +9,18 @@ import numpy as np
 from jax import lax
 
 from bn_research.norms import checks, roots
-from bn_research.norms.gradients import Pair
+from bn_research.norms.axes import Map, Pair
+from bn_research.norms.pytrees import Schedule, is_array
 from bn_research.norms.roots import eigen, matrices
 from bn_research.norms.statistics import covariances, meshes
 from bn_research.norms.statistics.moments import Moments, Shape
+from bn_research.norms.statistics.views import as_tuples
 
 Method = Literal['newton_schulz', 'zca', 'cholesky', 'pca']
 
 
 @dataclasses.dataclass(frozen=True)
-class Whiten:
+class Whiten(Map):
   """y = W (x - mean) with W S' Wᵀ = I, in blocks of channels.
 
     S' = (1 - a) S + a μ I + ε c I,    μ = tr S / d
@@ -49,24 +51,26 @@ class Whiten:
     floor: In [0, 1). Not 0, it costs an eigendecomposition, with
       'newton_schulz' too, which has none else.
     options: Options of the method, as sorted pairs (see `roots`).
-    remembered: What the population remembers: covariances, from which W is made
+    average: What a population averages: covariances, from which W is made
       at inference, or the W of batches, as in the papers.
 
   Source: Huang et al. (2018), equations 4 and 5; Huang et al. (2019).
   """
 
+  numbers: ClassVar[tuple[str, ...]] = ('epsilon', 'shrinkage', 'floor')
+  centre: ClassVar[bool] = True  # type: ignore[misc]  # no choice here
+  joint: ClassVar[bool] = True
+  ordinary: ClassVar[bool] = True
+  merges: ClassVar[bool] = True
+
   method: Method = 'newton_schulz'
   group_size: int | None = None
-  epsilon: float = 1e-5
+  epsilon: Schedule = 1e-5
   relative: bool = True
-  shrinkage: float | Literal['oas'] = 0.0
-  floor: float = 0.0
+  shrinkage: Schedule | Literal['oas'] = 0.0
+  floor: Schedule = 0.0
   options: tuple[tuple[str, Any], ...] = ()
-  remembered: Literal['covariance', 'matrix'] = 'covariance'
-
-  centre = True
-  scales = True
-  joint = True
+  average: Literal['covariance', 'matrix'] = 'covariance'
 
   def __post_init__(self):
     if self.method not in roots.METHODS:
@@ -79,14 +83,21 @@ class Whiten:
         f'group_size={self.group_size} must be at least 1 channel, or None for '
         'one block of all.'
       )
-    checks.non_negative(epsilon=self.epsilon)
-    shrinks_by = self.shrinkage if self.shrinkage != 'oas' else 0
-    if isinstance(shrinks_by, str) or not 0 <= shrinks_by <= 1:
-      raise ValueError(
-        f"shrinkage={self.shrinkage!r} must be in [0, 1], or 'oas'."
+    object.__setattr__(self, 'options', as_tuples(self.options))
+    checks.number('epsilon', self.epsilon, checks.is_non_negative)
+    if self.shrinkage != 'oas':
+      checks.number(
+        'shrinkage',
+        self.shrinkage,
+        lambda a: 0 <= a <= 1,
+        "in [0, 1], or 'oas'",
       )
-    if not 0 <= self.floor < 1:
-      raise ValueError(f'floor={self.floor} must be in [0, 1).')
+    checks.number('floor', self.floor, lambda c: 0 <= c < 1, 'in [0, 1)')
+
+  @property
+  def scales(self) -> bool:
+    """True: the map takes scales away."""
+    return True
 
   def estimate(self, x, mask, axes, devices, groups=None) -> Moments:
     """Estimates mean and covariances of blocks of the last axis."""
@@ -104,11 +115,30 @@ class Whiten:
     x = meshes.whole_features(x)
     return covariances.estimate(x, mask, tuple(axes), size, devices)
 
-  def initial(self, features: Shape) -> tuple[jax.Array, jax.Array]:
-    """Returns mean 0, and covariance I for each block."""
+  def initial(self, features: Shape, dtype: Any) -> Moments:
+    """Returns mean 0, and for each block I: a covariance, or the matrix W."""
     size = self._block(features[-1])
-    eye = jnp.eye(size)
-    return jnp.zeros(features), jnp.stack([eye] * -(-features[-1] // size))
+    blocks = -(-features[-1] // size)
+    identities = jnp.broadcast_to(
+      jnp.eye(size, dtype=dtype), (blocks, size, size)
+    )
+    count = jnp.ones(features, dtype)
+    return Moments(count, jnp.zeros(features, dtype), identities)
+
+  def remember(self, moments: Moments) -> Moments:
+    """Returns the moments themselves, or with W in place of the covariance."""
+    if self.average == 'covariance':
+      return moments
+    return moments.with_variance(self.pair(moments).spread)
+
+  @property
+  def ddof(self) -> int:
+    """1; 0 for matrices, because n / (n - 1) is a factor of covariances."""
+    return int(self.average == 'covariance')
+
+  def remembering_moments(self) -> 'Whiten':
+    """Returns the same whitening, which remembers covariances."""
+    return dataclasses.replace(self, average='covariance')
 
   def pair(self, moments: Moments) -> Pair:
     """Returns the mean, and W of each block."""
@@ -118,7 +148,7 @@ class Whiten:
 
   def recall(self, mean: jax.Array, var: jax.Array) -> Pair:
     """Returns the same of what a population remembers."""
-    if self.remembered == 'matrix':
+    if self.average == 'matrix':
       return Pair(mean, var)
     return Pair(mean, self.root(var, mean.shape[-1]))
 
@@ -158,7 +188,8 @@ class Whiten:
     # The W of S is the W of S / c, over √c, for any constant c: so no power of
     # an extreme scale overflows. The derivative with respect to S is at most of
     # size (ε c)^-³⁄², for the ε of the type.
-    unit = level if self.relative else level + self.epsilon
+    epsilon = checks.number_of_type(self.epsilon, level)
+    unit = level if self.relative else level + epsilon
     limits = jnp.finfo(covariance.dtype)
     least, most = limits.tiny ** (2 / 3) / limits.eps, limits.max * limits.eps
     usable = (least < unit) & (unit < most)
@@ -198,7 +229,9 @@ class Whiten:
     if shrinkage == 'oas':
       sizes = real.sum(-1)[:, None, None]
       shrinkage = _oas(covariance, level, sizes, count)
-    epsilon = self.epsilon * (level if self.relative else 1 / unit)
+    shrinkage = checks.number_of_type(shrinkage, level)
+    epsilon = checks.number_of_type(self.epsilon, level)
+    epsilon = epsilon * (level if self.relative else 1 / unit)
     # Principal axes come by size; what is beyond the last channel goes last.
     # And what an iteration that is truncated starts from depends on the trace.
     truncated = 'num_iterations' in dict(self.options)
@@ -206,8 +239,9 @@ class Whiten:
     diagonal = jnp.where(real[..., None], shrinkage * level + epsilon, beyond)
     eye = jnp.eye(covariance.shape[-1], dtype=covariance.dtype)
     regular = (1 - shrinkage) * covariance + diagonal * eye
-    if self.floor:
-      raised = eigen.floor_spectrum(regular, self.floor * level)
+    if is_array(self.floor) or self.floor:
+      least = checks.number_of_type(self.floor, level) * level
+      raised = eigen.floor_spectrum(regular, least)
       # What is beyond the last channel stays as it is.
       both = real[..., :, None] & real[..., None, :]
       regular = jnp.where(both, raised, regular)

@@ -3,7 +3,8 @@
 from bn_research.norms import gradients
 from bn_research.norms.maps.standardize import Standardize
 from bn_research.norms.normalization import Normalization
-from bn_research.norms.populations.averages import Ema
+from bn_research.norms.populations import Ema
+from bn_research.norms.pytrees import Schedule
 from bn_research.norms.scopes import Batch, Reference
 from bn_research.norms.statistics.collectives import AxisNames
 
@@ -13,8 +14,8 @@ _D_MAX = gradients.Ramp(0.0, 5.0, 5000, 25000)
 
 
 def batch_norm(
-  momentum: float = 0.99,
-  epsilon: float = 1e-5,
+  momentum: Schedule = 0.99,
+  epsilon: Schedule = 1e-5,
   *,
   group_size: int | None = None,
   axis_name: AxisNames = None,
@@ -50,7 +51,7 @@ def batch_norm(
 
 
 def mean_only_batch_norm(
-  momentum: float = 0.99,
+  momentum: Schedule = 0.99,
   *,
   group_size: int | None = None,
   axis_name: AxisNames = None,
@@ -78,8 +79,8 @@ def mean_only_batch_norm(
 
 
 def power_norm(
-  momentum: float = 0.99,
-  epsilon: float = 1e-5,
+  momentum: Schedule = 0.99,
+  epsilon: Schedule = 1e-5,
   *,
   group_size: int | None = None,
   axis_name: AxisNames = None,
@@ -111,11 +112,11 @@ def power_norm(
 
 
 def batch_renorm(
-  momentum: float = 0.99,
-  epsilon: float = 1e-5,
+  momentum: Schedule = 0.99,
+  epsilon: Schedule = 1e-5,
   *,
-  r_max: gradients.Schedule = _R_MAX,
-  d_max: gradients.Schedule = _D_MAX,
+  r_max: Schedule = _R_MAX,
+  d_max: Schedule = _D_MAX,
   group_size: int | None = None,
   axis_name: AxisNames = None,
 ) -> Normalization:
@@ -139,14 +140,14 @@ def batch_renorm(
     Batch(group_size=group_size, axis_name=axis_name),
     Standardize(epsilon=epsilon),
     Ema(momentum, unbiased=False),
-    gradients.Renormalized(r_max, d_max, epsilon),
+    gradients.Renormalized(r_max, d_max),
   )
 
 
 def virtual_batch_norm(
   reference_size: int,
-  momentum: float = 0.99,
-  epsilon: float = 1e-5,
+  momentum: Schedule = 0.99,
+  epsilon: Schedule = 1e-5,
   *,
   gradient: str | gradients.Gradient = 'through',
 ) -> Normalization:

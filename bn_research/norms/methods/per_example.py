@@ -7,6 +7,7 @@ from bn_research.norms import checks, gradients
 from bn_research.norms.maps.divide import Divide
 from bn_research.norms.maps.standardize import Standardize
 from bn_research.norms.normalization import Normalization
+from bn_research.norms.pytrees import Schedule
 from bn_research.norms.scopes import Example, Neighbourhood
 from bn_research.norms.scopes.example import Pooled
 from bn_research.norms.statistics.collectives import AxisNames
@@ -14,7 +15,7 @@ from bn_research.norms.statistics.moments import Moments
 
 
 def layer_norm(
-  epsilon: float = 1e-6,
+  epsilon: Schedule = 1e-6,
   *,
   axes: Pooled = 'features',
   axis_name: AxisNames = None,
@@ -42,7 +43,7 @@ def layer_norm(
 
 
 def rms_norm(
-  epsilon: float = 1e-6,
+  epsilon: Schedule = 1e-6,
   *,
   axes: Pooled = 'features',
   axis_name: AxisNames = None,
@@ -69,7 +70,7 @@ def rms_norm(
 
 
 def instance_norm(
-  epsilon: float = 1e-6,
+  epsilon: Schedule = 1e-6,
   *,
   gradient: str | gradients.Gradient = 'through',
 ) -> Normalization:
@@ -93,7 +94,7 @@ def instance_norm(
 
 def group_norm(
   num_groups: int | None = None,
-  epsilon: float = 1e-6,
+  epsilon: Schedule = 1e-6,
   *,
   group_size: int | None = None,
   gradient: str | gradients.Gradient = 'through',
@@ -125,7 +126,7 @@ def group_norm(
 
 
 def positional_norm(
-  epsilon: float = 1e-5,
+  epsilon: Schedule = 1e-5,
   *,
   gradient: str | gradients.Gradient = 'through',
 ) -> Normalization:
@@ -149,7 +150,7 @@ def positional_norm(
 
 
 def filter_response_norm(
-  epsilon: float = 1e-6,
+  epsilon: Schedule = 1e-6,
   *,
   gradient: str | gradients.Gradient = 'through',
 ) -> Normalization:
@@ -192,7 +193,9 @@ def local_response_norm(
 
   Source: Krizhevsky et al. (2012), Section 3.3.
   """
-  checks.non_negative(alpha=alpha, beta=beta)  # The map has other names.
+  # The map has other names for these options, and so have its errors.
+  checks.number('alpha', alpha, checks.is_non_negative)
+  checks.number('beta', beta, checks.is_non_negative)
   return Normalization(
     Neighbourhood(size, 'features', border='zeros'),
     Divide(offset, alpha * size, beta),
@@ -200,7 +203,7 @@ def local_response_norm(
 
 
 def local_contrast_norm(
-  size: int = 9, sigma: float = 2.0, epsilon: float = 1e-4
+  size: int = 9, sigma: float = 2.0, epsilon: Schedule = 1e-4
 ) -> Normalization:
   """Local contrast normalization over Gaussian windows in space.
 
@@ -222,7 +225,7 @@ def local_contrast_norm(
   )
 
 
-def divisive_norm(size: int = 5, epsilon: float = 1.0) -> Normalization:
+def divisive_norm(size: int = 5, epsilon: Schedule = 1.0) -> Normalization:
   """Divisive normalization over windows in space.
 
   Args:

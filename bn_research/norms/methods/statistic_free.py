@@ -16,23 +16,27 @@ import jax.numpy as jnp
 from bn_research.norms import checks
 from bn_research.norms.maps.standardize import Standardize
 from bn_research.norms.normalization import Normalization
-from bn_research.norms.populations.averages import Ema
-from bn_research.norms.scopes import Batch, Example, as_tuples
+from bn_research.norms.populations import Ema
+from bn_research.norms.pytrees import Node, Number, Schedule
+from bn_research.norms.scopes import Batch, Example
 from bn_research.norms.statistics.collectives import AxisNames
-from bn_research.norms.statistics.moments import keep, wide
+from bn_research.norms.statistics.moments import apply_mask, wide
+from bn_research.norms.statistics.views import as_tuples
 
 Learned = Mapping[str, jax.Array]
+
+_FUNCTIONS = ('tanh', 'erf')
 
 
 def _affine(y, x, mask, scale, bias, dtype) -> jax.Array:
   """Scales and shifts, and rounds to the type of the result."""
-  y = y if scale is None else y * scale
-  y = y if bias is None else y + bias
-  return keep(mask, y).astype(checks.result_type(x, dtype))
+  y = y if scale is None else y * scale.astype(y.dtype)
+  y = y if bias is None else y + bias.astype(y.dtype)
+  return apply_mask(mask, y).astype(checks.result_type(x, dtype))
 
 
 @dataclasses.dataclass(frozen=True)
-class Squash:
+class Squash(Node):
   """A sigmoid in place of a normalization: no statistics at all.
 
     tanh    y = tanh(α x) · scale + bias
@@ -47,27 +51,32 @@ class Squash:
   """
 
   function: str = 'tanh'
-  alpha: float = 0.5
+  alpha: Number = 0.5
 
   remembers = False
   scales = True
 
   def __post_init__(self):
-    if not math.isfinite(self.alpha):
-      raise ValueError(f'alpha={self.alpha} must be finite.')
+    if self.function not in _FUNCTIONS:
+      raise ValueError(
+        f'function={self.function!r} must be one of {", ".join(_FUNCTIONS)}.'
+      )
+    checks.number('alpha', self.alpha, math.isfinite, 'finite')
 
-  def init(self, num_features: int) -> tuple[()]:
+  def init(self, num_features: int, dtype: Any = jnp.float32) -> tuple[()]:
     """Returns (), because nothing is remembered."""
-    del num_features
+    del num_features, dtype
     return ()
 
-  def learned(self, num_features: int) -> dict[str, jax.Array]:
+  def learned(
+    self, num_features: int, dtype: Any = jnp.float32
+  ) -> dict[str, jax.Array]:
     """Returns the slope, and for erf the shift, each of shape ()."""
     del num_features
-    alpha = {'alpha': jnp.asarray(self.alpha, jnp.float32)}
-    return (
-      alpha if self.function == 'tanh' else {**alpha, 'shift': jnp.zeros(())}
-    )
+    alpha = {'alpha': jnp.asarray(self.alpha, dtype)}
+    if self.function == 'tanh':
+      return alpha
+    return {**alpha, 'shift': jnp.zeros((), dtype)}
 
   def apply(
     self,
@@ -84,12 +93,13 @@ class Squash:
   ) -> tuple[jax.Array, tuple[()]]:
     """Squashes `x`; arguments as those of `Normalization.apply`."""
     del update
-    checks.activations(x, mask, scale=scale, bias=bias)
-    checks.state(state, None, use_running)
-    z = keep(mask, wide(x)) * learned['alpha']
+    x, mask, scale, bias = checks.activations(x, mask, scale, bias)
+    checks.no_running(use_running)
+    z = apply_mask(mask, wide(x))
+    z = z * learned['alpha'].astype(z.dtype)
     if self.function == 'tanh':
       return _affine(jnp.tanh(z), x, mask, scale, bias, dtype), state
-    y = jax.scipy.special.erf(z + learned['shift'])
+    y = jax.scipy.special.erf(z + learned['shift'].astype(z.dtype))
     return _affine(y, x, mask, scale, bias, dtype), state
 
 
@@ -110,7 +120,7 @@ def dynamic_erf(alpha: float = 0.5) -> Squash:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvoNormB0:
+class EvoNormB0(Node):
   """y = x / max(σ_batch, v x + σ_instance) · scale + bias, v learned.
 
   Attributes:
@@ -122,16 +132,16 @@ class EvoNormB0:
   Source: Liu et al. (2020), Table 2.
   """
 
-  momentum: float = 0.99
-  epsilon: float = 1e-5
+  momentum: Schedule = 0.99
+  epsilon: Number = 1e-5
   axis_name: AxisNames = None
 
   remembers = True
   scales = True
 
   def __post_init__(self):
-    checks.non_negative(epsilon=self.epsilon)
-    Ema(self.momentum)  # which checks it
+    checks.number('epsilon', self.epsilon, checks.is_non_negative)
+    Ema(self.momentum)  # checks the momentum
     object.__setattr__(self, 'axis_name', as_tuples(self.axis_name))
 
   @property
@@ -142,13 +152,15 @@ class EvoNormB0:
       Ema(self.momentum),
     )
 
-  def init(self, num_features: int) -> Any:
+  def init(self, num_features: int, dtype: Any = jnp.float32) -> Any:
     """Returns the running statistics of the batch."""
-    return self._batch.init(num_features)
+    return self._batch.init(num_features, dtype)
 
-  def learned(self, num_features: int) -> dict[str, jax.Array]:
+  def learned(
+    self, num_features: int, dtype: Any = jnp.float32
+  ) -> dict[str, jax.Array]:
     """Returns `v` (num_features,)."""
-    return {'v': jnp.ones(num_features)}
+    return {'v': jnp.ones(num_features, dtype)}
 
   def apply(
     self,
@@ -164,22 +176,25 @@ class EvoNormB0:
     dtype: Any = None,
   ) -> tuple[jax.Array, Any]:
     """Normalizes and activates; arguments as for `Normalization.apply`."""
-    checks.activations(x, mask, scale=scale, bias=bias)
-    checks.state(state, x.shape[-1:], use_running)
+    x, mask, scale, bias = checks.activations(x, mask, scale, bias)
+    state = checks.state(state, x.shape[-1:], self._batch.init)
     moments = self._batch.measure(x, mask)
     variance = state.var if use_running else moments.variance
     instance = Normalization(
       Example('positions'), Standardize(epsilon=self.epsilon)
     ).measure(x, mask)
-    z = keep(mask, wide(x))
-    own = learned['v'] * z + jnp.sqrt(instance.variance + self.epsilon)
-    y = z / jnp.maximum(jnp.sqrt(variance + self.epsilon), own)
+    z = apply_mask(mask, wide(x))
+    variance = variance.astype(z.dtype)
+    epsilon = checks.number_of_type(self.epsilon, z)
+    v = learned['v'].astype(z.dtype)
+    example = v * z + jnp.sqrt(instance.variance + epsilon)
+    y = z / jnp.maximum(jnp.sqrt(variance + epsilon), example)
     state = self._batch.learn(state, moments) if update else state
     return _affine(y, x, mask, scale, bias, dtype), state
 
 
 @dataclasses.dataclass(frozen=True)
-class EvoNormS0:
+class EvoNormS0(Node):
   """y = x sigmoid(v x) / σ_group · scale + bias, v learned.
 
   Attributes:
@@ -190,22 +205,24 @@ class EvoNormS0:
   """
 
   num_groups: int = 32
-  epsilon: float = 1e-5
+  epsilon: Number = 1e-5
 
   remembers = False
   scales = True
 
   def __post_init__(self):
-    checks.non_negative(epsilon=self.epsilon)
+    checks.number('epsilon', self.epsilon, checks.is_non_negative)
 
-  def init(self, num_features: int) -> tuple[()]:
+  def init(self, num_features: int, dtype: Any = jnp.float32) -> tuple[()]:
     """Returns (), because nothing is remembered."""
-    del num_features
+    del num_features, dtype
     return ()
 
-  def learned(self, num_features: int) -> dict[str, jax.Array]:
+  def learned(
+    self, num_features: int, dtype: Any = jnp.float32
+  ) -> dict[str, jax.Array]:
     """Returns `v` (num_features,)."""
-    return {'v': jnp.ones(num_features)}
+    return {'v': jnp.ones(num_features, dtype)}
 
   def apply(
     self,
@@ -222,14 +239,15 @@ class EvoNormS0:
   ) -> tuple[jax.Array, tuple[()]]:
     """Normalizes and activates; arguments as for `Normalization.apply`."""
     del update
-    checks.activations(x, mask, scale=scale, bias=bias)
-    checks.state(state, None, use_running)
+    x, mask, scale, bias = checks.activations(x, mask, scale, bias)
+    checks.no_running(use_running)
     group = Normalization(
       Example('all', self.num_groups), Standardize(epsilon=self.epsilon)
     ).measure(x, mask)
-    z = keep(mask, wide(x))
-    y = z * jax.nn.sigmoid(learned['v'] * z)
-    y = y * jax.lax.rsqrt(group.variance + self.epsilon)
+    z = apply_mask(mask, wide(x))
+    y = z * jax.nn.sigmoid(learned['v'].astype(z.dtype) * z)
+    epsilon = checks.number_of_type(self.epsilon, z)
+    y = y * jax.lax.rsqrt(group.variance + epsilon)
     return _affine(y, x, mask, scale, bias, dtype), state
 
 

@@ -1,75 +1,56 @@
-"""Populations of whitening matrices: averaged, or renewed at an interval."""
+"""What normalizes is renewed at an interval, and constant in between."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bn_research.norms.maps.whiten import Whiten
-from bn_research.norms.populations.averages import Cumulative, Ema, Running
-from bn_research.norms.statistics.moments import Moments
-
-
-@dataclasses.dataclass(frozen=True)
-class Matrices:
-  """Averages the whitening matrices of batches instead of their covariances.
-
-  As in the papers, and too large: the mean of S^-½ is more than the S^-½ of the
-  mean. For comparison with them.
-
-  Attributes:
-    population: How to average.
-    map: The map of the normalization, with `remembered='matrix'`.
-
-  Source: Huang et al. (2018), Algorithm 1; Huang et al. (2019), Algorithm 1.
-  """
-
-  population: Ema | Cumulative
-  map: Whiten
-
-  def init(self, mean: jax.Array, var: jax.Array) -> Running:
-    """Returns the state before the first update: W = I."""
-    return self.population.init(mean, var)
-
-  def update(self, state: Running, moments: Moments) -> Running:
-    """Returns the state after one more batch."""
-    count = moments.count[..., :1, None, None]
-    channels = moments.mean.shape[-1]
-    root = self.map.root(moments.variance, channels, count)
-    return self.population.update(state, moments.with_variance(root))
+from bn_research.norms.axes import Map, Pair, Population
+from bn_research.norms.populations.averages import Cumulative, Ema
+from bn_research.norms.populations.pooled import require_average, require_every
+from bn_research.norms.populations.running import running_of
+from bn_research.norms.statistics.moments import Moments, Shape
 
 
 class IntervalRunning(NamedTuple):
-  """What normalizes now, and the average from which it is renewed.
+  """`Running`, an average that every batch moves, and what normalizes now.
 
   Attributes:
-    mean: That of the last renewal.
-    var: W of the last renewal, (blocks, d, d).
-    steps: int32, updates made.
-    skipped: int32, updates not made.
-    average: State of the average, which every batch moves.
+    mean: As in `Running`.
+    var: As in `Running`.
+    steps: As in `Running`.
+    skipped: As in `Running`.
+    weight: As in `Running`.
+    pair: What the map made of the average at the last renewal, such as the mean
+      and the whitening matrices.
   """
 
   mean: jax.Array
   var: jax.Array
   steps: jax.Array
   skipped: jax.Array
-  average: Running
+  weight: jax.Array
+  pair: Pair
+
+
+jax.export.register_namedtuple_serialization(
+  IntervalRunning, serialized_name='bn_research.norms.IntervalRunning'
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class Interval:
-  """Renews the whitening matrix every so many updates; constant in between.
+class Interval(Population):
+  """Renews what normalizes every so many updates; constant in between.
 
   The moments are averaged at every update, so that collectives are the same at
-  every step; only the root, which needs none, is computed at the interval.
+  every step. Only what the map makes of the average, such as the root of a
+  covariance, is computed at the interval.
 
   Attributes:
-    every: Updates from one renewal to the next; the first renews.
-    population: How to average.
-    map: The map of the normalization, with `remembered='matrix'`.
+    every: Updates from one renewal to the next; the first update renews.
+    population: How to average, `Ema` or `Cumulative`.
 
   Source: Ioffe and Szegedy (2015), Section 2: "at every training step or at
   some interval".
@@ -77,30 +58,48 @@ class Interval:
 
   every: int
   population: Ema | Cumulative
-  map: Whiten
 
   def __post_init__(self):
-    if self.every < 1:
-      raise ValueError(f'every={self.every} must be at least 1 step.')
+    require_every(self.every, 'step')
+    require_average(self, self.population)
 
-  def init(self, mean: jax.Array, var: jax.Array) -> IntervalRunning:
-    """Returns the state before the first update: W = I."""
-    average = self.population.init(mean, var)
-    now = jax.tree.map(jnp.copy, average)
-    return IntervalRunning(**now._asdict(), average=average)
+  def init(self, map_: Map, features: Shape, dtype: Any = jnp.float32):
+    """Returns the state before the first update."""
+    average = self.population.init(map_, features, dtype)
+    # Copies: one buffer could not be donated twice.
+    pair = jax.tree.map(jnp.copy, self.population.recall(average, map_))
+    return IntervalRunning(**average._asdict(), pair=pair)
 
-  def update(self, state: IntervalRunning, moments: Moments) -> IntervalRunning:
+  def update(
+    self, state: IntervalRunning, moments: Moments, map_: Map
+  ) -> IntervalRunning:
     """Returns the state after one more batch."""
-    average = self.population.update(state.average, moments)
-    moved = average.steps > state.average.steps
+    average = self.population.update(running_of(state), moments, map_)
+    is_due = (average.steps > state.steps) & (state.steps % self.every == 0)
 
     def renewed():
-      root = self.map.root(average.var, average.mean.shape[-1])
-      return average.mean, root
+      pair = self.population.recall(average, map_)
+      return jax.tree.map(
+        lambda new, old: new.astype(old.dtype), pair, state.pair
+      )
 
-    mean, root = lax.cond(
-      moved & (state.steps % self.every == 0),
-      renewed,
-      lambda: (state.mean, state.var),
-    )
-    return IntervalRunning(mean, root, average.steps, average.skipped, average)
+    # No collective is inside of the branch: devices may not part ways there.
+    pair = lax.cond(is_due, renewed, lambda: state.pair)
+    return IntervalRunning(**average._asdict(), pair=pair)
+
+  def adopt(
+    self,
+    state: IntervalRunning,
+    moments: Moments,
+    map_: Map,
+    batches: jax.Array,
+  ) -> IntervalRunning:
+    """Returns the adopted average, and what the map makes of it."""
+    average = self.population.adopt(running_of(state), moments, map_, batches)
+    pair = self.population.recall(average, map_)
+    return IntervalRunning(**average._asdict(), pair=pair)
+
+  def recall(self, state: IntervalRunning, map_: Map) -> Pair:
+    """Returns what was made at the last renewal."""
+    del map_
+    return state.pair

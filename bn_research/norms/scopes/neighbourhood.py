@@ -3,24 +3,24 @@
 import dataclasses
 import math
 from functools import partial
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bn_research.norms.scopes.view import Estimator, View, canonical_axes
+from bn_research.norms.axes import Map, Scope
 from bn_research.norms.statistics.moments import (
   Axes,
   Moments,
-  Shape,
-  keep,
+  apply_mask,
   wide,
 )
+from bn_research.norms.statistics.views import View, canonical_axes
 
 
 @dataclasses.dataclass(frozen=True)
-class Neighbourhood:
+class Neighbourhood(Scope):
   """Each activation with those near it in the same example.
 
   The mean is that of the window around an activation. The second moment is
@@ -38,6 +38,8 @@ class Neighbourhood:
   Source: Jarrett et al. (2009), Section 2.1; Ren et al. (2017), equation 3.
   """
 
+  shares: ClassVar[bool] = False
+
   size: int = 5
   axes: int | Axes | Literal['features', 'positions'] = 'positions'
   sigma: float | None = None
@@ -54,33 +56,37 @@ class Neighbourhood:
     if self.border not in ('exclude', 'zeros'):
       raise ValueError(f"border={self.border!r} must be 'exclude' or 'zeros'.")
 
-  def features(self, shape: Shape) -> Shape:
-    """Raises, because neighbourhoods have no statistics in common."""
-    raise ValueError(
-      f'a population remembers statistics that examples share; {self} shares '
-      'none: leave the population out.'
-    )
+  def objection(self, normalization: Any) -> str | None:
+    """Returns what does not fit: a population, or a map of other moments."""
+    if normalization.population is not None:
+      return (
+        'a population remembers statistics that examples share; '
+        f'{self} shares none: leave {normalization.population} out.'
+      )
+    map_ = normalization.map
+    if map_.joint or not map_.ordinary:
+      return (
+        f'{self} takes the mean and the mean square of windows, and {map_} has '
+        'statistics of another kind; take Batch() or Example() for the scope.'
+      )
+    return None
 
-  def expand(self, leaf: jax.Array, shape: Shape) -> jax.Array:
-    """Raises, as `features` does."""
-    return leaf.reshape(self.features(shape))
-
-  def view(self, x: jax.Array, map: Estimator) -> View:
+  def view(self, x: jax.Array, map_: Map) -> View:
     """Returns the view: nothing is cut."""
     return View(x.shape, self._axes(x.ndim))
 
   def moments(
-    self, view: View, x: jax.Array, mask: jax.Array | None, map: Estimator
+    self, view: View, x: jax.Array, mask: jax.Array | None, map_: Map
   ) -> tuple[Moments, Moments]:
     """Returns moments of the window around each activation, twice."""
     around = partial(self._window_sum, axes=view.axes)
     count = self._count(x, mask, around)
-    x = keep(mask, wide(x))
+    x = apply_mask(mask, wide(x))
     mean = jnp.zeros_like(x)
-    if map.centre:
+    if map_.centre:
       mean = around(x) / jnp.maximum(count, jnp.finfo(count.dtype).tiny)
-    apart = keep(mask, x - mean)
-    moments = Moments(count, mean, around(apart * apart))
+    deviation = apply_mask(mask, x - mean)
+    moments = Moments(count, mean, around(deviation * deviation))
     return moments, moments
 
   def _axes(self, ndim: int) -> Axes:
@@ -94,13 +100,13 @@ class Neighbourhood:
     """Weights along one axis, with an average of 1."""
     if self.sigma is None:
       return np.ones(self.size)
-    apart = np.arange(self.size) - self.size // 2
-    weights = np.exp(-0.5 * (apart / self.sigma) ** 2)
+    deviation = np.arange(self.size) - self.size // 2
+    weights = np.exp(-0.5 * (deviation / self.sigma) ** 2)
     return weights * (self.size / weights.sum())
 
   def _count(self, x, mask, around) -> jax.Array:
     """Sum of weights in the window around each activation."""
-    here = keep(mask, jnp.ones(x.shape, wide(x).dtype))
+    here = apply_mask(mask, jnp.ones(x.shape, wide(x).dtype))
     if self.border == 'exclude':
       return around(here)
     absent = 1 - here

@@ -40,7 +40,7 @@ class Devices:
       ValueError: If an axis is not bound; the message says what to do.
     """
     if names is None:
-      return cls()
+      return _ONE_DEVICE
     names = (names,) if isinstance(names, str) else tuple(names)
     for name in names:
       _require_bound(name)
@@ -97,6 +97,9 @@ class Devices:
     return self.names[0] in varying(lax.axis_index(self.names[0]))
 
 
+_ONE_DEVICE = Devices()
+
+
 def _require_bound(name: str) -> None:
   try:
     lax.axis_size(name)
@@ -117,5 +120,7 @@ def varying(x: jax.Array) -> frozenset[str]:
 
 def vary_like(x: jax.Array, like: jax.Array) -> jax.Array:
   """Marks `x` as varying over every axis over which `like` varies."""
-  missing = tuple(sorted(varying(like) - varying(x)))
+  if not (needed := varying(like)):
+    return x
+  missing = tuple(sorted(needed - varying(x)))
   return lax.pcast(x, missing, to='varying') if missing else x

@@ -4,6 +4,7 @@ What `moments` and `standardize` do with variances, feature by feature, is done
 here with covariances: two derivative rules, of any order and in both modes.
 """
 
+import string
 from functools import partial
 from typing import Any
 
@@ -19,9 +20,9 @@ from bn_research.norms.statistics.memory import rematerialized
 from bn_research.norms.statistics.moments import (
   Axes,
   Moments,
+  apply_mask,
   count_kept,
   in_blocks,
-  keep,
   pooled,
   wide,
 )
@@ -52,14 +53,14 @@ def estimate(
     Moments with co-moment (..., blocks, size, size), float32 at least.
   """
   count = count_kept(x, mask, axes)
-  x = keep(mask, wide(x))
+  x = apply_mask(mask, wide(x))
   # Shares of the mean are added up: a sum may overflow where a mean does not.
   share = 1 / jnp.maximum(count, 1)
   mean = (x * share).sum(axes, keepdims=True)
   # Twice, so that what is constant deviates by nothing at all: a relative ε
   # would make its rounding white.
-  mean += (keep(mask, x - mean) * share).sum(axes, keepdims=True)
-  blocks = _blocks_first(keep(mask, x - mean), size)
+  mean += (apply_mask(mask, x - mean) * share).sum(axes, keepdims=True)
+  blocks = _blocks_first(apply_mask(mask, x - mean), size)
   return pooled(Moments(count, mean, _products(blocks, blocks, axes)), devices)
 
 
@@ -69,8 +70,8 @@ def _estimate_jvp(axes, size, devices, primals, tangents):
   moments = tag_statistics(estimate(x, mask, axes, size, devices))
 
   def sums(x, mask, mean, dx):
-    dx = keep(mask, wide(dx))
-    apart = keep(mask, wide(x) - mean)
+    dx = apply_mask(mask, wide(dx))
+    apart = apply_mask(mask, wide(x) - mean)
     left, right = (_blocks_first(z, size) for z in (apart, dx))
     return dx.sum(axes, keepdims=True), _products(left, right, axes)
 
@@ -107,9 +108,9 @@ def whiten(
   Returns:
     An array of the shape of `x`; computed in float32 at least.
   """
-  apart = keep(mask, wide(x) - mean)
+  apart = apply_mask(mask, wide(x) - mean)
   y = _affine(_times((root, apart)), scale, bias)
-  return keep(mask, y).astype(dtype)
+  return apply_mask(mask, y).astype(dtype)
 
 
 @whiten.defjvp
@@ -118,12 +119,12 @@ def _whiten_jvp(dtype, primals, tangents):
   dx, _, dmean, droot, dscale, dbias = tangents
 
   def rule(x, mask, dx, mean, root, scale, dmean, droot, dscale, dbias):
-    apart = keep(mask, wide(x) - mean)
+    apart = apply_mask(mask, wide(x) - mean)
     dy = _times((root, wide(dx)), (droot, apart)) - _times((root, dmean))
     dy = _affine(dy, scale, dbias)
     if dscale is not None:
       dy = dy + _times((root, apart)) * dscale
-    return keep(mask, dy).astype(dtype)
+    return apply_mask(mask, dy).astype(dtype)
 
   terms = (mean, root, scale, dmean, droot, dscale, dbias)
   return whiten(*primals, dtype), rematerialized(rule)(x, mask, dx, *terms)
@@ -134,7 +135,8 @@ def _affine(y, scale, bias) -> jax.Array:
   return y if bias is None else y + bias
 
 
-_LETTERS = 'abcdefh'  # axes of the activations; g, i, j are for blocks
+# Letters for the axes of activations; g, i and j are those of blocks.
+_LETTERS = ''.join(c for c in string.ascii_letters if c not in 'gij')
 
 
 def _blocks_first(x: jax.Array, size: int) -> jax.Array:

@@ -7,6 +7,7 @@ all of them everywhere, and they merge exactly.
 """
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -54,12 +55,45 @@ def whole_features(x: jax.Array) -> jax.Array:
   return jax.sharding.reshard(x, cut(x, *spec[:-1], None))
 
 
+def whole_rows(x: jax.Array) -> jax.Array:
+  """Brings all rows to each device, if Explicit axes cut them."""
+  spec = explicit_spec(x)
+  if not spec or spec[0] is None:
+    return x
+  return jax.sharding.reshard(x, cut(x, None, *spec[1:]))
+
+
 def cut_like(y: jax.Array, x: jax.Array) -> jax.Array:
   """Cuts `y` where Explicit axes cut `x`, which has its shape."""
-  spec = explicit_spec(x)
-  if not spec or explicit_spec(y) == spec:
+  if jax.typeof(x).sharding.spec == jax.typeof(y).sharding.spec:
     return y
-  return jax.sharding.reshard(y, cut(x, *spec))
+  spec = explicit_spec(x)
+  if spec == explicit_spec(y):
+    return y
+  return jax.sharding.reshard(y, cut(x if spec else y, *spec))
+
+
+def reshape(
+  arrays: Iterable[jax.Array], shapes: Iterable[tuple[int, ...]]
+) -> list[jax.Array]:
+  """Reshapes small arrays, which Explicit axes may cut."""
+  new = []
+  for x, shape in zip(arrays, shapes, strict=True):
+    is_cut = any(jax.typeof(x).sharding.spec)
+    new.append(_reshape_cut(x, shape) if is_cut else x.reshape(shape))
+  return new
+
+
+def _reshape_cut(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """Reshapes an array that Explicit axes cut.
+
+  JAX cannot tell how the new axes are to be cut, unless axes of size 1 are all
+  that goes: else each device gets the whole array.
+  """
+  gone = x.ndim - len(shape)
+  if x.shape == (1,) * gone + tuple(shape):
+    return jax.lax.squeeze(x, range(gone))
+  return jax.sharding.reshard(x, cut(x)).reshape(shape)
 
 
 def cut(x: jax.Array, *spec: Any) -> NamedSharding:

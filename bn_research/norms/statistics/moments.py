@@ -24,6 +24,7 @@ Axes: TypeAlias = tuple[int, ...]
 Shape: TypeAlias = tuple[int, ...]
 
 _ONE_DEVICE = Devices()
+_FLOAT32 = jnp.dtype('float32')
 
 
 class Moments(NamedTuple):
@@ -44,15 +45,20 @@ class Moments(NamedTuple):
   @property
   def variance(self) -> jax.Array:
     """The biased variance or covariance, comoment / count; 0 if empty."""
-    return self.comoment / self._like_comoment(jnp.maximum(self.count, 1))
+    count = jnp.maximum(self.count, 1)
+    if self.comoment.ndim > self.mean.ndim:
+      count = self._like_comoment(count)
+    return self.comoment / count
 
   def with_variance(self, variance: jax.Array) -> 'Moments':
     """Returns these moments with another variance, or covariance."""
     return self._replace(comoment=self._like_comoment(self.count) * variance)
 
-  def unbiased(self) -> 'Moments':
-    """Returns these moments with `variance` multiplied by n / (n - 1)."""
-    factor = self.count / jnp.maximum(self.count - 1, 1)
+  def unbiased(self, ddof: int = 1) -> 'Moments':
+    """Returns these moments with `variance` multiplied by n / (n - ddof)."""
+    if ddof == 0:
+      return self
+    factor = self.count / jnp.maximum(self.count - ddof, 1)
     comoment = self.comoment * self._like_comoment(factor)
     return self._replace(comoment=comoment)
 
@@ -70,11 +76,11 @@ class Moments(NamedTuple):
     mean = add(counts * self.mean) / total
     # Twice: equal means must not differ from theirs by its rounding.
     mean += lax.stop_gradient(add(counts * (self.mean - mean))) / total
-    apart = self.mean - mean
+    deviation = self.mean - mean
     if self.is_covariance:
-      between = self._like_comoment(counts) * self._outer(apart)
+      between = self._like_comoment(counts) * self._outer(deviation)
     else:
-      between = counts * apart * apart
+      between = counts * deviation * deviation
     return Moments(count, mean, add(self.comoment + between))
 
   @property
@@ -86,12 +92,14 @@ class Moments(NamedTuple):
     """Lets `count`, shaped like the mean, divide the co-moment."""
     return count[..., :1, None, None] if self.is_covariance else count
 
-  def _outer(self, apart: jax.Array) -> jax.Array:
-    blocks = in_blocks(apart, self.comoment.shape[-1])
+  def _outer(self, deviation: jax.Array) -> jax.Array:
+    blocks = in_blocks(deviation, self.comoment.shape[-1])
     return blocks[..., :, None] * blocks[..., None, :]
 
 
-def as_one(move: Callable[[jax.Array], jax.Array], blocks: Moments) -> Moments:
+def move_as_one_array(
+  move: Callable[[jax.Array], jax.Array], blocks: Moments
+) -> Moments:
   """Moves moments, (blocks, ...), between devices as one array.
 
   Args:
@@ -120,7 +128,7 @@ def gathered(blocks: Moments, devices: Devices) -> Moments:
   """Moments of the blocks of all devices, (devices · blocks, ...)."""
   if not devices.names:
     return blocks
-  return as_one(
+  return move_as_one_array(
     lambda flat: devices.gather(flat).reshape((-1, flat.shape[-1])), blocks
   )
 
@@ -134,6 +142,23 @@ def pooled(local: Moments, devices: Devices) -> Moments:
   return jax.tree.map(lambda leaf: leaf[0], merged)
 
 
+def joined(
+  a: Moments,
+  b: Moments,
+  merge: Callable[[Moments, int], Moments] = Moments.merged,
+) -> Moments:
+  """Returns the moments of the union of two sets.
+
+  Args:
+    a: Moments of one set.
+    b: Moments of another set, of the same shapes.
+    merge: Takes moments with a leading axis, and the axis along which sets are
+      merged; by default the exact merge of means and (co)variances.
+  """
+  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), a, b)
+  return jax.tree.map(lambda leaf: leaf[0], merge(stacked, 0))
+
+
 def in_blocks(x: jax.Array, size: int) -> jax.Array:
   """(..., channels) to (..., blocks, size); zeros fill the last block."""
   lacking = -x.shape[-1] % size
@@ -145,15 +170,15 @@ def in_blocks(x: jax.Array, size: int) -> jax.Array:
 def wide_type(x: jax.Array) -> Any:
   """The type of statistics: float32, or that of `x` where it is wider."""
   # Not promote_types: the user may have forbidden silent promotion.
-  return x.dtype if jnp.finfo(x.dtype).bits > 32 else jnp.dtype('float32')
+  return x.dtype if x.dtype.itemsize > 4 else _FLOAT32
 
 
 def wide(x: jax.Array) -> jax.Array:
   """Casts to the type of statistics."""
-  return x.astype(wide_type(x))
+  return x if x.dtype.itemsize >= 4 else x.astype(_FLOAT32)
 
 
-def keep(mask: jax.Array | None, x: jax.Array) -> jax.Array:
+def apply_mask(mask: jax.Array | None, x: jax.Array) -> jax.Array:
   """Zero where the mask is False; a select, so that NaN behind it is gone."""
   return x if mask is None else jnp.where(mask, x, 0)
 
@@ -197,7 +222,8 @@ def estimate(
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4, 5))
 def _estimate(x, mask, axes, devices, centre, groups):
-  return pooled(_local(x, mask, axes, centre, groups), devices)
+  local = _local(x, mask, axes, centre, groups)
+  return pooled(local, devices) if devices.names else local
 
 
 def _local(x, mask, axes, centre, groups) -> Moments:
@@ -206,13 +232,15 @@ def _local(x, mask, axes, centre, groups) -> Moments:
   if groups is not None:
     each = (*count.shape[:-1], x.shape[-1])
     count = _over_groups(jnp.broadcast_to(count, each), groups)
-  x = keep(mask, wide(x))
+  x = wide(x)
+  x = x if mask is None else apply_mask(mask, x)
   if not centre:
     total = add(x * x)
     return Moments(count, jnp.zeros_like(total), total)
   mean = add(x) / jnp.maximum(count, 1)
-  apart = keep(mask, x - mean)
-  return Moments(count, mean, add(apart * apart))
+  deviation = x - mean
+  deviation = deviation if mask is None else apply_mask(mask, deviation)
+  return Moments(count, mean, add(deviation * deviation))
 
 
 def _sum(x: jax.Array, axes: Axes, groups: int | None) -> jax.Array:
@@ -260,8 +288,8 @@ def _estimate_jvp(axes, devices, centre, groups, primals, tangents):
 
 
 def _tangent_sums(x, mask, mean, dx, add, centre):
-  dx = keep(mask, wide(dx))
-  apart = keep(mask, wide(x) - mean)
-  dcomoment = 2 * add(apart * dx)
+  dx = apply_mask(mask, wide(dx))
+  deviation = apply_mask(mask, wide(x) - mean)
+  dcomoment = 2 * add(deviation * dx)
   dsum = add(dx) if centre else jnp.zeros_like(dcomoment)
   return dsum, dcomoment

@@ -1,13 +1,12 @@
-"""One call of a drop-in linen layer."""
+"""The parameters of a linen layer, and one call of a drop-in layer."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import jax
 from flax import errors
 from flax.linen import dtypes
 
-from bn_research.layers import drop_in
+from bn_research.layers import calls
 from bn_research.norms import Normalization
 
 
@@ -17,8 +16,8 @@ def normalize(
   x: jax.Array,
   state: Any = (),
   *,
-  features: int | Iterable[int],
-  **how: Any,
+  features: calls.Axes,
+  **switches: Any,
 ) -> tuple[jax.Array, Any]:
   """Declares the parameters, scale first, and applies.
 
@@ -28,31 +27,30 @@ def normalize(
     x: Activations.
     state: The normalization's.
     features: The axes of `x` along which the parameters lie.
-    **how: Other arguments of `normalization.apply`.
+    **switches: Other arguments of `normalization.apply`.
 
   Returns:
     The result, and the next state.
   """
-  axes = drop_in.axes(features, x.ndim)
-  scale = parameter(layer, 'scale', x, axes) if layer.use_scale else None
+  scale = parameter(layer, 'scale', x, features) if layer.use_scale else None
   use_bias = getattr(layer, 'use_bias', False)  # RMSNorm has none
-  bias = parameter(layer, 'bias', x, axes) if use_bias else None
+  bias = parameter(layer, 'bias', x, features) if use_bias else None
   if layer.is_initializing():
-    normalization = drop_in.on_one_device(normalization)
-  return drop_in.apply(
+    normalization = calls.on_one_device(normalization)
+  return calls.apply(
     normalization,
     x,
     state,
     scale=scale,
     bias=bias,
-    features=axes,
+    features=features,
     dtype=dtypes.canonicalize_dtype(x, scale, bias, dtype=layer.dtype),
-    **how,
+    **switches,
   )
 
 
 def parameter(
-  layer: Any, name: str, x: jax.Array, axes: drop_in.Axes
+  layer: Any, name: str, x: jax.Array, axes: calls.Axes
 ) -> jax.Array:
   """Declares a parameter of the shape of axes of `x`.
 
@@ -64,4 +62,5 @@ def parameter(
   try:
     return layer.param(name, init, shape, layer.param_dtype)
   except errors.ScopeParamShapeError:
-    raise drop_in.misfit(x, axes) from None
+    calls.raise_mismatch(x, axes)
+    raise

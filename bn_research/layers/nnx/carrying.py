@@ -1,0 +1,156 @@
+"""What a layer keeps when its normalization changes."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from bn_research import norms
+from bn_research.layers import calls, flax_words
+from bn_research.layers.nnx.norm import Norm, initial_statistics
+from bn_research.norms import combine
+
+Shape = tuple[int, ...]
+
+
+def as_norm(layer: nnx.Module) -> Norm:
+  """Returns the `Norm` that does what a `BatchNorm` does, same variables."""
+  if isinstance(layer, Norm):
+    return layer
+  assert isinstance(layer, nnx.BatchNorm)
+  if layer.axis not in (-1, (-1,)):
+    raise ValueError(
+      f'axis={layer.axis}: only a BatchNorm with features on the last axis '
+      'becomes another normalization; move the features there.'
+    )
+  normalization, _ = flax_words.batch_norm(layer, 2)
+  scope: Any = dataclasses.replace(normalization.scope, axis=-1)  # type: ignore[type-var]
+  norm = Norm(
+    dataclasses.replace(normalization, scope=scope),
+    layer.num_features,
+    use_running_average=bool(layer.use_running_average),
+    use_scale=layer.use_scale,
+    use_bias=layer.use_bias,
+    dtype=layer.dtype,
+    param_dtype=layer.param_dtype,
+    rngs=nnx.Rngs(0),
+  )
+  # The variables themselves, so that their metadata stays.
+  norm.scale, norm.bias = nnx.data(layer.scale), nnx.data(layer.bias)
+  weight = calls.weight_of(layer.mean[...], layer.var[...])
+  counts = [nnx.BatchStat(n) for n in (weight, 0 * weight, jnp.copy(weight))]
+  variables: list[Any] = [layer.mean, layer.var, *counts]
+  norm.statistics = nnx.data(norms.Running(*variables))
+  return norm
+
+
+def with_normalization(old: Norm, normalization: norms.Normalizer) -> Norm:
+  """Returns the layer with another normalization, of the same class."""
+  leading = _stacked_along(old)
+  new = nnx.clone(old)
+  new.set_normalization(normalization, leading)
+  _keep_alike(old.learned, new.learned)
+  if _meaning(old) == _meaning(new):
+    for was, now in zip(_states(old), _states(new), strict=True):
+      for name in norms.Running._fields:
+        if getattr(was, name).shape == getattr(now, name).shape:
+          getattr(now, name).copy_from(getattr(was, name))
+    _keep_alike(old.statistics, new.statistics)
+  return new
+
+
+def _stacked_along(norm: Norm) -> Shape:
+  """Returns the leading axes along which models are stacked, () for one model.
+
+  Raises:
+    ValueError: If the arrays are of other shapes than a constructor makes.
+  """
+  expected = jax.tree.leaves(
+    jax.eval_shape(lambda: initial_statistics(norm, norm.normalization))
+  )
+  found = [leaf[...] for leaf in _variables(norm.statistics)]
+  for parameter in (norm.scale, norm.bias):
+    if parameter is not None:
+      expected.append(jax.ShapeDtypeStruct((norm.num_features,), 'float32'))
+      found.append(parameter[...])
+  leading = {
+    leaf.shape[: leaf.ndim - len(like.shape)]
+    if leaf.shape[leaf.ndim - len(like.shape) :] == like.shape
+    else None
+    for leaf, like in zip(found, expected, strict=True)
+  }
+  if None in leading or len(leading) > 1:
+    raise ValueError(
+      f'the arrays of a layer of num_features={norm.num_features} have shapes '
+      f'{[leaf.shape for leaf in found]}; only a layer as its constructor makes'
+      ' it, or stacked along leading axes, can be changed.'
+    )
+  return leading.pop() if leading else ()  # type: ignore[return-value]
+
+
+def _states(norm: Norm) -> list[Any]:
+  parts = combine.with_states(norm.normalization, norm.statistics)
+  return [state for _, state in parts]
+
+
+def _meaning(norm: Norm) -> list[tuple[Any, ...]]:
+  """What `mean` and `var` are, for each part; shapes alone do not tell.
+
+  A variance is not a mean square, and a covariance is not its root.
+  """
+  return [
+    _meaning_of(*part)
+    for part in combine.with_states(norm.normalization, norm.statistics)
+  ]
+
+
+def _meaning_of(part: Any, statistics: Any) -> tuple[Any, ...]:
+  map_ = getattr(part, 'map', None)
+  var = getattr(statistics, 'var', None)
+  shape = None if var is None else var.shape
+  about = getattr(map_, 'centre', None), getattr(map_, 'average', None)
+  return type(map_), *about, shape
+
+
+def _keep_alike(old: Any, new: Any) -> None:
+  """Copies the variables of one tree to another of the same shapes."""
+  shapes = [
+    jax.tree.map(jnp.shape, jax.tree.map(_value, tree, is_leaf=_is_variable))
+    for tree in (old, new)
+  ]
+  if shapes[0] == shapes[1]:
+    for was, now in zip(_variables(old), _variables(new), strict=True):
+      now.copy_from(was)
+
+
+def _variables(tree: Any) -> list[Any]:
+  return jax.tree.leaves(tree, is_leaf=_is_variable)
+
+
+def _is_variable(node: Any) -> bool:
+  return isinstance(node, nnx.Variable)
+
+
+def _value(variable: nnx.Variable) -> jax.Array:
+  return variable[...]
+
+
+def state_of(norm: Norm) -> Any:
+  """Returns the state of the normalization of a layer."""
+  return jax.tree.map(_value, norm.statistics, is_leaf=_is_variable)
+
+
+def set_state(norm: Norm, state: Any) -> None:
+  """Sets the state of the normalization of a layer, as a whole."""
+  for variable, leaf in zip(
+    _variables(norm.statistics), jax.tree.leaves(state), strict=True
+  ):
+    variable.set_value(leaf)
+
+
+def forget(norm: Norm) -> None:
+  """Puts the statistics of a layer where they were before the first batch."""
+  start = initial_statistics(norm, norm.normalization, _stacked_along(norm))
+  set_state(norm, start)

@@ -44,9 +44,9 @@ def to_tolerance(
 
   The matrix may be singular. Let A be the matrix after the division by the
   normalizer. The loop rejects each step to a Z with ‖Z‖_F² > d / (4 ε). If no
-  eigenvalue of A is below 4 ε, the loop rejects no step. For a singular A, the
+  eigenvalue of A is below 4 ε, A^-½ is within the bound. For a singular A, the
   bound stops the growth of Z in the null space. Without the bound the rounding
-  errors of Z A Z, of the size ε ‖Z‖², have no limit. With the bound
+  errors of Z A Z, of the size ε ‖Z‖², reach several hundred. With the bound
   ‖Z A Z - I‖_F stays near √d or below. Z = 0 has the residual √d.
 
   Args:

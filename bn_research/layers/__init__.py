@@ -1,5 +1,6 @@
-"""How a Normalization plugs into Flax: `layers.nnx` and `layers.linen`.
+"""The normalizations as layers of Flax: `layers.nnx` and `layers.linen`.
 
-Both have the normalization layers of Flax under the same names, so that a
-model is switched by its import alone, and `Norm` for any other Normalization.
+Both packages have the normalization layers of Flax under the names of Flax, so
+a changed import is enough to switch a model. Both packages also have `Norm`, a
+layer for any `norms.Normalization`.
 """

@@ -1,4 +1,4 @@
-"""One call of a normalization by the rules of Flax for types and shapes."""
+"""Calls of a normalization by the rules of Flax for types and shapes."""
 
 import dataclasses
 import math
@@ -14,6 +14,7 @@ from bn_research.norms.combine import mapped
 
 Axes = tuple[int, ...]
 
+# A NumPy array, because a JAX array would start a backend at import.
 _ZERO: Any = np.zeros((), np.float32)
 
 
@@ -28,28 +29,33 @@ def apply(
   dtype: Any,
   **switches: Any,
 ) -> tuple[jax.Array, Any]:
-  """Calls `normalizer.apply` by Flax's rules.
+  """Calls `normalizer.apply` by the rules of Flax.
 
   Args:
-    normalizer: The normalization, or what has its calls.
-    x: Activations.
-    state: The state of the normalizer.
-    scale: None, or of as many elements as the feature axes.
-    bias: None, or of as many elements as the feature axes.
+    normalizer: A `norms.Normalization`, or a combination with the same methods.
+    x: Activations, floating.
+    state: The state of the normalizer; () if the normalizer has no state.
+    scale: None, or an array with an element for each feature.
+    bias: None, or an array with an element for each feature.
     features: The axes of `x` along which `scale` and `bias` lie.
-    dtype: Type of the result. Everything before the result is in float32 at
-      least, and there is one rounding. The backward pass keeps `x` in its type.
-    **switches: Other arguments of `normalizer.apply`.
+    dtype: Type of the result. The computation is in float32 or wider, and only
+      the result is rounded. The backward pass keeps `x` in the type of `x`.
+    **switches: The remaining arguments of `normalizer.apply`.
 
   Returns:
-    The result, and the next state.
+    The result, of the shape of `x` and the type `dtype`, and the next state.
+
+  Raises:
+    TypeError: If `x` or `dtype` is not floating.
+    ValueError: If the shape of an argument does not fit `x`.
   """
   if jnp.dtype(dtype).itemsize > 4 and jnp.dtype(dtype) != x.dtype:
-    # Statistics of a narrow x are narrower than the result is to be. The check
-    # comes before the cast, which would make floats of integers.
+    # The statistics of a narrow x would be less precise than the result. The
+    # check comes first, because the cast would turn integers into floats.
     x = checks.activations(x, None, None, None)[0]
     x = x.astype(jnp.promote_types(x.dtype, checks.result_type(x, dtype)))
-  # An array of the last axis broadcasts as it is.
+  # An array along the last axis broadcasts without a reshape, and an eager call
+  # spends time on every operation.
   last = x.shape[-1:] if features == (x.ndim - 1,) else None
   if scale is not None and scale.shape != last:
     scale = reshape_features(scale, None, x, features)
@@ -63,7 +69,22 @@ def apply(
 def running(
   x: jax.Array, features: Axes, mean: jax.Array, var: jax.Array
 ) -> Running:
-  """Returns the state that two variables of Flax hold, which counts nothing."""
+  """Returns the running statistics of a Flax layer as a state.
+
+  All counts of the state are 0, because Flax counts no updates.
+
+  Args:
+    x: Activations.
+    features: The feature axes of `x`.
+    mean: Running mean, with an element for each feature.
+    var: Running variance, with an element for each feature.
+
+  Returns:
+    A state whose mean and variance have the sizes of the feature axes.
+
+  Raises:
+    ValueError: If the layer was made for a different number of features.
+  """
   shape = tuple(map(x.shape.__getitem__, features))
   if mean.shape != shape:
     mean = reshape_features(mean, shape, x, features)
@@ -75,16 +96,19 @@ def running(
 def reshape_features(
   value: jax.Array, shape: Sequence[int] | None, x: jax.Array, features: Axes
 ) -> jax.Array:
-  """Reshapes an array of the features of a layer.
+  """Reshapes an array that has an element for each feature of a layer.
 
   Args:
-    value: An element for each feature.
-    shape: The new shape; None for one that broadcasts against `x`.
+    value: The array, of any shape.
+    shape: The new shape; None for the shape that broadcasts against `x`.
     x: Activations.
     features: The feature axes of `x`.
 
+  Returns:
+    The array with the new shape.
+
   Raises:
-    ValueError: If the layer was made for another number of features.
+    ValueError: If the layer was made for a different number of features.
   """
   if shape is None:
     shape = [n if a in features else 1 for a, n in enumerate(x.shape)]
@@ -94,38 +118,60 @@ def reshape_features(
 
 
 def raise_mismatch(x: jax.Array, features: Axes) -> None:
-  """Raises the ValueError of a layer that was made for other features."""
+  """Raises the error of a layer with a different number of features.
+
+  Args:
+    x: Activations.
+    features: The feature axes of `x`.
+
+  Raises:
+    ValueError: In every call.
+  """
   sizes = tuple(x.shape[a] for a in features)
   raise ValueError(
     f'x of shape {x.shape} has features of shape {sizes} along axes {features},'
-    ' and num_features of the layer is another; make the layer, or its '
-    'variables, for the features of x.'
+    ' but the layer was made for a different number of features; make the '
+    'layer, or the variables of the layer, for the features of x.'
   )
 
 
 def weight_of(mean: jax.Array, var: jax.Array) -> jax.Array:
-  """Returns how much running moments of Flax weigh: 1, or 0 if untouched.
+  """Returns the weight of the running moments of a Flax layer: 0 or 1.
 
-  Flax does not count updates. A population that forgets its initial value
-  exactly would take trained moments for an initial value.
+  Moments at the initial values, mean 0 and variance 1, have the weight 0. Flax
+  counts no updates. Without a weight, a debiased average would take trained
+  moments for initial values, and would forget the trained moments.
 
   Args:
     mean: Running mean, (..., features).
-    var: Running variance, of the same shape.
+    var: Running variance, (..., features).
 
   Returns:
-    float32 (...): a weight for each model, where models are stacked.
+    The weight of each model, float32 (...), with the axes along which models
+    are stacked.
   """
   untouched = jnp.all((mean == 0) & (var == 1), axis=-1)
   return jnp.where(untouched, 0, 1).astype(jnp.float32)
 
 
 def on_one_device(normalizer: Any) -> Any:
-  """Returns the same without named axes, which need not be bound then."""
+  """Returns the normalizer without named axes.
+
+  Flax initializes a model outside of any map over devices, without a bound
+  axis name.
+
+  Args:
+    normalizer: A `norms.Normalization`, or a combination.
+
+  Returns:
+    The same normalizer, which pools over no named axis.
+  """
   return mapped(_alone, normalizer)
 
 
 def _alone(normalizer: Any) -> Any:
+  # A Normalization has the axis name in the scope. A layer beside the product,
+  # such as EvoNormB0, has a field for the axis name.
   if not isinstance(normalizer, Normalization):
     return _without_names(normalizer)
   scope = _without_names(normalizer.scope)

@@ -1,9 +1,9 @@
-"""The words of Flax, read: from the attributes of a layer to a normalization.
+"""Translates the attributes of a Flax layer into a normalization.
 
-A layer of Flax is described by its attributes (`axis`, `reduction_axes`,
-`epsilon`, ...), which have the same names in flax.nnx and flax.linen. The
-attributes are read at every call, so that an attribute that was assigned takes
-effect at the next call; what they say is built once and then remembered.
+The attributes (`axis`, `reduction_axes`, `epsilon`, ...) have the same names in
+flax.nnx and flax.linen. Every call of a layer reads the attributes, hence a new
+value takes effect at the next call. A cache keeps the normalization of each
+combination of values.
 """
 
 import functools
@@ -23,22 +23,28 @@ from bn_research.norms.statistics.views import as_tuples, canonical_axes
 
 Axes = tuple[int, ...]
 
+# `typed`, because 1, 1.0 and True are the same key of a dictionary, and are
+# different options.
 _remember = functools.lru_cache(maxsize=1024, typed=True)
 
 
 def batch_norm(layer: Any, ndim: int) -> tuple[Normalization, Axes]:
-  """Returns what a `BatchNorm` of Flax does to `ndim` axes.
+  """Returns the normalization of a `BatchNorm` layer.
 
   Args:
-    layer: Of flax.nnx or flax.linen, or ours.
+    layer: A `BatchNorm` of flax.nnx, flax.linen or `bn_research.layers`.
     ndim: Number of axes of the activations.
 
   Returns:
     The normalization, and the feature axes.
+
+  Raises:
+    ValueError: If an axis does not exist, or an option is out of range.
   """
   axis = layer.axis
   features: Axes = (ndim - 1,)
-  if axis != -1:  # or the normalization is the same for any number of axes
+  # With axis=-1 kept, the cache has a single entry for every `ndim`.
+  if axis != -1:
     axis = features = axes(axis, ndim)
   normalization = _built(
     _batch_norm,
@@ -61,26 +67,57 @@ def _batch_norm(axis, epsilon, momentum, axis_name, groups):
 
 
 def layer_norm(layer: Any, ndim: int) -> tuple[Normalization, Axes]:
-  """Returns what a `LayerNorm` of Flax does, and the feature axes."""
+  """Returns the normalization of a `LayerNorm` layer.
+
+  Args:
+    layer: A `LayerNorm` of flax.nnx, flax.linen or `bn_research.layers`.
+    ndim: Number of axes of the activations.
+
+  Returns:
+    The normalization, and the feature axes.
+
+  Raises:
+    ValueError: If an axis does not exist, or an option is out of range.
+  """
   return _per_example(layer, ndim, layer.feature_axes, layer.reduction_axes)
 
 
 def rms_norm(layer: Any, ndim: int) -> tuple[Normalization, Axes]:
-  """Returns what an `RMSNorm` of Flax does, and the feature axes."""
+  """Returns the normalization of an `RMSNorm` layer.
+
+  Args:
+    layer: An `RMSNorm` of flax.nnx, flax.linen or `bn_research.layers`.
+    ndim: Number of axes of the activations.
+
+  Returns:
+    The normalization, and the feature axes.
+
+  Raises:
+    ValueError: If an axis does not exist, or an option is out of range.
+  """
   return _per_example(
     layer, ndim, layer.feature_axes, layer.reduction_axes, centre=False
   )
 
 
 def instance_norm(layer: Any, ndim: int) -> tuple[Normalization, Axes]:
-  """Returns what an `InstanceNorm` of Flax does, and the feature axes.
+  """Returns the normalization of an `InstanceNorm` layer.
+
+  Args:
+    layer: An `InstanceNorm` of flax.nnx, flax.linen or `bn_research.layers`.
+    ndim: Number of axes of the activations.
+
+  Returns:
+    The normalization, and the feature axes.
 
   Raises:
-    ValueError: If the feature axes include the first; in Flax's words, because
-      Flax's own tests match them.
+    ValueError: If the feature axes include the first axis, if an axis does not
+      exist, or if an option is out of range.
   """
   features = axes(layer.feature_axes, ndim)
   if 0 in features:
+    # The message begins with the words of Flax, because the tests of Flax match
+    # these words.
     raise ValueError(
       'The channel axes cannot include the leading dimension as this is assumed'
       f' to be the batch axis; feature_axes={layer.feature_axes} does.'
@@ -92,13 +129,29 @@ def instance_norm(layer: Any, ndim: int) -> tuple[Normalization, Axes]:
 def group_norm(
   layer: Any, ndim: int, num_groups: int | None, group_size: int | None
 ) -> tuple[Normalization, Axes]:
-  """Returns what a `GroupNorm` of Flax does, and the feature axes."""
+  """Returns the normalization of a `GroupNorm` layer.
+
+  Args:
+    layer: A `GroupNorm` of flax.nnx, flax.linen or `bn_research.layers`.
+    ndim: Number of axes of the activations.
+    num_groups: None, or the number of groups of channels.
+    group_size: None, or the number of channels of a group.
+
+  Returns:
+    The normalization, and the feature axes.
+
+  Raises:
+    ValueError: If both numbers are None or both are given, if an axis does not
+      exist, or if an option is out of range.
+  """
   if num_groups is None and group_size is None:
     raise ValueError(
-      'num_groups and group_size are both None; give one of them.'
+      'num_groups and group_size are both None; give either num_groups or '
+      'group_size.'
     )
   pooled = layer.reduction_axes
   if pooled is None:
+    # Flax pools all positions of a group by default: all axes but the first.
     pooled = (*range(1, ndim - 1), -1)
   return _per_example(layer, ndim, -1, pooled, True, num_groups, group_size)
 
@@ -138,11 +191,14 @@ def _per_example_of(
 
 
 def _built(build: Callable[..., Any], *options: Any) -> Any:
-  """Calls a builder that remembers, or builds anew if it cannot remember."""
+  """Calls a builder with a cache, or without the cache for unhashable options.
+
+  A list is unhashable, and an array, such as a traced momentum, is too.
+  """
   try:
     return build(*options)
   except TypeError:
-    # Lists cannot be remembered, nor can arrays, such as a traced momentum.
+    # The second call raises a TypeError of the builder again.
     return build.__wrapped__(*map(_plain, options))  # type: ignore[attr-defined]
 
 
@@ -151,7 +207,18 @@ def _plain(option: Any) -> Any:
 
 
 def axes(given: int | Iterable[int], ndim: int) -> Axes:
-  """Returns axes ascending and non-negative; one named twice counts once."""
+  """Returns the axes ascending, non-negative and without duplicates.
+
+  Args:
+    given: An axis or several axes, possibly negative.
+    ndim: Number of axes of the array.
+
+  Returns:
+    A tuple of integers in [0, ndim).
+
+  Raises:
+    ValueError: If an axis does not exist.
+  """
   if isinstance(given, int):
     return canonical_axes(given, ndim)
   return tuple(sorted({canonical_axes(axis, ndim)[0] for axis in given}))

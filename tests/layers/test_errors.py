@@ -107,7 +107,8 @@ BAD = {
   'examples as features': (
     'InstanceNorm',
     {'x': _X, 'feature_axes': (0, 2)},
-    'ValueError: feature_axes=(0, 2) must not include the leading axis',
+    'ValueError: The channel axes cannot include the leading dimension as this '
+    'is assumed to be the batch axis; feature_axes=(0, 2) does.',
   ),
   'mask': (
     'BatchNorm',

@@ -1,6 +1,6 @@
-"""Normalizations as flax.linen modules: Flax's own layers, and any other.
+"""Normalizations as flax.linen modules: the layers of Flax, and `Norm`.
 
-A model is switched by its import:
+A changed import is enough to switch a model:
 
   >>> import jax
   >>> from bn_research.layers import linen as layers
@@ -9,7 +9,7 @@ A model is switched by its import:
   >>> variables = layer.init(jax.random.key(1), x)
   >>> y, moved = layer.apply(variables, x, mutable=['batch_stats'])
 
-What Flax does not have is a `Norm`:
+`Norm` makes a layer of any normalization, such as ghost batch normalization:
 
   >>> from bn_research import norms
   >>> layer = layers.Norm(norms.batch_norm(group_size=2))
@@ -17,33 +17,38 @@ What Flax does not have is a `Norm`:
   >>> layer.apply(variables, x, use_running_average=True).shape
   (5, 6)
 
-Initializing never moves statistics and needs no named axis to be bound, for all
-of these layers. Evaluation writes nothing, so that no collection need be
-mutable. Under Flax's transforms:
+For all layers, initialization moves no statistics and needs no bound axis name.
+Evaluation writes nothing, hence no collection needs to be mutable. The
+transforms of Flax take these options:
 
-- `nn.scan` over layers: `variable_axes={'params': 0, 'batch_stats': 0}`, each
-  layer has its own; over time, one set of statistics moved by each step:
-  `variable_carry='batch_stats', variable_broadcast='params'`, initialized by
-  the block outside of the scan.
-- `nn.vmap` over models: `variable_axes={'params': 0, 'batch_stats': 0}`; over
-  examples, `variable_axes={'params': None, 'batch_stats': None}` with the same
-  `axis_name` for the transform and for the layer.
-- `nn.remat` as it is.
+- `nn.scan` over layers, each layer with parameters and statistics for itself:
+  `variable_axes={'params': 0, 'batch_stats': 0}`.
+- `nn.scan` over time, with a single set of statistics that every step moves:
+  `variable_carry='batch_stats', variable_broadcast='params'`. Initialize the
+  block outside of the scan.
+- `nn.vmap` over models: `variable_axes={'params': 0, 'batch_stats': 0}`.
+- `nn.vmap` over examples: `variable_axes={'params': None, 'batch_stats': None}`
+  and the same `axis_name` for the transform and for the layer.
+- `nn.remat`: no options.
 
-These layers are subclasses of Flax's, and take all of Flax's arguments. They
-differ where Flax is wrong, and in saying sooner what is wrong with a call:
+The layers are subclasses of the layers of Flax and take all arguments of Flax.
+An error names a wrong argument early. The numbers differ from Flax in these
+points:
 
-- The variance is always a stable one, with one collective over named axes:
-  `use_fast_variance` has no effect. Reductions are in float32 at least:
-  `force_float32_reductions=False` is only the type of the running statistics.
-- What a mask hides takes no part and comes out as 0, where Flax normalizes it
-  along. Over devices, examples count alike, not devices, and a device may have
-  none.
-- A batch with no example, or with moments that are not finite, leaves the
-  running statistics as they are.
-- Activations must be real floating numbers, of which there are some. Complex
-  ones, which Flax centres and divides by the root of E |x - E x|², are refused:
-  give real and imaginary parts as features.
+- The variance is always computed in a stable way, with a single collective over
+  named axes, and `use_fast_variance` has no effect. Reductions are in float32
+  or wider; `force_float32_reductions=False` sets only the type of the running
+  statistics.
+- Activations under a mask take no part in the statistics, and their results are
+  0. Flax normalizes the masked activations too.
+- Over devices, every example has the same weight, and a device may have no
+  example. Flax gives every device the same weight.
+- A batch without examples, or with moments that are not finite, leaves the
+  running statistics unchanged.
+- Activations must be real floating-point numbers, and an empty batch has no
+  statistics. Complex activations are refused: give real and imaginary parts as
+  features. Flax centres complex activations and divides by the root of
+  E |x - E x|².
 """
 
 from bn_research.layers.linen.batch_norm import BatchNorm

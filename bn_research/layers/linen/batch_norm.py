@@ -1,4 +1,4 @@
-"""Flax's linen.BatchNorm, right where that is not."""
+"""The layer `linen.BatchNorm` of Flax, with stable and masked statistics."""
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,11 @@ class BatchNorm(nn.BatchNorm):
 
     y = (x - E x) / √(Var x + ε) · scale + bias
 
-  In training the mean and the biased variance are those of the batch, and the
-  running ones become old · momentum + new · (1 - momentum). See `layers.linen`
-  for what differs from Flax.
+  In training, the mean and the biased variance of the batch normalize, and the
+  running statistics become old · momentum + new · (1 - momentum). At inference,
+  the running statistics normalize. Unlike in Flax, the variance is stable,
+  masked activations give 0, and a batch without examples, or with moments that
+  are not finite, leaves the running statistics unchanged.
 
   Source: Ioffe and Szegedy (2015), Algorithm 1.
   """
@@ -32,17 +34,17 @@ class BatchNorm(nn.BatchNorm):
 
     Args:
       x: Activations, floating.
-      use_running_average: Whether running statistics normalize; exactly one of
-        this and the attribute must be given.
-      mask: None, or broadcastable against `x`: where False, `x` takes no part,
-        may hold anything, and the result is 0.
+      use_running_average: Whether running statistics normalize. Give either
+        this argument or the attribute, not both.
+      mask: None, or booleans that broadcast against `x`. Activations with False
+        take no part, may hold any value, and give 0.
 
     Returns:
       An array of the shape of `x`.
 
     Raises:
       TypeError: If `x` is not floating.
-      ValueError: If `use_running_average` is given twice or not at all, or
+      ValueError: If `use_running_average` is given twice or not at all, or if
         shapes do not fit.
       ModifyScopeVariableError: In training, if 'batch_stats' is not mutable.
     """
@@ -57,8 +59,8 @@ class BatchNorm(nn.BatchNorm):
     update = not (use_running or self.is_initializing())
     known = mean.value, var.value
     if update:
-      # An update that the stored type cannot hold must be skipped, so that the
-      # state has this type before it moves.
+      # The cast comes before the update, because the update must be skipped if
+      # the stored type cannot hold the new statistics.
       dtype = self._type_of_statistics(x)
       known = known[0].astype(dtype), known[1].astype(dtype)
     y, state = normalize(
@@ -76,6 +78,7 @@ class BatchNorm(nn.BatchNorm):
     return y
 
   def _variables(self, shape: tuple[int, ...]):
+    # Names, types and initial values are those of Flax, for old checkpoints.
     is_wide = self.force_float32_reductions
     dtype = jnp.float32 if is_wide else self.param_dtype
     return (
@@ -84,6 +87,6 @@ class BatchNorm(nn.BatchNorm):
     )
 
   def _type_of_statistics(self, x: jax.Array):
-    """The type in which Flax leaves running statistics after an update."""
+    """Returns the type that Flax gives the running statistics in an update."""
     least = jnp.float32 if self.force_float32_reductions else self.param_dtype
     return jnp.promote_types(self.dtype or x.dtype, least)

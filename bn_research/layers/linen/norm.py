@@ -1,4 +1,4 @@
-"""Any Normalization as a linen module."""
+"""A linen module for any normalization."""
 
 from typing import Any
 
@@ -14,26 +14,29 @@ from bn_research.norms import Normalizer
 
 
 class Norm(nn.Module):
-  """Any Normalization, with the learned scale and bias it calls for.
+  """Any normalization as a layer, with a learned scale and bias.
 
-  What it remembers is in the collection 'batch_stats': a variable for each
-  field of its state, `mean` and `var` among them; or one variable, `state`, for
-  that of several. What it learns beside scale and bias is in 'params', as
-  `learned`.
+    y = Norm(x, X) · scale + bias
+
+  The collection 'batch_stats' holds the state, with a variable for each field,
+  such as `mean` and `var`. The state of a combination is a single variable,
+  `state`. The collection 'params' holds `scale`, `bias` and, as `learned`, all
+  further parameters of the normalization.
 
   Attributes:
-    normalization: The normalization; pure, see `bn_research.norms`.
-    use_running_average: Whether the population's moments normalize; exactly one
-      of this and the call argument must be given. Without effect where nothing
-      is remembered.
-    use_scale: Whether there is a learned scale; None for where the map takes a
-      scale away, so that there is something to give back.
-    use_bias: Whether there is a learned bias.
+    normalization: A `norms.Normalization`, or a combination of normalizations.
+    use_running_average: Whether the moments of the population normalize. Give
+      either this attribute or the argument of the call, not both. A
+      normalization without a population needs neither.
+    use_scale: Whether the layer learns a scale. None means: exactly if the map
+      takes a scale away, which a learned scale can give back.
+    use_bias: Whether the layer learns a bias.
     scale_init: Initializer of the scale.
     bias_init: Initializer of the bias.
-    dtype: Type of the result; None for what activations, scale and bias promote
-      to.
-    param_dtype: Type of scale and bias.
+    dtype: Type of the result; None for the common type of activations, scale
+      and bias.
+    param_dtype: Type of scale and bias. The statistics have this type too, but
+      float32 at least.
   """
 
   normalization: Normalizer
@@ -54,27 +57,40 @@ class Norm(nn.Module):
     update: bool | None = None,
     mask: jax.Array | None = None,
   ) -> jax.Array:
-    """Normalizes `x` (batch, ..., num_features), and keeps the statistics.
+    """Normalizes activations, and in training moves the statistics.
 
     Args:
-      x: Activations, floating.
-      use_running_average: See the attribute.
-      update: Whether the statistics move; None for exactly when training.
-      mask: None, or boolean and broadcastable against `x`.
+      x: Activations (batch, ..., features), floating.
+      use_running_average: Whether the moments of the population normalize;
+        None if the attribute of the same name is given.
+      update: Whether the statistics move; None means: exactly if the moments of
+        the batch normalize.
+      mask: None, or booleans that broadcast against `x`. Activations with False
+        take no part, may hold any value, and give 0.
 
     Returns:
       An array of the shape of `x`.
+
+    Raises:
+      TypeError: If `x` is not floating.
+      ValueError: If `use_running_average` is given twice or not at all, or if
+        shapes do not fit.
+      ModifyScopeVariableError: In training, if 'batch_stats' is not mutable.
     """
     x = jnp.asarray(x)
     norm = self.normalization
+    # The check of the two flags comes last: a normalization without statistics
+    # must work without a flag.
     use_running = norm.remembers and self._use_running(use_running_average)
     if update is None:
       update = not use_running
     if self.is_initializing():
+      # A sample input must not move statistics, and no axis name is bound.
       norm, update = calls.on_one_device(norm), False
     wide = jnp.promote_types(self.param_dtype, jnp.float32)
     state, variables = self._remembered(norm.init(x.shape[-1], wide))
     learned = norm.learned(x.shape[-1], self.param_dtype)
+    # Without an empty entry, the parameters have the tree of a layer of Flax.
     if jax.tree.leaves(learned):
       learned = self.param('learned', lambda key: learned)
     last = (x.ndim - 1,)
@@ -104,10 +120,15 @@ class Norm(nn.Module):
     return bool(nn.merge_param(name, self.use_running_average, argument))
 
   def _remembered(self, initial: Any) -> tuple[Any, dict[str, nn.Variable]]:
-    """Returns the state, and the variables that hold its fields."""
+    """Returns the state, and the variables that hold the fields of the state.
+
+    Variables with the names `mean` and `var` can be exchanged with Flax's
+    `BatchNorm`.
+    """
     if initial == ():
       return initial, {}
     if not hasattr(initial, '_asdict'):
+      # The state of a combination is a tuple without names.
       whole = self.variable('batch_stats', 'state', lambda: initial)
       return whole.value, {'state': whole}
     variables = {

@@ -1,4 +1,4 @@
-"""The parameters of a linen layer, and one call of a drop-in layer."""
+"""The parameters of a linen layer, and the call of a drop-in layer."""
 
 from typing import Any
 
@@ -19,21 +19,27 @@ def normalize(
   features: calls.Axes,
   **switches: Any,
 ) -> tuple[jax.Array, Any]:
-  """Declares the parameters, scale first, and applies.
+  """Declares scale and bias of a layer, and normalizes.
 
   Args:
-    layer: The linen module that is being called.
-    normalization: What it does.
-    x: Activations.
-    state: The normalization's.
+    layer: The linen module of the call.
+    normalization: The normalization of the layer.
+    x: Activations, floating.
+    state: The state of the normalization; () if nothing is remembered.
     features: The axes of `x` along which the parameters lie.
-    **switches: Other arguments of `normalization.apply`.
+    **switches: The remaining arguments of `normalization.apply`.
 
   Returns:
-    The result, and the next state.
+    The result, of the shape of `x`, and the next state.
+
+  Raises:
+    TypeError: If `x` is not floating.
+    ValueError: If shapes do not fit.
   """
+  # The scale comes first, as in Flax: the order of the declarations decides
+  # the random keys of the initializers.
   scale = parameter(layer, 'scale', x, features) if layer.use_scale else None
-  use_bias = getattr(layer, 'use_bias', False)  # RMSNorm has none
+  use_bias = getattr(layer, 'use_bias', False)  # RMSNorm has no bias.
   bias = parameter(layer, 'bias', x, features) if use_bias else None
   if layer.is_initializing():
     normalization = calls.on_one_device(normalization)
@@ -52,10 +58,19 @@ def normalize(
 def parameter(
   layer: Any, name: str, x: jax.Array, axes: calls.Axes
 ) -> jax.Array:
-  """Declares a parameter of the shape of axes of `x`.
+  """Declares a parameter with the sizes of some axes of `x`.
+
+  Args:
+    layer: The linen module of the call.
+    name: Name of the parameter, 'scale' or 'bias'.
+    x: Activations.
+    axes: The axes of `x` along which the parameter lies.
+
+  Returns:
+    The parameter, of the type `layer.param_dtype`.
 
   Raises:
-    ValueError: If there is one of another shape.
+    ValueError: If the layer has a parameter with a different shape.
   """
   init = getattr(layer, f'{name}_init')
   shape = tuple(x.shape[a] for a in axes)
@@ -63,4 +78,4 @@ def parameter(
     return layer.param(name, init, shape, layer.param_dtype)
   except errors.ScopeParamShapeError:
     calls.raise_mismatch(x, axes)
-    raise
+    raise  # Never reached, but a type checker misses a return value here.

@@ -1,4 +1,4 @@
-"""Flax's linen layers that normalize an example by itself."""
+"""The linen layers of Flax that normalize each example separately."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,10 @@ from bn_research.layers.linen.parameters import normalize
 class LayerNorm(nn.LayerNorm):
   """Layer normalization with the arguments and variables of `linen.LayerNorm`.
 
-  See `layers.linen` for what differs from Flax.
+    y = (x - E x) / √(Var x + ε) · scale + bias
+
+  E x and Var x are moments of an example over `reduction_axes`. Unlike in Flax,
+  the variance is stable, and masked activations give 0.
 
   Source: Ba et al. (2016), equation 3.
   """
@@ -24,8 +27,8 @@ class LayerNorm(nn.LayerNorm):
 
     Args:
       x: Activations, floating.
-      mask: None, or broadcastable against `x`: where False, `x` takes no part,
-        may hold anything, and the result is 0.
+      mask: None, or booleans that broadcast against `x`. Activations with False
+        take no part, may hold any value, and give 0.
 
     Returns:
       An array of the shape of `x`.
@@ -40,9 +43,12 @@ class LayerNorm(nn.LayerNorm):
 
 
 class RMSNorm(nn.RMSNorm):
-  """Root mean square normalization as in `linen.RMSNorm`: y = x / √(E x² + ε).
+  """Root mean square normalization, with the arguments of `linen.RMSNorm`.
 
-  See `layers.linen` for what differs from Flax.
+    y = x / √(E x² + ε) · scale
+
+  E x² is the mean square of an example over `reduction_axes`. Unlike in Flax,
+  masked activations give 0.
 
   Source: Zhang and Sennrich (2019), equation 4.
   """
@@ -51,7 +57,20 @@ class RMSNorm(nn.RMSNorm):
   def __call__(
     self, x: jax.Array, *, mask: jax.Array | None = None
   ) -> jax.Array:
-    """Normalizes over `reduction_axes`; see `LayerNorm`."""
+    """Normalizes over `reduction_axes`.
+
+    Args:
+      x: Activations, floating.
+      mask: None, or booleans that broadcast against `x`. Activations with False
+        take no part, may hold any value, and give 0.
+
+    Returns:
+      An array of the shape of `x`.
+
+    Raises:
+      TypeError: If `x` is not floating.
+      ValueError: If shapes do not fit.
+    """
     x = jnp.asarray(x)
     norm, features = flax_words.rms_norm(self, x.ndim)
     return normalize(self, norm, x, features=features, mask=mask)[0]
@@ -60,8 +79,11 @@ class RMSNorm(nn.RMSNorm):
 class GroupNorm(nn.GroupNorm):
   """Group normalization with the arguments and variables of `linen.GroupNorm`.
 
-  A mask need not have the channels. See `layers.linen` for what differs from
-  Flax.
+    y = (x - E x) / √(Var x + ε) · scale + bias
+
+  E x and Var x are moments of a group of channels of an example, over all
+  positions. Unlike in Flax, the variance is stable, masked activations give 0,
+  and a mask may have size 1 along the channels.
 
   Source: Wu and He (2018), equation 7.
   """
@@ -70,7 +92,20 @@ class GroupNorm(nn.GroupNorm):
   def __call__(
     self, x: jax.Array, *, mask: jax.Array | None = None
   ) -> jax.Array:
-    """Normalizes groups of channels over positions; see `LayerNorm`."""
+    """Normalizes groups of channels over positions.
+
+    Args:
+      x: Activations, floating.
+      mask: None, or booleans that broadcast against `x`. Activations with False
+        take no part, may hold any value, and give 0.
+
+    Returns:
+      An array of the shape of `x`.
+
+    Raises:
+      TypeError: If `x` is not floating.
+      ValueError: If shapes do not fit, or groups do not divide the channels.
+    """
     x = jnp.asarray(x)
     groups = self.num_groups, self.group_size
     norm, features = flax_words.group_norm(self, x.ndim, *groups)
@@ -78,9 +113,12 @@ class GroupNorm(nn.GroupNorm):
 
 
 class InstanceNorm(nn.InstanceNorm):
-  """Instance normalization as in `linen.InstanceNorm`.
+  """Instance normalization, with the arguments of `linen.InstanceNorm`.
 
-  See `layers.linen` for what differs from Flax.
+    y = (x - E x) / √(Var x + ε) · scale + bias
+
+  E x and Var x are moments of a channel of an example, over all positions.
+  Unlike in Flax, the variance is stable, and masked activations give 0.
 
   Source: Ulyanov et al. (2016), equation 4.
   """
@@ -89,7 +127,20 @@ class InstanceNorm(nn.InstanceNorm):
   def __call__(
     self, x: jax.Array, *, mask: jax.Array | None = None
   ) -> jax.Array:
-    """Normalizes each channel over its positions; see `LayerNorm`."""
+    """Normalizes each channel over the positions of an example.
+
+    Args:
+      x: Activations, floating.
+      mask: None, or booleans that broadcast against `x`. Activations with False
+        take no part, may hold any value, and give 0.
+
+    Returns:
+      An array of the shape of `x`.
+
+    Raises:
+      TypeError: If `x` is not floating.
+      ValueError: If shapes do not fit, or `feature_axes` has the first axis.
+    """
     x = jnp.asarray(x)
     norm, features = flax_words.instance_norm(self, x.ndim)
     return normalize(self, norm, x, features=features, mask=mask)[0]

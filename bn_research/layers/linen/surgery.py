@@ -1,8 +1,8 @@
-"""Changing the normalizations of a linen model: its variable trees.
+"""Transfers variables to a linen model with a different normalization.
 
-A linen model is a recipe. It is changed by making it with another norm, such as
-the result of `norms.freeze` or `norms.sync`, or of another factory. The
-functions here take the variables along.
+To change a linen model, make the model again with a different normalization,
+such as the result of `norms.freeze`, of `norms.sync` or of a factory. The
+functions in this module then convert the variables.
 """
 
 from collections.abc import Mapping
@@ -20,24 +20,25 @@ from bn_research.layers import calls
 Path = tuple[str, ...]
 Variables = Mapping[str, Any]
 
-# What a layer counts, which belongs to the mean and variance beside it.
+# Counts of a layer, which belong to the mean and variance of the same layer.
 _COUNTS = ('steps', 'weight')
 
 
 def carry(old: Variables, new: Variables) -> Variables:
-  """Returns `new` with every array of `old` that has its path and shape.
+  """Copies the arrays of `old` into `new` if path and shape agree.
 
-  The running statistics of a layer are carried all together or not at all, and
-  the two layers must give them the same meaning. Flax's `BatchNorm` counts no
-  updates; its statistics weigh as much as the average of a trained model. How
-  an array is partitioned is told by `new`, or by `old` if `new` does not tell.
+  The running statistics of a layer are copied all together or not at all. The
+  caller makes sure that both layers give the statistics the same meaning. The
+  statistics of Flax's `BatchNorm`, which counts no updates, get the weight of
+  the average of a trained model. The partitioning of an array comes from `new`,
+  or from `old` if `new` has no partitioning.
 
   Args:
-    old: Variables of the model as it was.
-    new: Variables of the model as it is to be, from `init`.
+    old: Variables of the model before the change.
+    new: Variables of the changed model, from `init`.
 
   Returns:
-    Variables of the tree of `new`.
+    Variables with the tree of `new`.
   """
   known = traverse_util.flatten_dict(dict(old))
   fresh = traverse_util.flatten_dict(dict(new))
@@ -53,14 +54,18 @@ def carry(old: Variables, new: Variables) -> Variables:
 
 
 def _carried(path: Path, leaf: Any, known: dict[Path, Any], fits) -> Any:
-  """Returns what becomes of one array of the new variables."""
+  """Returns the array at a path of the new variables."""
   mean, var = ((*path[:-1], name) for name in ('mean', 'var'))
   is_statistic = path[0] == 'batch_stats'
+  # A copied mean with a fresh variance would be no statistics of any model. The
+  # default is True, because a combination has no array with the name `mean`.
   if is_statistic and not (fits.get(mean, True) and fits.get(var, True)):
     return leaf
   if fits[path]:
     return _in_the_box_of(leaf, known[path])
   if is_statistic and path[-1] in _COUNTS and mean in known:
+    # Mean and variance come from a layer without counts. With counts of 0 a
+    # debiased average would forget the copied statistics.
     arrays = (nn.meta.unbox(known[p]) for p in (mean, var))
     weight = jnp.broadcast_to(calls.weight_of(*arrays), jnp.shape(leaf))
     return weight.astype(leaf.dtype)
@@ -68,7 +73,7 @@ def _carried(path: Path, leaf: Any, known: dict[Path, Any], fits) -> Any:
 
 
 def _in_the_box_of(new: Any, old: Any) -> Any:
-  """Returns the arrays of `old`, partitioned as `new` if `new` tells how."""
+  """Returns the arrays of `old`, with the partitioning of `new` if any."""
   if not isinstance(new, nn.meta.AxisMetadata):
     return old
   return new.replace_boxed(nn.meta.unbox(old))
@@ -82,45 +87,51 @@ def fold(
   feature_group_count: int | None = None,
   transpose_kernel: bool | None = None,
 ) -> Variables:
-  """Folds normalizations into the layers before them, for inference.
+  """Folds normalizations into the preceding layers, for inference.
+
+    (x K + k) D + e = x (K D) + (k D + e)
+
+  At inference a normalization with a population is the affine map y = x D + e.
 
   Args:
-    variables: Of a model with this normalization, `Norm` or `BatchNorm`.
+    variables: Variables of a model whose `Norm` or `BatchNorm` layers have the
+      given normalization.
     pairs: From the path of each normalization to the path of the `Dense`,
-      `Conv` or `ConvTranspose` whose output it normalizes. No variable tells
-      the mask of a masked `Conv`: mask the kernel first, and leave the mask
-      out afterwards.
-    normalization: What the layers do.
-    feature_group_count: Of the convolutions. No variable tells it; whitening
-      asks for it. Pairs of different counts take a call each.
-    transpose_kernel: Of the convolutions: whether the outputs are the last axis
-      but one of the kernel. None to tell by the sizes, which is refused for as
-      many inputs as outputs.
+      `Conv` or `ConvTranspose` before the normalization. The variables do not
+      show the mask of a masked `Conv`: multiply the kernel by the mask first,
+      and leave the mask out afterwards.
+    normalization: The normalization of the layers.
+    feature_group_count: The number of groups of the convolutions, which the
+      variables do not show. Only whitening needs the number. Convolutions with
+      different numbers need separate calls.
+    transpose_kernel: The option of the convolutions: whether the outputs are
+      the second to last axis of the kernel. With None the sizes decide, and a
+      kernel with as many inputs as outputs raises an error.
 
   Returns:
-    Variables of the model with `norms.none()` and no bias in its place, and a
-    bias in the layers before.
+    Variables of the model with `norms.none()` and no bias in place of each
+    normalization, and with a bias in each preceding layer.
 
   Raises:
-    ValueError: If there is no such normalization or layer, if a normalization
-      remembers nothing, and so is not affine, if it mixes outputs of a
-      convolution that see different inputs, or if the variables do not tell
-      what the outputs of a kernel are.
+    ValueError: If a path does not exist, if the normalization has no
+      population, and therefore is not affine, if the normalization mixes
+      outputs of a convolution with different inputs, or if the variables do not
+      show the output axis of a kernel.
   """
   if not isinstance(normalization, norms.Normalization):
     raise ValueError(
-      f'{normalization} is not a norms.Normalization; only one of those is '
-      'folded: give its parts as layers of their own.'
+      f'{normalization} is not a norms.Normalization and cannot be folded as a '
+      'whole; give its parts as layers of their own.'
     )
   if normalization.population is None:
     raise ValueError(
-      f'{normalization} depends on the example at inference too, so it cannot '
-      'be folded into a kernel.'
+      f'{normalization} depends on the example at inference too and cannot be '
+      'folded into a kernel; give a normalization with a population.'
     )
   if len(set(pairs.values())) < len(pairs):
     raise ValueError(
-      f'pairs={dict(pairs)} fold two normalizations into one layer; give each '
-      'normalization a layer of its own.'
+      f'pairs={dict(pairs)} fold two normalizations into the same layer; give '
+      'each normalization a different layer.'
     )
   flat = dict(traverse_util.flatten_dict(dict(variables)))
   for norm_path, layer_path in pairs.items():
@@ -142,8 +153,8 @@ def _fold_pair(
   mean_path = ('batch_stats', *norm_path, 'mean')
   if kernel_path not in flat or mean_path not in flat:
     raise ValueError(
-      f'no normalization at {norm_path} after a kernel at {layer_path}; the '
-      f'variables are: {["/".join(path) for path in flat]}.'
+      f'no normalization at {norm_path}, or no kernel at {layer_path}; choose '
+      f'paths of the variables: {["/".join(path) for path in flat]}.'
     )
   statistics = _pop(flat, ('batch_stats', *norm_path))
   affine = _pop(flat, ('params', *norm_path))
@@ -152,12 +163,13 @@ def _fold_pair(
   outputs = statistics['mean'].shape
   if is_transposed is None:
     is_transposed = _is_transposed(kernel, outputs, layer_path)
+  # `norms.fold` expects the outputs on the last axis.
   turn = partial(jnp.swapaxes, axis1=-1, axis2=-2) if is_transposed else _same
   if turn(kernel).shape[-1:] != outputs:
     raise ValueError(
       f'the kernel at {layer_path} has shape {kernel.shape}, and the '
       f'normalization at {norm_path} has features of shape {outputs}; give '
-      'the layer whose output is normalized, of one model.'
+      'the layer before the normalization, and variables of a single model.'
     )
   kernel, bias = norms.fold(
     turn(kernel),
@@ -173,7 +185,7 @@ def _fold_pair(
 
 
 def _is_transposed(kernel: jax.Array, outputs, path: Path) -> bool:
-  """Whether the outputs of a kernel are its last axis but one.
+  """Returns whether the outputs are the second to last axis of a kernel.
 
   Raises:
     ValueError: For a convolution with as many inputs as outputs.
@@ -187,14 +199,15 @@ def _is_transposed(kernel: jax.Array, outputs, path: Path) -> bool:
   if is_last and is_before:
     raise ValueError(
       f'the kernel at {path} has shape {kernel.shape}, with as many inputs as '
-      'outputs; give transpose_kernel, False for a Conv, and for a '
-      'ConvTranspose its own attribute.'
+      'outputs; give transpose_kernel: False for a Conv, and the attribute '
+      'transpose_kernel for a ConvTranspose.'
     )
   return is_before
 
 
 def _state(normalization: norms.Normalization, statistics: dict[str, Any]):
   """Returns the state that the variables of a layer hold."""
+  # The variables of Flax's BatchNorm have no counts: the initial counts stay.
   mean = statistics['mean']
   initial = normalization.init(mean.shape, mean.dtype)
   held = {n: statistics[n] for n in initial._fields if n in statistics}
@@ -206,6 +219,6 @@ def _same(kernel: jax.Array) -> jax.Array:
 
 
 def _pop(flat: dict[Path, Any], prefix: Path) -> dict[str, Any]:
-  """Takes out all arrays right below a path, and returns them by name."""
+  """Removes the arrays directly below a path, and returns them by name."""
   names = [path for path in flat if path[:-1] == prefix]
   return {path[-1]: nn.meta.unbox(flat.pop(path)) for path in names}

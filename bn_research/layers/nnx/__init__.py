@@ -1,17 +1,17 @@
-"""Normalizations as flax.nnx modules: Flax's own layers, and any other.
+"""Normalizations as flax.nnx modules: the layers of Flax, and `Norm`.
 
-A model is switched by its import:
+A changed import is enough to switch a model:
 
   >>> import jax
   >>> from flax import nnx
   >>> from bn_research.layers import nnx as layers
   >>> layer = layers.BatchNorm(6, momentum=0.9, rngs=nnx.Rngs(0))
   >>> x = jax.random.normal(jax.random.key(0), (5, 6))
-  >>> y = layer(x)  # the batch's statistics; the running ones learn
+  >>> y = layer(x)  # normalizes by the batch, moves the running statistics
   >>> layer.eval()
-  >>> y = layer(x)  # the running ones
+  >>> y = layer(x)  # normalizes by the running statistics
 
-What Flax does not have is a `Norm`:
+`Norm` makes a layer of any normalization, such as ghost batch normalization:
 
   >>> from bn_research import norms
   >>> ghost = norms.batch_norm(group_size=2)
@@ -19,23 +19,26 @@ What Flax does not have is a `Norm`:
   >>> layer(x).shape
   (5, 6)
 
-These layers are subclasses of Flax's, so that whatever looks for
-`nnx.BatchNorm` finds them, and they take all of Flax's arguments. They differ
-where Flax is wrong, and in saying sooner what is wrong with a call:
+The layers are subclasses of the layers of Flax and take all arguments of Flax.
+A search of a model for `nnx.BatchNorm` finds our layer too. An error names a
+wrong argument early. The numbers differ from Flax in these points:
 
-- The variance is always a stable one, with one collective over named axes:
-  `use_fast_variance` has no effect.
-- With `dtype`, only the result is rounded to it. Flax rounds the activations
-  and the running statistics first, which near a large mean leaves nothing of
-  them. A `promote_dtype` of one's own is called as Flax would call it.
-- A mask may be of any type that `bool` takes. What it hides takes no part and
-  comes out as 0, where Flax normalizes it along. Over devices, examples count
-  alike, not devices, and a device may have none.
-- A batch with no example, or with moments that are not finite, leaves the
-  running statistics as they are.
-- Activations must be real floating numbers, of which there are some. Complex
-  ones, which Flax centres and divides by the root of E |x - E x|², are refused:
-  give real and imaginary parts as features.
+- The variance is always computed in a stable way, with a single collective over
+  named axes, and `use_fast_variance` has no effect.
+- The option `dtype` rounds only the result. Flax rounds the activations and the
+  running statistics first, which near a large mean removes all information. A
+  custom `promote_dtype` is called as in Flax.
+- A mask may have any type that converts to booleans. Activations under a mask
+  take no part in the statistics, and their results are 0. Flax normalizes the
+  masked activations too.
+- Over devices, every example has the same weight, and a device may have no
+  example. Flax gives every device the same weight.
+- A batch without examples, or with moments that are not finite, leaves the
+  running statistics unchanged.
+- Activations must be real floating-point numbers, and an empty batch has no
+  statistics. Complex activations are refused: give real and imaginary parts as
+  features. Flax centres complex activations and divides by the root of
+  E |x - E x|².
 """
 
 from bn_research.layers.nnx.batch_norm import BatchNorm

@@ -1,4 +1,4 @@
-"""Flax's nnx.BatchNorm, right where that is not."""
+"""The layer `nnx.BatchNorm` of Flax, with stable and masked statistics."""
 
 import functools
 
@@ -15,20 +15,31 @@ class BatchNorm(nnx.BatchNorm):
 
     y = (x - E x) / √(Var x + ε) · scale + bias
 
-  In training the mean and the biased variance are those of the batch, and the
-  running ones become old · momentum + new · (1 - momentum). Over a tuple of
-  axes, `num_features` is the product of their sizes. See `layers.nnx` for what
-  differs from Flax.
+  In training, the mean and the biased variance of the batch normalize, and the
+  running statistics become old · momentum + new · (1 - momentum). At inference,
+  the running statistics normalize. If `axis` is a tuple, `num_features` is the
+  product of the sizes of the axes. Unlike in Flax, the variance is stable,
+  masked activations give 0, and a batch without examples, or with moments that
+  are not finite, leaves the running statistics unchanged.
 
   Source: Ioffe and Szegedy (2015), Algorithm 1.
   """
 
   @functools.wraps(nnx.BatchNorm.__init__)  # type: ignore[misc]
   def __init__(self, *args, **options):
-    """Initializes as Flax does; refuses options that are out of range."""
+    """Initializes the variables of Flax, and checks the options.
+
+    Args:
+      *args: The arguments of `nnx.BatchNorm`.
+      **options: The options of `nnx.BatchNorm`.
+
+    Raises:
+      ValueError: If an option is out of range.
+    """
     super().__init__(*args, **options)
     if self.axis == -1:
-      # Built here, the normalization is only looked up at the calls.
+      # The call fills the cache, and raises the errors of wrong options early.
+      # Options with a different `axis` need the activations for a check.
       flax_words.batch_norm(self, 2)
 
   def __call__(
@@ -43,17 +54,17 @@ class BatchNorm(nnx.BatchNorm):
     Args:
       x: Activations, floating.
       use_running_average: Whether running statistics normalize; None for the
-        layer's own.
-      mask: None, or broadcastable against `x`: where False, `x` takes no part,
-        may hold anything, and the result is 0.
+        attribute of the same name.
+      mask: None, or booleans that broadcast against `x`. Activations with False
+        take no part, may hold any value, and give 0.
 
     Returns:
       An array of the shape of `x`.
 
     Raises:
       TypeError: If `x` is not floating.
-      ValueError: If neither the layer nor the call says what normalizes, or
-        shapes do not fit.
+      ValueError: If neither the layer nor the call has `use_running_average`,
+        or if shapes do not fit.
     """
     x = jnp.asarray(x)
     use_running = use_running_average
@@ -71,6 +82,8 @@ class BatchNorm(nnx.BatchNorm):
     )
     x, promoted, (scale, bias), dtype = promote(self, x, stored, parameters)
     normalization, features = flax_words.batch_norm(self, x.ndim)
+    # An update starts from the stored statistics, because promoted statistics
+    # may be rounded.
     known = promoted if use_running else stored
     y, state = calls.apply(
       normalization,

@@ -1,4 +1,4 @@
-"""Moments of the inputs of a model's layers, taken as the model runs."""
+"""Records moments of the inputs of layers during a forward pass."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,19 +21,22 @@ def record_inputs(
   of: tuple[type, ...] = _LAYERS,
   axis_name: AxisNames = None,
 ) -> dict[str, norms.Moments]:
-  """Lets dense and convolution layers note the moments of their inputs.
+  """Makes dense and convolution layers record the moments of the inputs.
 
-  Of a layer that is called more than once, all inputs count.
+  If a layer is called several times, the moments of all inputs are joined.
 
   Args:
-    model: The model, from now on recording; a copy, where it is to be used
-      again.
-    of: The classes of layers that are to note, of those by default.
-    axis_name: Named mesh axes to pool over, as for `inputs.feature_moments`.
+    model: The model, which is changed in place and records in all later calls.
+      Give a copy if the model is used again.
+    of: The classes of the recording layers: `nnx.Linear`, `nnx.Conv` and
+      `WhitenedDense`, or some of the three.
+    axis_name: Named mesh axes to pool over in `shard_map`, `pmap` and `vmap`;
+      None to pool over no named axis.
 
   Returns:
-    A dict, empty, which calls of the model fill: moments by the name of the
-    layer, such as `dense/0`, its place in the tree of parameters.
+    An empty dictionary, which calls of the model fill. The keys are the paths
+    of layers in the model, such as `dense/0`. The values are the moments:
+    count and mean (d,), and co-moment (1, d, d), for d inputs of a kernel.
   """
   found: dict[str, norms.Moments] = {}
   for path, layer in nnx.iter_modules(model):
@@ -53,7 +56,9 @@ def _note_in(found: dict[str, norms.Moments], name: str) -> Note:
 
 
 def _listen(layer: Any, note: Note, axis_name: AxisNames) -> None:
-  """Puts `note` where the layer hands its input on."""
+  """Makes a layer call `note` with the moments of each input."""
+  # Flax's layers have no hook for inputs. Both functions that multiply by the
+  # kernel are attributes, and a wrapper sees the input in the computed type.
   if isinstance(layer, WhitenedDense):
     layer.observe = lambda x: note(inputs.feature_moments(x, axis_name))
   elif isinstance(layer, nnx.Linear):

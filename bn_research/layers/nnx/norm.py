@@ -1,4 +1,4 @@
-"""Any Normalization as an nnx module."""
+"""An nnx module for any normalization."""
 
 from typing import Any
 
@@ -25,7 +25,16 @@ def _value(variable: nnx.Variable) -> jax.Array:
 def initial_statistics(
   norm: 'Norm', normalization: Normalizer, leading: tuple[int, ...] = ()
 ) -> Any:
-  """Returns the state before the first batch, for the features of a layer."""
+  """Returns the state of a layer before the first batch.
+
+  Args:
+    norm: The layer, which has `num_features` and `param_dtype`.
+    normalization: The normalization with the state.
+    leading: The sizes of leading axes along which models are stacked.
+
+  Returns:
+    The state, with arrays of `param_dtype`, but float32 at least.
+  """
   wide = jnp.promote_types(norm.param_dtype, jnp.float32)
   return _stacked(normalization.init(norm.num_features, wide), leading)
 
@@ -37,18 +46,19 @@ def _stacked(tree: Any, leading: tuple[int, ...]) -> Any:
 
 
 class Norm(nnx.Module):
-  """Any Normalization, with the learned scale and bias it calls for.
+  """Any normalization as a layer, with a learned scale and bias.
+
+    y = Norm(x, X) · scale + bias
 
   Attributes:
-    normalization: The normalization, or what has its calls; pure, see
-      `bn_research.norms`.
-    statistics: Its state, each array an `nnx.BatchStat`.
-    learned: What it learns beside scale and bias, each array an `nnx.Param`;
-      commonly nothing.
+    normalization: A `norms.Normalization`, or a combination of normalizations.
+    statistics: The state of the normalization, each array an `nnx.BatchStat`.
+    learned: Further parameters of the normalization, each array an `nnx.Param`.
+      Most normalizations have no further parameters.
     scale: `nnx.Param` (num_features,), or None.
     bias: `nnx.Param` (num_features,), or None.
-    use_running_average: Default of the call argument; set by `model.train()`
-      and `model.eval()`.
+    use_running_average: Default of the call argument, which `model.train()` and
+      `model.eval()` change.
     dtype: Type of the result, or None.
     param_dtype: Type of scale and bias.
   """
@@ -70,17 +80,18 @@ class Norm(nnx.Module):
     """Initializes the state and the parameters.
 
     Args:
-      normalization: The normalization.
+      normalization: A `norms.Normalization`, or a combination.
       num_features: Size of the last axis of the activations.
-      use_running_average: Whether the population's moments normalize.
-      use_scale: Whether there is a learned scale; None for where the map takes
-        a scale away, so that there is something to give back.
-      use_bias: Whether there is a learned bias.
+      use_running_average: Whether the moments of the population normalize.
+      use_scale: Whether the layer learns a scale. None means: exactly if the
+        map takes a scale away, which a learned scale can give back.
+      use_bias: Whether the layer learns a bias.
       scale_init: Initializer of the scale.
       bias_init: Initializer of the bias.
-      dtype: Type of the result; None for what activations, scale, bias and, as
-        in `nnx.BatchNorm`, statistics promote to.
-      param_dtype: Type of scale and bias.
+      dtype: Type of the result; None for the common type of activations, scale,
+        bias and, as in `nnx.BatchNorm`, statistics.
+      param_dtype: Type of scale and bias. The statistics have this type too,
+        but float32 at least.
       rngs: Keys for the initializers.
     """
     if use_scale is None:
@@ -105,12 +116,14 @@ class Norm(nnx.Module):
   def set_normalization(
     self, normalization: Normalizer, leading: tuple[int, ...] = ()
   ) -> None:
-    """Takes another normalization, with statistics that have seen no batch.
+    """Changes the normalization, and resets statistics and learned arrays.
 
     Args:
-      normalization: The normalization.
-      leading: Leading axes along which models are stacked.
+      normalization: The new normalization.
+      leading: The sizes of leading axes along which models are stacked.
     """
+    # A normalization is a pytree. Only arrays make nnx treat a pytree as data;
+    # without arrays a normalization is static and hashable.
     has_arrays = any(map(is_array, jax.tree.leaves(normalization)))
     self.normalization = (
       nnx.data(normalization) if has_arrays else normalization
@@ -129,20 +142,25 @@ class Norm(nnx.Module):
     update: bool | None = None,
     mask: jax.Array | None = None,
   ) -> jax.Array:
-    """Normalizes `x` (batch, ..., num_features), and keeps the statistics.
+    """Normalizes activations, and in training moves the statistics.
 
     Args:
-      x: Activations, floating.
-      use_running_average: None for the module's own. Without effect where
-        nothing is remembered.
-      update: Whether the statistics move; None for exactly when training.
-      mask: None, or boolean and broadcastable against `x`.
+      x: Activations (batch, ..., num_features), floating.
+      use_running_average: Whether the moments of the population normalize; None
+        for the attribute of the same name. A normalization without a population
+        ignores the argument.
+      update: Whether the statistics move; None means: exactly if the moments of
+        the batch normalize.
+      mask: None, or booleans that broadcast against `x`. Activations with False
+        take no part, may hold any value, and give 0.
 
     Returns:
       An array of the shape of `x`.
 
     Raises:
-      ValueError: If the last axis is not of `num_features`.
+      TypeError: If `x` is not floating.
+      ValueError: If the last axis has not the size `num_features`, or if a mask
+        does not fit.
     """
     x = jnp.asarray(x)
     if x.shape[-1:] != (self.num_features,):
@@ -155,6 +173,7 @@ class Norm(nnx.Module):
       _value, (self.statistics, self.learned), is_leaf=_is_variable
     )
     scale, bias = value(self.scale), value(self.bias)
+    # The types of the statistics count, as in `nnx.BatchNorm`.
     types = x, scale, bias, *jax.tree.leaves(state)
     y, new = calls.apply(
       self.normalization,
@@ -179,10 +198,10 @@ class Norm(nnx.Module):
     return y
 
   def set_view(self, use_running_average: bool | None = None) -> None:
-    """Sets what `nnx.view` asks for.
+    """Sets the default of `use_running_average`; `nnx.view` calls this method.
 
     Args:
-      use_running_average: None for no change.
+      use_running_average: The new value; None for no change.
     """
     if use_running_average is not None:
       self.use_running_average = use_running_average

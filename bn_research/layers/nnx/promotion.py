@@ -1,4 +1,4 @@
-"""What becomes of the types of a drop-in layer's arrays."""
+"""The types of the arrays of a drop-in layer."""
 
 from typing import Any
 
@@ -12,19 +12,20 @@ Arrays = tuple[Any, ...]
 def promote(
   layer: Any, x: jax.Array, statistics: Arrays, parameters: Arrays
 ) -> tuple[jax.Array, Arrays, Arrays, Any]:
-  """Promotes by the layer's `promote_dtype`, unless it is Flax's own.
+  """Converts the arrays of a layer by a custom `promote_dtype`, if any.
 
-  Flax's own rounds activations and running statistics to `dtype` before
-  anything is computed; instead, nothing is rounded before the end.
+  The `promote_dtype` of Flax is not called. Flax would round activations and
+  running statistics to `dtype` before the computation; here only the result is
+  rounded.
 
   Args:
-    layer: Has `promote_dtype` and `dtype`.
+    layer: A layer with the attributes `promote_dtype` and `dtype`.
     x: Activations.
     statistics: Running statistics.
-    parameters: Scale and bias, or None.
+    parameters: Scale and bias, each an array or None.
 
   Returns:
-    `x`, `statistics`, `parameters`, and the type of the layer's result.
+    `x`, `statistics`, `parameters`, and the type of the result of the layer.
   """
   given = (x, *statistics, *parameters)
   if layer.promote_dtype is dtypes.promote_dtype:
@@ -38,5 +39,5 @@ def promote(
 
 
 def value(parameter: nnx.Param | None) -> jax.Array | None:
-  """Returns the array of a parameter that a layer may do without."""
+  """Returns the array of a parameter, or None if the layer has no parameter."""
   return None if parameter is None else parameter[...]

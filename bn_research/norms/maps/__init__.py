@@ -1,4 +1,4 @@
-"""The map axis: what is done with the moments of a scope."""
+"""The map axis: how the moments of a scope normalize activations."""
 
 from bn_research.norms.maps.divide import Divide
 from bn_research.norms.maps.standardize import Standardize

@@ -1,4 +1,4 @@
-"""The dividing map of local response normalization: a power of its own."""
+"""The dividing map of local response normalization, with a free power."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -21,12 +21,15 @@ from bn_research.norms.statistics.moments import (
 
 @dataclasses.dataclass(frozen=True)
 class Divide(Map):
-  """y = x / (offset + gain · E x²)^power.
+  """Divides by a power of the mean square of the scope.
+
+    y = x / (offset + gain · E x²)^power
 
   Attributes:
-    offset: Keeps small responses as they are.
+    offset: Added to the weighted mean square, so that small activations are
+      divided by a constant.
     gain: Weight of the mean square.
-    power: 1/2 for a root mean square.
+    power: Exponent of the sum; 1/2 gives a root mean square.
 
   Source: Krizhevsky et al. (2012), Section 3.3.
   """
@@ -42,7 +45,7 @@ class Divide(Map):
 
   @property
   def scales(self) -> bool:
-    """False: the absolute scale matters to the map."""
+    """Returns False, because the result depends on the absolute scale."""
     return False
 
   def estimate(self, x, mask, axes, devices, groups=None) -> Moments:
@@ -73,6 +76,7 @@ class Divide(Map):
   def finish(self, x, mask, pair, scale, bias, dtype) -> jax.Array:
     """Divides, scales and shifts."""
 
+    # Without rematerialization the backward pass would keep a wide copy of `x`.
     def divide(x, mask, factor, scale, bias):
       y = apply_mask(mask, wide(x)) * factor
       y = y if scale is None else y * scale.astype(y.dtype)

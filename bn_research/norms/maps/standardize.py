@@ -25,18 +25,22 @@ from bn_research.norms.statistics.moments import (
 
 @dataclasses.dataclass(frozen=True)
 class Standardize(Map):
-  """Centres and divides by the deviation, or does one of the two.
+  """Centres, or divides by the deviation, or does both.
 
     centre and scale    (x - mean) / √(var + ε)
     centre              x - mean
     scale               x / √(E x² + ε)
 
   Attributes:
-    centre: Whether the mean is taken away. Without centring, the second moment
-      is about zero (root mean square).
+    centre: Whether to subtract the mean. Without centring, the second moment is
+      about zero (root mean square).
     scale: Whether to divide.
-    epsilon: ε, added to the second moment: a number, an array of shape (), or a
-      function of the updates made so far.
+    epsilon: ε, added to the second moment, in squared units of the activations:
+      a number, an array of shape (), or a function of the number of updates.
+
+  Source: Ioffe and Szegedy (2015), Algorithm 1 (centre and scale); Salimans and
+  Kingma (2016), Section 4 (centre); Zhang and Sennrich (2019), equation 4
+  (scale).
   """
 
   numbers: ClassVar[tuple[str, ...]] = ('epsilon',)
@@ -49,8 +53,13 @@ class Standardize(Map):
 
   @property
   def scales(self) -> bool:
-    """Whether the map takes a scale away."""
+    """Returns whether the map divides."""
     return self.scale
+
+  @property
+  def needs_moments(self) -> bool:
+    """Whether the map centres or divides."""
+    return self.centre or self.scale
 
   def estimate(self, x, mask, axes, devices, groups=None) -> Moments:
     """Estimates mean and variance, or the second moment about zero."""
@@ -62,18 +71,19 @@ class Standardize(Map):
     return Moments(one, jnp.zeros(features, dtype), one)
 
   def recall(self, mean: jax.Array, var: jax.Array) -> Pair:
-    """Returns (mean, variance), each None if the map does without."""
+    """Returns the mean and the variance, or None for an unused moment."""
     return Pair(mean if self.centre else None, var if self.scale else None)
 
   def deviation(self, pair: Pair) -> jax.Array | float:
-    """Returns √(var + ε); 1 if nothing is divided."""
+    """Returns √(var + ε), or 1 for a map that does not divide."""
     if not self.scale:
       return 1.0
     return jnp.sqrt(pair.spread + self._epsilon_of_type(pair.spread))
 
   def divided_by(self, mean: Any, deviation: Any) -> Pair:
-    """Returns the mean, and the variance whose deviation is given."""
+    """Returns the mean, and the variance of a given deviation."""
     spread = None
+    # `normalize` adds ε to the variance, so the variance here must lack ε.
     if self.scale:
       spread = deviation * deviation - self._epsilon_of_type(deviation)
     return Pair(mean if self.centre else None, spread)
@@ -98,33 +108,36 @@ def normalize(
   epsilon: Any = 1e-5,
   dtype: Any = None,
 ) -> jax.Array:
-  """Normalizes with given moments and applies the affine, in one rule.
+  """Normalizes with given moments, and applies the affine.
 
-    y = (x - mean) / √(var + ε) · scale + bias        (zero where masked out)
+    y = (x - mean) / √(var + ε) · scale + bias    (zero for masked activations)
 
-  One derivative rule for the whole expression, of any order and in both modes.
-  The backward pass keeps `x`, in its own type, and arrays of the size of the
-  moments. The gradient with respect to the moments is complete: together with
-  that of `moments.estimate` it is the derivative of the normalization.
+  The whole expression has one derivative rule, of any order and in both modes.
+  The backward pass keeps `x`, in the type of `x`, and arrays of the size of the
+  moments. The gradient with respect to the moments is complete: the chain rule
+  with the gradient of `moments.estimate` gives the derivative of the
+  normalization.
 
   Args:
     x: Activations of any shape, floating.
-    mask: None, or boolean, broadcastable against `x`.
+    mask: None, or boolean and broadcastable against `x`. False hides an
+      activation.
     mean: None for no centring, or broadcastable against `x`.
     var: None for no scaling, or broadcastable against `x`.
     scale: None for 1, or broadcastable against `x`.
     bias: None for 0, or broadcastable against `x`.
-    epsilon: Added to the variance.
-    dtype: Type of the result; None for that of `x`.
+    epsilon: ε, added to the variance: a number, or an array of shape ().
+    dtype: Type of the result; None for the type of `x`.
 
   Returns:
-    An array of the shape of `x`; computed in float32 at least.
+    An array of the shape of `x`, computed in float32 or a wider type.
 
   Source: Ioffe and Szegedy (2015), Algorithm 1.
   """
   within = wide_type(x)
   zero, one = jnp.zeros((), within), jnp.ones((), within)
-  # Outside of the rule, so that ε too may be traced and has a derivative.
+  # The addition stays outside of the derivative rule. ε may then be a traced
+  # array, and automatic differentiation gives a derivative for ε.
   if not isinstance(epsilon, float):
     epsilon = checks.number_of_type(epsilon, one)
   raised = one if var is None else var + epsilon
@@ -141,6 +154,7 @@ def normalize(
 
 @partial(jax.custom_jvp, nondiff_argnums=(6,))
 def _normalize(x, mask, mean, raised, scale, bias, dtype):
+  # The product in brackets is small, so `x` meets one multiplication only.
   y = (wide(x) - mean) * (lax.rsqrt(raised) * scale) + bias
   return (y if mask is None else apply_mask(mask, y)).astype(dtype)
 
@@ -151,11 +165,16 @@ def _normalize_jvp(dtype, primals, tangents):
   dx, _, dmean, dvar, dscale, dbias = tangents
   y = _normalize(*primals, dtype)
   r = lax.rsqrt(raised)
-  dlog = -0.5 * r * r * dvar  # of log r
+  dlog = -0.5 * r * r * dvar  # the tangent of log r
+  # The tangent has two forms with equal values. The form by coefficients first
+  # joins the small terms, so few arrays meet `x`. If the joined coefficients
+  # would be as large as `x`, the form by terms keeps the small terms separate.
   if _as_large(x, mean, raised, scale, bias):
     rule = partial(_tangent_by_terms, dtype=dtype)
     terms = (mean, r, scale, r * dmean, dlog, dscale, dbias)
     return y, rematerialized(rule)(x, mask, dx, *terms)
+  # dy = r scale (dx - dmean) + (dlog scale + dscale) r (x - mean) + dbias,
+  # in the order of powers of x - mean.
   slope = r * dscale + r * dlog * scale
   offset = dbias - r * scale * dmean
   slope, offset = _vary_together(slope, offset, x)
@@ -164,17 +183,18 @@ def _normalize_jvp(dtype, primals, tangents):
 
 
 def _as_large(x: jax.Array, *terms: jax.Array) -> bool:
-  """Whether coefficients made of all terms would be as large as `x`.
+  """Returns whether joint coefficients of all terms would be as large as `x`.
 
-  So it is for layer normalization, with moments a row and a scale a column:
-  combining them would double the traffic. For batch normalization it is not
-  combining them that would.
+  The answer is True for layer normalization, which has moments for each row and
+  a scale for each column. Joint coefficients would double the memory traffic.
+  The answer is False for batch normalization, whose terms are all small.
+  Separate terms would double the memory traffic.
   """
   return jnp.broadcast_shapes(*(term.shape for term in terms)) == x.shape
 
 
 def _tangent_by_coefficients(x, mask, dx, mean, gain, slope, offset, *, dtype):
-  """dy = gain dx + slope (x - mean) + offset, the coefficients being small."""
+  """Returns dy = gain dx + slope (x - mean) + offset, of small coefficients."""
   deviation = apply_mask(mask, wide(x) - mean)
   dy = gain * wide(dx) + slope * deviation + offset
   return apply_mask(mask, dy).astype(dtype)
@@ -183,10 +203,14 @@ def _tangent_by_coefficients(x, mask, dx, mean, gain, slope, offset, *, dtype):
 def _tangent_by_terms(
   x, mask, dx, mean, r, scale, dshift, dlog, dscale, dbias, *, dtype
 ):
-  """The same, moments and affine apart: each is small, together they are not.
+  """Returns the same tangent, with the moments and the affine kept separate.
 
-  dy = scale (r dx - dshift + dlog x̂) + dscale x̂ + dbias,    x̂ = r (x - mean)
+    dy = scale (r dx - dshift + dlog x̂) + dscale x̂ + dbias,    x̂ = r (x - mean)
+
+  Each term is small, but a product of two terms may be as large as `x`.
   """
+  # The backward pass sums each product over `x`. `_outer` turns these sums into
+  # matrix products, which do not write arrays as large as `x` first.
   normal = apply_mask(mask, wide(x) - mean) * r
   slope = _outer(dlog, scale) + dscale
   shift = _outer(-dshift, scale) + dbias
@@ -195,10 +219,12 @@ def _tangent_by_terms(
 
 
 def _outer(left: jax.Array, right: jax.Array) -> jax.Array:
-  """left · right, as a matrix product if the axes of one precede the other's.
+  """Returns left · right, as an outer product if possible.
 
-  Backward, that is products of a matrix with vectors. As a product of broadcast
-  arrays it would be sums of arrays as large as `x`, each written first.
+  An outer product needs all axes of `left` before all axes of `right`. The
+  backward pass of an outer product multiplies a matrix by vectors. The backward
+  pass of a product of broadcast arrays would first write arrays as large as
+  `x`, and then sum these arrays.
   """
   rows, columns = (
     [a for a, size in enumerate(side.shape) if size != 1]
@@ -221,10 +247,11 @@ def _but(axes: list[int], ndim: int) -> list[int]:
 
 
 def _vary_together(slope, offset, x):
-  """Lets two replicated coefficients meet a varying `x` as one array.
+  """Makes two replicated coefficients vary like `x`, as one array.
 
-  In the backward pass that meeting is a sum over devices, which gives the
-  gradients of the statistics and of the affine at once: one collective.
+  The backward pass of this step is a sum over devices. A stack of both
+  coefficients makes one collective, which gives the gradients of the statistics
+  and of the affine together.
   """
   if not collectives.varying(x) - collectives.varying(slope):
     return slope, offset

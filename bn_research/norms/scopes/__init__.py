@@ -1,9 +1,9 @@
 """The scope axis: which activations share statistics.
 
-A scope sees activations through a `View`, in which at most one axis is cut in
-two (rows into blocks, or channels into groups). A scope estimates the moments
-that normalize, and the moments of all activations together, from which a
-population learns.
+A scope sees activations through a `View`. A view cuts at most one axis in two:
+the rows into blocks, or the channels into groups. A scope estimates the moments
+that normalize, and the moments of all activations, from which a population
+learns.
 """
 
 from bn_research.norms.scopes.batch import Batch

@@ -1,4 +1,4 @@
-"""The mini-batch: whole, in ghost groups, on one device or many."""
+"""The mini-batch scope: whole or in ghost groups, on any number of devices."""
 
 import dataclasses
 import math
@@ -30,18 +30,19 @@ from bn_research.norms.statistics.views import View, as_tuples, canonical_axes
 class Batch(Scope):
   """The mini-batch: all examples and positions, feature by feature.
 
-  The mini-batch is the whole batch that the program sees. Under jit over a mesh
-  the program sees the whole global batch; under `shard_map` or `pmap` it sees
-  the share of the device, unless `axis_name` pools the shares.
+  The scope pools the whole batch that the program sees. Under jit over a mesh
+  the program sees the global batch. Under `shard_map` or `pmap` the program
+  sees the share of one device, unless `axis_name` pools the shares.
 
   Attributes:
-    group_size: None, or the number of examples that share statistics: ghost
-      batches, in the order of the rows. The last group has the rows that
-      remain.
-    axis: Feature axes; every other axis is pooled.
-    axis_name: Named mesh axes over which examples are spread.
-    axis_index_groups: Groups of devices that pool among themselves. Only `pmap`
-      has such groups; elsewhere, cut the mesh axis in two and name one half.
+    group_size: None for the whole batch, or the number of examples that share
+      statistics. Consecutive rows form a group, called a ghost batch. The last
+      group holds the remaining rows.
+    axis: Feature axes. The scope pools every other axis.
+    axis_name: Names of the mesh axes over which the examples are spread.
+    axis_index_groups: Groups of device indices; each group pools alone. Only
+      `pmap` supports index groups. Elsewhere, cut the mesh axis in two and name
+      one half.
 
   Source: Ioffe and Szegedy (2015), Section 3.2 for positions; Hoffer et al.
   (2017), Algorithm 1 for ghost batches.
@@ -53,6 +54,7 @@ class Batch(Scope):
   axis_index_groups: IndexGroups = None
 
   def __post_init__(self):
+    # Configs give lists. Tuples are hashable, as a static value of jit must be.
     for name in ('axis', 'axis_name', 'axis_index_groups'):
       value = getattr(self, name)
       if value is not None and not isinstance(value, int | str):
@@ -64,19 +66,19 @@ class Batch(Scope):
       )
 
   def objection(self, normalization: Any) -> str | None:
-    """Returns what does not fit: features on other axes, groups of devices."""
+    """Returns the sentence on a misfit of feature axes or of device groups."""
     map_ = normalization.map
     if map_.joint and self.axis not in (-1, (-1,)):
       return (
         f'{map_} takes features together and needs the features on the last '
-        f'axis; Batch has axis={self.axis}: move the features there.'
+        f'axis; Batch has axis={self.axis}: move the features to the last axis.'
       )
     grouped = self.group_size is not None and self.axis_name is not None
     if grouped and not map_.merges:
       return (
         f'the statistics of {map_} do not merge, so Batch cannot pool groups of'
-        f' group_size={self.group_size} over axis_name={self.axis_name}; leave '
-        'one of the two out, or give the map a merge.'
+        f' group_size={self.group_size} over axis_name={self.axis_name}; give '
+        'group_size or axis_name but not both, or give the map a merge.'
       )
     return None
 
@@ -86,7 +88,7 @@ class Batch(Scope):
     return tuple(map(shape.__getitem__, axes))
 
   def expand(self, leaf: jax.Array, shape: Shape) -> jax.Array:
-    """Lets an array of the shape of the features broadcast."""
+    """Reshapes an array of the shape of the features, to broadcast."""
     features = canonical_axes(self.axis, len(shape))
     if features == (len(shape) - 1,):
       return leaf.reshape((1,) * (len(shape) - 1) + leaf.shape)
@@ -99,6 +101,8 @@ class Batch(Scope):
 
     On one shard a block is a whole group, and padding fills the last group.
     """
+    # Moments of blocks inside a device need no communication. The blocks are
+    # small, so one collective can move all blocks afterwards.
     features = canonical_axes(self.axis, x.ndim)
     pooled = tuple(sorted(set(range(x.ndim)).difference(features)))
     if 0 in features:
@@ -108,30 +112,35 @@ class Batch(Scope):
           'examples there.'
         )
       return View(x.shape, pooled)
-    # What does not merge is estimated from all rows of a group at once.
-    is_apart = not map_.merges
-    shards = 1 if is_apart else meshes.num_shards(x)
+    # Statistics without a merge need all rows of a group in one estimate. A cut
+    # at device boundaries would leave only parts of a group.
+    rows_together = not map_.merges
+    shards = 1 if rows_together else meshes.num_shards(x)
     if self.group_size is None and shards == 1:
-      return View(x.shape, pooled, rows_together=is_apart)
-    # Groups of rows may span named devices.
+      return View(x.shape, pooled, rows_together=rows_together)
+    # With named devices a group may continue on the next device. Padding would
+    # then separate rows of one group, so this case needs small blocks too.
     spans_devices = self.group_size is not None and self.axis_name is not None
     is_one_group = _is_at_least(self.group_size, x.shape[0])
     if shards == 1 and is_one_group and not spans_devices:
-      return View(x.shape, pooled, rows_together=is_apart)
+      return View(x.shape, pooled, rows_together=rows_together)
+    # The cut turns axis 0 into two axes, so each pooled axis moves up by one.
     within = tuple(a + 1 for a in pooled)
     if shards == 1 and not spans_devices:
       size: Any = self.group_size
+      # Rounds up. The form with two minus signs also takes a symbolic size.
       groups = -(-x.shape[0] // size)
       padding = groups * size - x.shape[0]
       cut = (0, groups)
-      return View(x.shape, within, cut, False, padding, is_apart)
+      return View(x.shape, within, cut, False, padding, rows_together)
+    # The largest block size that divides the rows of a device and a group.
     size = math.gcd(x.shape[0] // shards, self.group_size or x.shape[0])
     return View(x.shape, within, (0, x.shape[0] // size))
 
   def moments(
     self, view: View, x: jax.Array, mask: jax.Array | None, map_: Map
   ) -> tuple[Moments, Moments]:
-    """Returns moments of each row's group, and of the whole batch."""
+    """Returns the moments of each group, and of the whole batch."""
     if self.axis_name is None and view.cut is None:
       moments = map_.estimate(x, mask, view.axes, _ALONE)
       return moments, moments
@@ -142,6 +151,8 @@ class Batch(Scope):
     if not map_.merges:
       return _moments_of_apart_groups(view, x, mask, map_)
     blocks = map_.estimate(x, mask, view.axes, _ALONE)
+    # One collective for count, mean and co-moment. Afterwards every device
+    # holds all blocks, and the merges below need no communication.
     blocks = move_as_one_array(meshes.everywhere, blocks)
     whole = map_.merge(gathered(blocks, devices), 0)
     if self.group_size is None:
@@ -152,10 +163,10 @@ class Batch(Scope):
     return self._of_groups(view, blocks, devices, blocks_per_group, map_), whole
 
   def _of_groups(self, view, blocks, devices, blocks_per_group, map_):
-    """Merges blocks to groups, and gives each block its group's moments."""
+    """Merges blocks into groups, and gives each block the group's moments."""
     num_blocks = view.cut[1]
     first = 0
-    # A device that holds whole groups only needs no block of another device.
+    # A device that holds only whole groups needs no block of another device.
     if devices.names and num_blocks % blocks_per_group:
       blocks = gathered(blocks, devices)
       first = devices.position() * num_blocks
@@ -171,17 +182,19 @@ _ALONE = Devices()
 
 
 def _moments_of_apart_groups(view, x, mask, map_) -> tuple[Moments, Moments]:
-  """Estimates each group, the smaller last group too, and the whole batch.
+  """Estimates the moments of each group and of the whole batch.
 
-  A statistic of one's own may not know of masks. The padding of the last group
-  is therefore cut off instead of hidden.
+  A user-defined statistic may ignore masks. The function therefore cuts off the
+  padding of the last group, instead of hiding the padding with a mask.
   """
+  # Axis 0 of the view counts groups, so the joined array has one axis fewer.
   joined_mask = None if mask is None else view.spread(mask)
   pooled = tuple(a - 1 for a in view.axes)
   whole = map_.estimate(view.join(x), joined_mask, pooled, _ALONE)
   whole = jax.tree.map(lambda leaf: leaf[None], whole)
   if not view.padding:
     return map_.estimate(x, mask, view.axes, _ALONE), whole
+  # The last group has fewer rows, hence another shape and a second estimate.
   rest = x.shape[1] - view.padding
   full = map_.estimate(
     x[:-1], None if mask is None else mask[:-1], view.axes, _ALONE
@@ -194,23 +207,31 @@ def _moments_of_apart_groups(view, x, mask, map_) -> tuple[Moments, Moments]:
 
 
 def _with_count_of_each(groups: Moments) -> Moments:
+  # Groups of one size share one count. The last group has another count, so the
+  # concatenation needs a count for each group.
   shape = (groups.mean.shape[0], *groups.count.shape[1:])
   return groups._replace(count=jnp.broadcast_to(groups.count, shape))
 
 
 def _is_at_least(size: int | None, rows: int) -> bool:
-  """Whether one group holds all rows; False for a symbol of `jax.export`."""
+  """Returns whether one group holds all rows.
+
+  The answer is False for a symbolic number of rows, as `jax.export` gives.
+  """
   return size is None or (isinstance(rows, int) and size >= rows)
 
 
 def _in_groups(leaf: jax.Array, size: int) -> jax.Array:
-  """(blocks, ...) to (groups, size, ...); empty blocks fill the last group."""
+  """Reshapes (blocks, ...) to (groups, size, ...).
+
+  Empty blocks fill the last group. A count of zero adds nothing to a merge.
+  """
   lacking = -leaf.shape[0] % size
   padded = jnp.pad(leaf, ((0, lacking),) + ((0, 0),) * (leaf.ndim - 1))
   return padded.reshape((-1, size, *leaf.shape[1:]))
 
 
 def _to_blocks(leaf: jax.Array, size: int, first, count: int) -> jax.Array:
-  """(groups, 1, ...) to the `count` blocks from `first`, each its group's."""
+  """Repeats (groups, 1, ...) for each block, and takes `count` from `first`."""
   repeated = jnp.repeat(leaf[:, 0], size, axis=0)
   return jax.lax.dynamic_slice_in_dim(repeated, first, count)

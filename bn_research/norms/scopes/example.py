@@ -1,4 +1,4 @@
-"""The example itself: its features, groups of channels, or positions."""
+"""The example scope: features, groups of channels, or positions of a row."""
 
 import dataclasses
 import math
@@ -19,25 +19,27 @@ from bn_research.norms.statistics.views import View, as_tuples, canonical_axes
 
 Pooled = int | Axes | Literal['features', 'positions', 'all']
 
-# With at least so many positions it is quicker to pool first the positions of
-# each channel and then the few sums of the channels of a group.
+# From this number of positions on, two steps are faster than one reduction:
+# first sum the positions of each channel, then sum the channels of each group.
 _MANY_POSITIONS = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Example(Scope):
-  """One example at a time; nothing of another takes part.
+  """One example at a time: no other example affects the statistics.
 
   Attributes:
-    axes: What is pooled: 'features', the last axis (layer and RMS norm, at
-      each position apart); 'positions', all axes but the first and the last
-      (instance norm); 'all' but the first (layer norm of an image, group
-      norm); or axes by number.
-    num_groups: Into how many groups of neighbours the last axis is divided,
-      each with statistics of its own.
-    group_size: Instead of `num_groups`, the channels of a group.
-    axis_name: Named mesh axes over which the pooled axes are spread.
-    axis_index_groups: Groups of devices that pool among themselves (`pmap`).
+    axes: The pooled axes. 'features' pools the last axis, separately at each
+      position (layer and RMS norm). 'positions' pools all axes except the first
+      and the last (instance norm). 'all' pools all axes except the first (layer
+      norm of an image, group norm). Integers select axes by number.
+    num_groups: None, or the number of groups of neighbouring channels. Each
+      group has separate statistics.
+    group_size: None, or the number of channels in a group. `num_groups` and
+      `group_size` exclude each other.
+    axis_name: Names of the mesh axes over which the pooled axes are spread.
+    axis_index_groups: Groups of device indices; each group pools alone. Only
+      `pmap` supports index groups.
 
   Source: Ba et al. (2016); Ulyanov et al. (2016); Wu and He (2018).
   """
@@ -51,6 +53,7 @@ class Example(Scope):
   axis_index_groups: IndexGroups = None
 
   def __post_init__(self):
+    # Configs give lists. Tuples are hashable, as a static value of jit must be.
     for name in ('axes', 'axis_name', 'axis_index_groups'):
       object.__setattr__(self, name, as_tuples(getattr(self, name)))
     if self.num_groups is not None and self.group_size is not None:
@@ -60,11 +63,11 @@ class Example(Scope):
       )
 
   def objection(self, normalization: Any) -> str | None:
-    """Returns what does not fit: a population, or a map of joint features."""
+    """Returns the sentence on a population or a map that does not fit."""
     if normalization.population is not None:
       return (
         'a population remembers statistics that examples share; '
-        f'{self} shares none: leave {normalization.population} out.'
+        f'{self} shares no statistics: leave {normalization.population} out.'
       )
     map_ = normalization.map
     if map_.joint and not self._keeps_features:
@@ -77,15 +80,17 @@ class Example(Scope):
 
   @property
   def _keeps_features(self) -> bool:
-    """Whether a covariance of features, or of groups of them, is left."""
+    """Whether features, or groups of features, remain for a covariance."""
     is_grouped = self.num_groups is not None or self.group_size is not None
     if is_grouped or self.axes == 'positions':
       return True
-    # The number of axes is not known yet: a positive axis may be the last.
+    # The number of axes of `x` is unknown here, and a positive number may name
+    # the last axis. Only -1 is surely the last axis; `Whiten.estimate` raises
+    # for the rest.
     return not isinstance(self.axes, str) and -1 not in _as_tuple(self.axes)
 
   def view(self, x: jax.Array, map_: Map) -> View:
-    """Returns the view: channels in groups where no positions come first."""
+    """Returns the view: channels in groups, or only positions pooled."""
     pooled = self._pooled(x.shape)
     groups = self._groups(x.shape, pooled)
     last = x.ndim - 1
@@ -93,9 +98,12 @@ class Example(Scope):
     if last not in pooled:
       return View(x.shape, pooled)
     if map_.joint and groups > 1:
-      # Of the channels of a group, one stands for the group at each place:
-      # the groups are the features, and their members are pooled.
+      # In group whitening the groups are the features, and the channels inside
+      # a group are samples. The axis of groups must therefore come last, and
+      # the view pools the axis of the channels inside a group.
       return View(x.shape, pooled, (last, groups), outer_last=True)
+    # Only sums can be taken in two steps; a median of medians, for example, is
+    # no median. `moments` recognizes this case by the axes of the view.
     if map_.ordinary and _are_many(x.shape, positions):
       return View(x.shape, positions)
     if groups == 1:
@@ -105,10 +113,12 @@ class Example(Scope):
   def moments(
     self, view: View, x: jax.Array, mask: jax.Array | None, map_: Map
   ) -> tuple[Moments, Moments]:
-    """Returns moments of each example, twice: examples share none."""
+    """Returns the moments of each example, as both results."""
     devices = Devices.along(self.axis_name, self.axis_index_groups)
     last = len(view.shape) - 1
     pooled = self._pooled(view.shape)
+    # The two-step case of `view`: the scope pools the last axis, but the view
+    # pools only positions. The estimate then sums over the groups of channels.
     if view.cut is None and last in pooled and last not in view.axes:
       groups = self._groups(view.shape, pooled)
       moments = map_.estimate(x, mask, view.axes, devices, groups)
@@ -133,7 +143,7 @@ class Example(Scope):
     return named[self.axes]
 
   def _groups(self, shape: Shape, pooled: Axes) -> int:
-    """Number of groups of channels; 1 where channels are not pooled."""
+    """Returns the number of groups of channels; 1 without an option."""
     if self.num_groups is not None:
       name, given = 'num_groups', self.num_groups
     elif self.group_size is not None:
@@ -143,7 +153,7 @@ class Example(Scope):
     if len(shape) - 1 not in pooled:
       raise ValueError(
         f'groups are of channels, and axes={self.axes} does not pool the last '
-        'axis; add it, or leave num_groups and group_size out.'
+        'axis; add the last axis, or leave num_groups and group_size out.'
       )
     channels = shape[-1]
     checks.divisor(channels, **{name: given})
@@ -155,7 +165,7 @@ def _as_tuple(axes: int | Axes) -> Axes:
 
 
 def _are_many(shape: Shape, positions: Axes) -> bool:
-  """Whether there are many positions; a symbol of `jax.export` says yes."""
+  """Returns whether the positions are many; True for a symbolic size."""
   sizes = [shape[a] for a in positions]
   is_known = all(isinstance(size, int) for size in sizes)
   return not is_known or math.prod(sizes) >= _MANY_POSITIONS

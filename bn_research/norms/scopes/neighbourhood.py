@@ -1,4 +1,4 @@
-"""A window around each activation: channels, or positions."""
+"""The neighbourhood scope: a window of channels or of positions."""
 
 import dataclasses
 import math
@@ -21,19 +21,21 @@ from bn_research.norms.statistics.views import View, canonical_axes
 
 @dataclasses.dataclass(frozen=True)
 class Neighbourhood(Scope):
-  """Each activation with those near it in the same example.
+  """Each activation with the nearby activations of the same example.
 
-  The mean is that of the window around an activation. The second moment is
-  that of its neighbours, each centred on the mean of a window of its own (as in
-  local contrast and divisive normalization), or not centred.
+  The mean is the weighted mean of the window around an activation. The second
+  moment is the weighted mean of squared deviations in the window. Each
+  deviation is taken from the mean of the window around the deviating
+  activation, as in local contrast and divisive normalization, or from zero.
 
   Attributes:
-    size: Width of the window along each axis, odd.
-    axes: 'features' for a window of channels, 'positions' for one in space, or
-      axes by number.
-    sigma: None for equal weights, or the deviation of Gaussian ones.
-    border: Beyond the border there is nothing ('exclude'), or zeros that count
-      ('zeros').
+    size: Width of the window along each axis, an odd number of activations.
+    axes: 'features' for a window of channels, 'positions' for a window in
+      space, or axes by number.
+    sigma: None for equal weights, or the standard deviation of Gaussian
+      weights, in activations.
+    border: 'exclude' to leave out the part of a window beyond the border, or
+      'zeros' to count this part as zeros.
 
   Source: Jarrett et al. (2009), Section 2.1; Ren et al. (2017), equation 3.
   """
@@ -57,11 +59,11 @@ class Neighbourhood(Scope):
       raise ValueError(f"border={self.border!r} must be 'exclude' or 'zeros'.")
 
   def objection(self, normalization: Any) -> str | None:
-    """Returns what does not fit: a population, or a map of other moments."""
+    """Returns the sentence on a population or a map that does not fit."""
     if normalization.population is not None:
       return (
         'a population remembers statistics that examples share; '
-        f'{self} shares none: leave {normalization.population} out.'
+        f'{self} shares no statistics: leave {normalization.population} out.'
       )
     map_ = normalization.map
     if map_.joint or not map_.ordinary:
@@ -72,18 +74,20 @@ class Neighbourhood(Scope):
     return None
 
   def view(self, x: jax.Array, map_: Map) -> View:
-    """Returns the view: nothing is cut."""
+    """Returns the view, with no axis cut."""
     return View(x.shape, self._axes(x.ndim))
 
   def moments(
     self, view: View, x: jax.Array, mask: jax.Array | None, map_: Map
   ) -> tuple[Moments, Moments]:
-    """Returns moments of the window around each activation, twice."""
+    """Returns the moments of each window, as both results."""
     around = partial(self._window_sum, axes=view.axes)
     count = self._count(x, mask, around)
     x = apply_mask(mask, wide(x))
     mean = jnp.zeros_like(x)
     if map_.centre:
+      # A mask may leave a window empty. The smallest normal number keeps the
+      # quotient 0 / 0 at zero, and changes no other count.
       mean = around(x) / jnp.maximum(count, jnp.finfo(count.dtype).tiny)
     deviation = apply_mask(mask, x - mean)
     moments = Moments(count, mean, around(deviation * deviation))
@@ -97,7 +101,7 @@ class Neighbourhood(Scope):
     return canonical_axes(self.axes, ndim)
 
   def _weights(self) -> np.ndarray:
-    """Weights along one axis, with an average of 1."""
+    """Returns the weights along each axis, with an average of 1."""
     if self.sigma is None:
       return np.ones(self.size)
     deviation = np.arange(self.size) - self.size // 2
@@ -105,16 +109,23 @@ class Neighbourhood(Scope):
     return weights * (self.size / weights.sum())
 
   def _count(self, x, mask, around) -> jax.Array:
-    """Sum of weights in the window around each activation."""
-    here = apply_mask(mask, jnp.ones(x.shape, wide(x).dtype))
+    """Returns the sum of the weights in the window around each activation."""
+    present = apply_mask(mask, jnp.ones(x.shape, wide(x).dtype))
     if self.border == 'exclude':
-      return around(here)
-    absent = 1 - here
+      return around(present)
+    # Zeros beyond the border count, but masked activations do not count. The
+    # window sum sees zeros in both places, hence the count by difference.
+    absent = 1 - present
     full = float(self.size) ** len(self._axes(x.ndim))
     return full - around(absent)
 
   def _window_sum(self, x: jax.Array, axes: Axes) -> jax.Array:
-    """Sums over the window, one axis after the other: weights are separable."""
+    """Returns the weighted sum over the window around each activation.
+
+    A product of weights along each axis is a weight of the window, so a sum
+    along each axis in turn costs `size` terms an axis instead of `size` to the
+    power of the number of axes.
+    """
     half = self.size // 2
     for axis in axes:
       pad = [(half, half) if a == axis else (0, 0) for a in range(x.ndim)]

@@ -1,4 +1,4 @@
-"""Moments over several devices, by what the statistics of a map allow."""
+"""Moments over several devices, for statistics with and without a merge."""
 
 from typing import Any
 
@@ -15,18 +15,22 @@ _ALONE = Devices()
 def estimate_over_devices(
   map_: Map, x: jax.Array, mask: jax.Array | None, axes: Axes, devices: Devices
 ) -> Moments:
-  """Estimates the moments of `axes` of `x` and of named devices.
+  """Estimates the moments over `axes` of `x` and over named devices.
 
-  Ordinary moments, and statistics with a merge of their own, travel as moments.
-  Statistics that do not merge need the activations themselves: one collective
-  of the size of `x` brings the rows of all devices to each device.
+  Statistics with a merge travel between devices as moments. Statistics without
+  a merge need the activations: one collective of the size of `x` brings the
+  rows of all devices to each device.
 
   Args:
-    map_: What estimates.
-    x: Activations of this device.
-    mask: None, or boolean and broadcastable against `x`.
-    axes: Axes of `x` that are pooled; they stay, with size 1.
-    devices: Devices that are pooled too.
+    map_: The map that estimates the moments.
+    x: Activations of this device, of any shape, floating.
+    mask: None, or boolean and broadcastable against `x`. False hides an
+      activation.
+    axes: Axes of `x` to pool; the pooled axes stay, with size 1.
+    devices: Devices to pool over.
+
+  Returns:
+    The moments, with the type that the map estimates in.
   """
   if map_.ordinary or not devices.names:
     return map_.estimate(x, mask, axes, devices)
@@ -36,9 +40,10 @@ def estimate_over_devices(
     return _first(map_.merge(blocks, 0))
   if mask is not None:
     shape = (1,) * (x.ndim - mask.ndim) + mask.shape
-    # Integers, because a gather over several axes is a sum.
+    # A gather over several axes is a sum, and a sum needs integers.
     bits = devices.gather(mask.reshape(shape).astype(jnp.int32))
     mask = bits.astype(bool)
+  # The gather adds a leading axis of devices, which is pooled like the axes.
   everywhere = (0, *(axis + 1 for axis in axes))
   return _first(map_.estimate(devices.gather(x), mask, everywhere, _ALONE))
 

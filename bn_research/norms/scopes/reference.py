@@ -1,4 +1,4 @@
-"""A fixed reference batch, and each example with it."""
+"""The reference scope: each example together with a fixed batch."""
 
 import dataclasses
 from typing import Any
@@ -16,12 +16,13 @@ from bn_research.norms.statistics.views import View
 class Reference(Scope):
   """Each example with a reference batch, feature by feature.
 
-  The first rows of every batch are the reference batch, chosen once and given
-  again with each call. An example is normalized by the moments of the reference
-  batch and itself, so that what it becomes does not depend on its neighbours.
+  The caller chooses the reference batch once, and puts the reference rows first
+  in every batch. The moments that normalize an example are the moments of the
+  reference batch and the example. The result for an example therefore does not
+  depend on the rest of the batch.
 
   Attributes:
-    size: Rows of the reference batch.
+    size: Number of rows of the reference batch.
 
   Source: Salimans et al. (2016), Section 3.5.
   """
@@ -33,12 +34,12 @@ class Reference(Scope):
       raise ValueError(f'size={self.size} must be at least 1 reference row.')
 
   def objection(self, normalization: Any) -> str | None:
-    """Returns what does not fit: statistics that do not merge."""
+    """Returns the sentence on a map whose statistics do not merge."""
     map_ = normalization.map
     if not map_.merges:
       return (
-        f'{self} merges the statistics of the reference batch with those of '
-        f'each example, and the statistics of {map_} do not merge; take '
+        f'{self} merges the statistics of the reference batch and of each '
+        f'example, and the statistics of {map_} do not merge; take '
         'Batch() for the scope, or give the map a merge.'
       )
     return None
@@ -48,25 +49,25 @@ class Reference(Scope):
     return shape[-1:]
 
   def expand(self, leaf: jax.Array, shape: Shape) -> jax.Array:
-    """Lets an array of the shape of the features broadcast."""
+    """Reshapes an array of the shape of the features, to broadcast."""
     return leaf.reshape((1,) * (len(shape) - 1) + leaf.shape)
 
   def view(self, x: jax.Array, map_: Map) -> View:
-    """Returns the view: positions pooled, rows apart."""
+    """Returns the view: positions are pooled, rows are not."""
     return View(x.shape, tuple(range(1, x.ndim - 1)))
 
   def moments(
     self, view: View, x: jax.Array, mask: jax.Array | None, map_: Map
   ) -> tuple[Moments, Moments]:
-    """Returns moments of the reference with each row; and of the reference."""
+    """Returns the moments of the reference with each row, and without."""
     if x.shape[0] < self.size:
       raise ValueError(
         f'x has {x.shape[0]} rows, fewer than the reference batch of '
         f'size={self.size}; put the reference rows first in every batch.'
       )
     rows = map_.estimate(x, mask, view.axes, Devices())
-    # Added, not broadcast, and selected, not sliced: rows may be spread over
-    # devices, and all of this must be spread as they are.
+    # Devices may hold the rows in parts. An addition and a select keep the
+    # sharding of the rows, but a broadcast and a slice would not.
     rows = rows._replace(count=jnp.zeros_like(rows.mean) + rows.count)
     only_reference = self._select(rows, jax.tree.map(jnp.zeros_like, rows))
     reference = map_.merge(only_reference, 0)
@@ -76,7 +77,7 @@ class Reference(Scope):
     return self._select(repeated, joined(repeated, rows, map_.merge)), reference
 
   def _select(self, of_reference: Moments, of_others: Moments) -> Moments:
-    """Takes reference rows from the first and the others from the second."""
+    """Takes the reference rows of one tree and the further rows of another."""
 
     def select(a, b):
       is_reference = jnp.arange(a.shape[0]) < self.size

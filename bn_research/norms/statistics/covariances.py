@@ -1,7 +1,8 @@
-"""Covariances of blocks of channels, and the product with a matrix a block.
+"""Covariances of blocks of channels, and products with a matrix per block.
 
-What `moments` and `standardize` do with variances, feature by feature, is done
-here with covariances: two derivative rules, of any order and in both modes.
+This module does with covariances what `moments` and `standardize` do with
+variances. Each of the two functions has one derivative rule, of any order and
+in both modes.
 """
 
 import string
@@ -32,33 +33,39 @@ from bn_research.norms.statistics.moments import (
 def estimate(
   x: jax.Array, mask: jax.Array | None, axes: Axes, size: int, devices: Devices
 ) -> Moments:
-  """Estimates mean and covariances over `axes` of `x` and over devices.
+  """Estimates the mean and covariances over `axes` of `x` and over devices.
 
-  Three passes over `x` on each device (sum, what its rounding left over, and
-  products), then one gather and an exact merge. The derivative is
+  Each device makes three passes over `x`: a sum, a correction of the rounding
+  of the sum, and the products. One gather and an exact merge follow. The
+  derivative is
 
-    dmean = Σ dx / n,    dcomoment = P + Pᵀ,    P = Σ (x - mean) dxᵀ,
+    dmean = Σ dx / n,    dcomoment = P + Pᵀ,    P = Σ (x - mean) dxᵀ.
 
-  the sums travelling together; autodiff would take two products of the size of
-  the batch for P and Pᵀ, and sum over the batch once more for the mean.
+  One collective moves both sums. Automatic differentiation would take two
+  products of the size of the batch for P and Pᵀ, and would sum over the batch
+  once more for the mean.
 
   Args:
-    x: (..., channels), floating.
-    mask: None, or boolean, broadcastable against `x`, its last axis of size 1.
-    axes: Axes that are pooled, not the last; they stay, with size 1.
-    size: Channels of a block; zeros fill the last block.
-    devices: Devices over which is pooled too.
+    x: Activations (..., channels), floating.
+    mask: None, or boolean and broadcastable against `x`, with a last axis of
+      size 1. False hides an activation.
+    axes: Axes to pool, without the last; the pooled axes stay, with size 1.
+    size: Number of channels of a block; zeros fill the last block.
+    devices: Devices to pool over.
 
   Returns:
-    Moments with co-moment (..., blocks, size, size), float32 at least.
+    Moments with mean (..., channels) and co-moment (..., blocks, size, size),
+    in float32 or a wider type.
   """
   count = count_kept(x, mask, axes)
   x = apply_mask(mask, wide(x))
-  # Shares of the mean are added up: a sum may overflow where a mean does not.
+  # The sum adds shares of the mean, because a sum of large activations may
+  # overflow even if the mean does not.
   share = 1 / jnp.maximum(count, 1)
   mean = (x * share).sum(axes, keepdims=True)
-  # Twice, so that what is constant deviates by nothing at all: a relative ε
-  # would make its rounding white.
+  # Refine the mean once more, so that a constant channel deviates by exactly
+  # zero. Whitening with a relative ε would amplify a rounding error to unit
+  # variance.
   mean += (apply_mask(mask, x - mean) * share).sum(axes, keepdims=True)
   blocks = _blocks_first(apply_mask(mask, x - mean), size)
   return pooled(Moments(count, mean, _products(blocks, blocks, axes)), devices)
@@ -69,12 +76,15 @@ def _estimate_jvp(axes, size, devices, primals, tangents):
   x, mask = primals
   moments = tag_statistics(estimate(x, mask, axes, size, devices))
 
+  # The term with dmean is absent: Σ (x - mean) = 0 makes the term vanish.
   def sums(x, mask, mean, dx):
     dx = apply_mask(mask, wide(dx))
-    apart = apply_mask(mask, wide(x) - mean)
-    left, right = (_blocks_first(z, size) for z in (apart, dx))
+    deviation = apply_mask(mask, wide(x) - mean)
+    left, right = (_blocks_first(z, size) for z in (deviation, dx))
     return dx.sum(axes, keepdims=True), _products(left, right, axes)
 
+  # Without rematerialization the backward pass would keep the deviation, an
+  # array as large as `x` and often twice as wide.
   local = rematerialized(sums)(x, mask, moments.mean, tangents[0])
   dsum, half = devices.total(*local)
   dmean = dsum / jnp.maximum(moments.count, 1)
@@ -92,24 +102,26 @@ def whiten(
   bias: jax.Array | None,
   dtype: Any,
 ) -> jax.Array:
-  """y = W (x - mean) · scale + bias, in blocks; zero where masked out.
+  """Whitens blocks of channels with given moments, and applies the affine.
 
-  The backward pass keeps `x`, in its own type, and what is of the size of W.
+    y = W (x - mean) · scale + bias        (zero for masked activations)
+
+  The backward pass keeps `x`, in the type of `x`, and arrays of the size of W.
 
   Args:
-    x: (..., channels), floating.
-    mask: None, or boolean, broadcastable against `x`.
+    x: Activations (..., channels), floating.
+    mask: None, or boolean and broadcastable against `x`.
     mean: Broadcastable against `x`.
-    root: W, (..., blocks, d, d), with axes of size 1 where it is shared.
-    scale: None, or broadcastable against `x`.
-    bias: None, or broadcastable against `x`.
+    root: W, (..., blocks, d, d), with size 1 on each axis that shares one W.
+    scale: None for 1, or broadcastable against `x`.
+    bias: None for 0, or broadcastable against `x`.
     dtype: Type of the result.
 
   Returns:
-    An array of the shape of `x`; computed in float32 at least.
+    An array of the shape of `x`, computed in float32 or a wider type.
   """
-  apart = apply_mask(mask, wide(x) - mean)
-  y = _affine(_times((root, apart)), scale, bias)
+  deviation = apply_mask(mask, wide(x) - mean)
+  y = _affine(_times((root, deviation)), scale, bias)
   return apply_mask(mask, y).astype(dtype)
 
 
@@ -119,11 +131,13 @@ def _whiten_jvp(dtype, primals, tangents):
   dx, _, dmean, droot, dscale, dbias = tangents
 
   def rule(x, mask, dx, mean, root, scale, dmean, droot, dscale, dbias):
-    apart = apply_mask(mask, wide(x) - mean)
-    dy = _times((root, wide(dx)), (droot, apart)) - _times((root, dmean))
+    deviation = apply_mask(mask, wide(x) - mean)
+    # A separate product W dmean is small. The difference dx - dmean would be
+    # one more array of the size of `x`.
+    dy = _times((root, wide(dx)), (droot, deviation)) - _times((root, dmean))
     dy = _affine(dy, scale, dbias)
     if dscale is not None:
-      dy = dy + _times((root, apart)) * dscale
+      dy = dy + _times((root, deviation)) * dscale
     return apply_mask(mask, dy).astype(dtype)
 
   terms = (mean, root, scale, dmean, droot, dscale, dbias)
@@ -135,17 +149,19 @@ def _affine(y, scale, bias) -> jax.Array:
   return y if bias is None else y + bias
 
 
-# Letters for the axes of activations; g, i and j are those of blocks.
+# Letters of `einsum` for the axes of activations. The axes of blocks (g) and of
+# the matrix in a block (i, j) have reserved letters.
 _LETTERS = ''.join(c for c in string.ascii_letters if c not in 'gij')
 
 
 def _blocks_first(x: jax.Array, size: int) -> jax.Array:
-  """(..., channels) to (blocks, ..., size): products of contiguous matrices."""
+  """Reshapes (..., channels) to (blocks, ..., size)."""
+  # Leading blocks make the matrices of each product contiguous.
   return jnp.moveaxis(in_blocks(x, size), -2, 0)
 
 
 def _products(left: jax.Array, right: jax.Array, axes: Axes) -> jax.Array:
-  """Σ l rᵀ over `axes` of (blocks, ..., size); those axes stay, with size 1."""
+  """Returns Σ l rᵀ over `axes` of (blocks, ..., size), kept with size 1."""
   every = _LETTERS[: left.ndim - 2]
   kept = ''.join(a for i, a in enumerate(every) if i not in axes)
   spec = meshes.explicit_spec(left)[1:-1]
@@ -155,14 +171,15 @@ def _products(left: jax.Array, right: jax.Array, axes: Axes) -> jax.Array:
     left,
     right,
     precision=lax.Precision.HIGHEST,
-    # Which JAX asks for where a sum is over devices.
+    # JAX requires a sharding if the sum runs over devices of Explicit axes.
     out_sharding=meshes.cut(left, *rows, None, None, None) if spec else None,
   )
   return jnp.expand_dims(products, axes)
 
 
 def _times(*pairs: tuple[jax.Array, jax.Array]) -> jax.Array:
-  """Σ M x of pairs of M (..., blocks, d, d) and x (..., channels)."""
+  """Returns Σ M x over pairs of M (..., blocks, d, d) and x (..., channels)."""
+  # The sum in blocked layout moves the axes back once for all pairs.
   total = sum(
     _product(matrix, _blocks_first(x, matrix.shape[-1])) for matrix, x in pairs
   )
@@ -172,10 +189,13 @@ def _times(*pairs: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 def _product(matrix: jax.Array, blocks: jax.Array) -> jax.Array:
+  # A matrix that all rows share has axes of size 1. Without these axes, the
+  # rows join into one large product instead of one small product per row.
   every = _LETTERS[: blocks.ndim - 2]
   shared = tuple(i for i in range(len(every)) if matrix.shape[i] == 1)
   left = ''.join(a for i, a in enumerate(every) if i not in shared)
   matrix = jnp.squeeze(matrix, shared)
+  # With Explicit axes, `einsum` requires equal cuts of a shared letter.
   if spec := meshes.explicit_spec(blocks)[1:-1]:
     rows = [cut for i, cut in enumerate(spec) if i not in shared]
     sharding = meshes.cut(blocks, *rows, None, None, None)

@@ -1,4 +1,4 @@
-"""What the backward pass keeps of the forward pass."""
+"""Which results of the forward pass the backward pass keeps."""
 
 import jax
 
@@ -6,11 +6,20 @@ from bn_research.norms.roots.tags import STATISTICS
 
 
 def rematerialized(f):
-  """Computes `f` again in the backward pass, which then keeps only inputs."""
+  """Returns `f` with a backward pass that keeps only the inputs.
+
+  The backward pass computes `f` again.
+  """
+  # The default barriers against common subexpression elimination would also
+  # stop XLA from fusing the repeated elementwise work.
   return jax.checkpoint(f, prevent_cse=False)
 
 
 def rematerialized_but_statistics(f):
-  """Computes `f` again in the backward pass, except its tagged statistics."""
+  """Returns `f` with a backward pass that keeps inputs and tagged statistics.
+
+  The backward pass computes the rest of `f` again.
+  """
+  # Statistics are small, and a repetition would repeat their collectives.
   policy = jax.checkpoint_policies.save_only_these_names(STATISTICS)
   return jax.checkpoint(f, policy=policy)

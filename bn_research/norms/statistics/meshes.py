@@ -1,9 +1,9 @@
-"""Plain jit over a device mesh: cutting rows where the devices cut them.
+"""Plain jit over a device mesh: rows in blocks with the cuts of the devices.
 
-Over a mesh, a sum over the rows is a collective. Two sums that wait for each
-other, as in a stable variance, are two. Moments of blocks of rows that no
-device boundary crosses need none; they are small, so that one gather brings
-all of them everywhere, and they merge exactly.
+Over a mesh, a sum over the rows is a collective. A stable variance takes two
+dependent sums, hence two collectives. Moments of blocks of rows inside a device
+need no collective. These moments are small: one gather brings all of them to
+each device, and an exact merge follows.
 """
 
 import math
@@ -15,25 +15,32 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
 def num_shards(x: jax.Array) -> int:
-  """Into how many equal blocks the mesh in context may cut the rows of `x`.
+  """Returns the number of equal blocks into which the mesh may cut the rows.
 
-  Without a mesh in context (`jax.set_mesh`) that is one: the result is the
-  same, at the price of a second collective.
+  The mesh is the mesh in context (`jax.set_mesh`). Without a mesh in context
+  the number is 1: the statistics are equal, at the price of a second
+  collective.
+
+  Args:
+    x: An array with the rows on axis 0, of any dtype.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or x.ndim == 0:
     return 1
   sizes = mesh.shape
+  # The type of an array tells the cuts of Explicit axes, but not of Auto axes.
+  # Any Auto axis may cut the rows, so the product counts all Auto axes.
   types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
   auto = [sizes[a] for a in mesh.axis_names if types[a] is AxisType.Auto]
   explicit = [sizes[a] for a in _row_axes(x)]
   shards = math.prod(auto + explicit)
-  # Not gcd of one: the number of rows may be a symbol of jax.export.
+  # `math.gcd` fails for a symbolic number of rows, as `jax.export` gives. A
+  # single shard therefore skips `gcd`.
   return math.gcd(x.shape[0], shards) if shards > 1 else 1
 
 
 def _row_axes(x: jax.Array) -> tuple[str, ...]:
-  """The Explicit mesh axes along which the rows of `x` are cut."""
+  """Returns the Explicit mesh axes along which the rows of `x` are cut."""
   spec = explicit_spec(x)
   names = spec[0] if spec else None
   if names is None:
@@ -42,13 +49,13 @@ def _row_axes(x: jax.Array) -> tuple[str, ...]:
 
 
 def explicit_spec(x: jax.Array) -> tuple[Any, ...]:
-  """The Explicit mesh axes along which each axis of `x` is cut; () for none."""
+  """Returns the Explicit mesh axes that cut each axis of `x`; () for none."""
   spec = tuple(jax.typeof(x).sharding.spec)
   return spec if any(spec) else ()
 
 
 def whole_features(x: jax.Array) -> jax.Array:
-  """Brings the last axis whole to each device, if Explicit axes cut it."""
+  """Brings the whole last axis to each device, if Explicit axes cut `x`."""
   spec = explicit_spec(x)
   if not spec or spec[-1] is None:
     return x
@@ -56,7 +63,7 @@ def whole_features(x: jax.Array) -> jax.Array:
 
 
 def whole_rows(x: jax.Array) -> jax.Array:
-  """Brings all rows to each device, if Explicit axes cut them."""
+  """Brings all rows to each device, if Explicit axes cut the rows."""
   spec = explicit_spec(x)
   if not spec or spec[0] is None:
     return x
@@ -64,7 +71,7 @@ def whole_rows(x: jax.Array) -> jax.Array:
 
 
 def cut_like(y: jax.Array, x: jax.Array) -> jax.Array:
-  """Cuts `y` where Explicit axes cut `x`, which has its shape."""
+  """Cuts `y` as Explicit axes cut `x`, an array of the shape of `y`."""
   if jax.typeof(x).sharding.spec == jax.typeof(y).sharding.spec:
     return y
   spec = explicit_spec(x)
@@ -76,7 +83,7 @@ def cut_like(y: jax.Array, x: jax.Array) -> jax.Array:
 def reshape(
   arrays: Iterable[jax.Array], shapes: Iterable[tuple[int, ...]]
 ) -> list[jax.Array]:
-  """Reshapes small arrays, which Explicit axes may cut."""
+  """Reshapes small arrays, even if Explicit axes cut the arrays."""
   new = []
   for x, shape in zip(arrays, shapes, strict=True):
     is_cut = any(jax.typeof(x).sharding.spec)
@@ -87,8 +94,8 @@ def reshape(
 def _reshape_cut(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   """Reshapes an array that Explicit axes cut.
 
-  JAX cannot tell how the new axes are to be cut, unless axes of size 1 are all
-  that goes: else each device gets the whole array.
+  JAX can derive the cuts of the new axes only if the reshape removes leading
+  axes of size 1. For any further reshape, each device gets the whole array.
   """
   gone = x.ndim - len(shape)
   if x.shape == (1,) * gone + tuple(shape):
@@ -97,7 +104,7 @@ def _reshape_cut(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def cut(x: jax.Array, *spec: Any) -> NamedSharding:
-  """A sharding over the mesh of `x`, which need not be in context."""
+  """Returns a sharding over the mesh of `x`, in context or not."""
   return NamedSharding(jax.typeof(x).sharding.mesh, PartitionSpec(*spec))
 
 
@@ -122,10 +129,11 @@ def join_rows(x: jax.Array) -> jax.Array:
 
 
 def everywhere(x: jax.Array) -> jax.Array:
-  """Brings all of a small array to every device of the mesh in context."""
+  """Brings a small array whole to every device of the mesh in context."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return x
+  # `reshard` serves Explicit axes, and a sharding constraint serves Auto axes.
   if AxisType.Explicit in mesh.axis_types:
     return jax.sharding.reshard(x, PartitionSpec())
   if AxisType.Auto in mesh.axis_types:

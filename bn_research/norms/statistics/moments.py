@@ -1,9 +1,9 @@
-"""Moments of a set of activations: the one statistics engine.
+"""Moments of a set of activations: the only engine of statistics.
 
-A set of activations is summarized by how many there are, their mean, and the
-sum of squared deviations from that mean. Two summaries merge into the summary
-of the union exactly (Chan, Golub and LeVeque, 1979), whatever the sizes; no
-mean of means is taken anywhere, and no difference of large squares.
+Three numbers summarize a set of activations: the count, the mean, and the sum
+of squared deviations from the mean. Two summaries of any sizes merge exactly
+into the summary of the union (Chan, Golub and LeVeque, 1979). The engine takes
+no mean of means and no difference of large squares.
 """
 
 from collections.abc import Callable
@@ -31,11 +31,11 @@ class Moments(NamedTuple):
   """Count, mean and co-moment of a set of activations.
 
   Attributes:
-    count: How many activations, float, broadcastable against `mean`.
-    mean: Their mean, at least float32.
+    count: Number of activations, floating, broadcastable against `mean`.
+    mean: Mean of the activations, in float32 or a wider type.
     comoment: Sum of squared deviations from the mean, of the shape of `mean`.
-      For covariances, sums of products of deviations within blocks of d
-      channels, (..., blocks, d, d) to a mean (..., channels).
+      For covariances, sums of products of deviations in blocks of d channels:
+      (..., blocks, d, d), with a mean (..., channels).
   """
 
   count: jax.Array  # type: ignore[assignment]  # tuple.count is not needed
@@ -44,20 +44,25 @@ class Moments(NamedTuple):
 
   @property
   def variance(self) -> jax.Array:
-    """The biased variance or covariance, comoment / count; 0 if empty."""
+    """Returns the biased variance or covariance, comoment / count.
+
+    The variance of an empty set is 0.
+    """
     count = jnp.maximum(self.count, 1)
     if self.comoment.ndim > self.mean.ndim:
       count = self._like_comoment(count)
     return self.comoment / count
 
   def with_variance(self, variance: jax.Array) -> 'Moments':
-    """Returns these moments with another variance, or covariance."""
+    """Returns the moments with a given variance or covariance."""
     return self._replace(comoment=self._like_comoment(self.count) * variance)
 
   def unbiased(self, ddof: int = 1) -> 'Moments':
-    """Returns these moments with `variance` multiplied by n / (n - ddof)."""
+    """Returns the moments with `variance` multiplied by n / (n - ddof)."""
     if ddof == 0:
       return self
+    # A single activation has no unbiased variance. A divisor of at least 1
+    # keeps the biased variance 0 instead of 0 / 0.
     factor = self.count / jnp.maximum(self.count - ddof, 1)
     comoment = self.comoment * self._like_comoment(factor)
     return self._replace(comoment=comoment)
@@ -66,15 +71,24 @@ class Moments(NamedTuple):
     """Returns the moments of the union of the sets along `axis` of the means.
 
     With n = Σ nᵢ and m = Σ nᵢ mᵢ / n, the co-moment of the union is
-    Σ (Mᵢ + nᵢ (mᵢ - m)²); for covariances the square is an outer product.
-    Empty sets change nothing. Axes are kept, with size 1.
+
+      M = Σ (Mᵢ + nᵢ (mᵢ - m)²).
+
+    For covariances the square is an outer product. An empty set has no effect.
+
+    Args:
+      axis: Axes of the means that count sets; the axes stay, with size 1.
+
+    Source: Chan, Golub and LeVeque (1979).
     """
     add = partial(jnp.sum, axis=axis, keepdims=True)
     counts = jnp.broadcast_to(self.count, self.mean.shape)
     count = add(counts)
     total = jnp.maximum(count, 1)
     mean = add(counts * self.mean) / total
-    # Twice: equal means must not differ from theirs by its rounding.
+    # Refine the mean once more. Otherwise the mean of identical means differs
+    # from these means by a rounding error. The exact correction is zero, so no
+    # derivative flows through the correction.
     mean += lax.stop_gradient(add(counts * (self.mean - mean))) / total
     deviation = self.mean - mean
     if self.is_covariance:
@@ -85,11 +99,11 @@ class Moments(NamedTuple):
 
   @property
   def is_covariance(self) -> bool:
-    """Whether the co-moment is of products, not of squares."""
+    """Returns whether the co-moment holds products of channels."""
     return self.comoment.ndim > self.mean.ndim
 
   def _like_comoment(self, count: jax.Array) -> jax.Array:
-    """Lets `count`, shaped like the mean, divide the co-moment."""
+    """Reshapes `count`, of the shape of the mean, to divide the co-moment."""
     return count[..., :1, None, None] if self.is_covariance else count
 
   def _outer(self, deviation: jax.Array) -> jax.Array:
@@ -102,14 +116,17 @@ def move_as_one_array(
 ) -> Moments:
   """Moves moments, (blocks, ...), between devices as one array.
 
+  One array takes one collective, and three arrays may take three.
+
   Args:
-    move: Takes (blocks, size) to (any number of blocks, size).
-    blocks: Moments with a leading axis.
+    move: A function from (blocks, size) to (any number of blocks, size).
+    blocks: Moments with a leading axis of blocks.
 
   Returns:
-    Moments with another leading axis.
+    Moments with the leading axis that `move` makes.
   """
-  # Not broadcast_to: the count must be sharded as the mean is.
+  # The concatenation needs leaves of one sharding. An addition gives the count
+  # the sharding of the mean, but `broadcast_to` would not.
   count = jnp.zeros_like(blocks.mean) + blocks.count
   leaves = blocks._replace(count=count)
   flat = [leaf.reshape((leaf.shape[0], -1)) for leaf in leaves]
@@ -125,7 +142,15 @@ def move_as_one_array(
 
 
 def gathered(blocks: Moments, devices: Devices) -> Moments:
-  """Moments of the blocks of all devices, (devices · blocks, ...)."""
+  """Returns the moments of the blocks of all devices.
+
+  Args:
+    blocks: Moments (blocks, ...) of this device.
+    devices: The devices to gather from.
+
+  Returns:
+    Moments (devices · blocks, ...), with one collective.
+  """
   if not devices.names:
     return blocks
   return move_as_one_array(
@@ -134,7 +159,7 @@ def gathered(blocks: Moments, devices: Devices) -> Moments:
 
 
 def pooled(local: Moments, devices: Devices) -> Moments:
-  """Merges the moments of all devices: one collective."""
+  """Merges the moments of all devices, with one collective."""
   if not devices.names:
     return local
   blocks = jax.tree.map(lambda leaf: leaf[None], local)
@@ -152,15 +177,15 @@ def joined(
   Args:
     a: Moments of one set.
     b: Moments of another set, of the same shapes.
-    merge: Takes moments with a leading axis, and the axis along which sets are
-      merged; by default the exact merge of means and (co)variances.
+    merge: A function of moments with a leading axis and of the axis to merge
+      along. The default is the exact merge of means and (co)variances.
   """
   stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), a, b)
   return jax.tree.map(lambda leaf: leaf[0], merge(stacked, 0))
 
 
 def in_blocks(x: jax.Array, size: int) -> jax.Array:
-  """(..., channels) to (..., blocks, size); zeros fill the last block."""
+  """Reshapes (..., channels) to (..., blocks, size), with zeros at the end."""
   lacking = -x.shape[-1] % size
   if lacking:
     x = jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((0, lacking),))
@@ -168,18 +193,19 @@ def in_blocks(x: jax.Array, size: int) -> jax.Array:
 
 
 def wide_type(x: jax.Array) -> Any:
-  """The type of statistics: float32, or that of `x` where it is wider."""
-  # Not promote_types: the user may have forbidden silent promotion.
+  """Returns the type of the statistics of `x`: float32 or wider."""
+  # `jnp.promote_types` fails if the user has forbidden silent promotion.
   return x.dtype if x.dtype.itemsize > 4 else _FLOAT32
 
 
 def wide(x: jax.Array) -> jax.Array:
-  """Casts to the type of statistics."""
+  """Casts `x` to the type of the statistics of `x`."""
   return x if x.dtype.itemsize >= 4 else x.astype(_FLOAT32)
 
 
 def apply_mask(mask: jax.Array | None, x: jax.Array) -> jax.Array:
-  """Zero where the mask is False; a select, so that NaN behind it is gone."""
+  """Returns `x` with zeros for masked activations."""
+  # A select removes NaN behind a mask. A product with the mask would not.
   return x if mask is None else jnp.where(mask, x, 0)
 
 
@@ -193,29 +219,29 @@ def estimate(
 ) -> Moments:
   """Estimates moments over `axes` of `x` and over devices.
 
-  Two passes over `x` on each device, then one gather of the small results and
-  an exact merge. The derivative, of any order and in both modes, is
+  Each device makes two passes over `x`. One gather of the small results and an
+  exact merge follow. The derivative, of any order and in both modes, is
 
-    dmean = Σ dx / n,    dcomoment = 2 Σ (x - mean) dx,
+    dmean = Σ dx / n,    dcomoment = 2 Σ (x - mean) dx.
 
-  the two sums travelling together: one collective. The backward pass keeps `x`
-  and arrays of the size of the mean.
+  One collective moves both sums. The backward pass keeps `x` and arrays of the
+  size of the mean.
 
   Args:
     x: Activations of any shape, floating.
-    mask: None, or boolean, broadcastable against `x`: False is not in the set
-      and may hold anything, NaN included.
-    axes: Axes of `x` that are pooled; they stay, with size 1.
-    devices: Devices over which is pooled too.
-    centre: Whether deviations are from the mean, or (False) from zero: then
-      the mean returned is zero.
-    groups: None, or into how many groups of neighbours the last axis, not one
-      of `axes`, is divided; each group is pooled. That axis then keeps its
-      size, every place with the moments of its group; with one group it has
-      size 1.
+    mask: None, or boolean and broadcastable against `x`. False leaves an
+      activation out of the set; a hidden activation may be NaN.
+    axes: Axes of `x` to pool; the pooled axes stay, with size 1.
+    devices: Devices to pool over.
+    centre: Whether deviations are from the mean. With False, deviations are
+      from zero and the mean in the result is zero.
+    groups: None, or the number of groups of neighbours on the last axis, which
+      `axes` must not contain. Each group is pooled. The last axis keeps the
+      size, and each place holds the moments of the group of the place. A single
+      group leaves a last axis of size 1.
 
   Returns:
-    The moments, in float32 at least.
+    The moments, in float32 or a wider type.
   """
   return _estimate(x, mask, axes, devices, centre, groups)
 
@@ -230,6 +256,7 @@ def _local(x, mask, axes, centre, groups) -> Moments:
   add = partial(_sum, axes=axes, groups=groups)
   count = count_kept(x, mask, axes)
   if groups is not None:
+    # Every channel brings the count of the positions to the sum of the group.
     each = (*count.shape[:-1], x.shape[-1])
     count = _over_groups(jnp.broadcast_to(count, each), groups)
   x = wide(x)
@@ -237,6 +264,8 @@ def _local(x, mask, axes, centre, groups) -> Moments:
   if not centre:
     total = add(x * x)
     return Moments(count, jnp.zeros_like(total), total)
+  # A second pass with deviations from the mean avoids E x² - (E x)², whose
+  # rounding error may exceed the variance for a mean far from zero.
   mean = add(x) / jnp.maximum(count, 1)
   deviation = x - mean
   deviation = deviation if mask is None else apply_mask(mask, deviation)
@@ -244,7 +273,7 @@ def _local(x, mask, axes, centre, groups) -> Moments:
 
 
 def _sum(x: jax.Array, axes: Axes, groups: int | None) -> jax.Array:
-  """Sums over `axes`, which stay, and then within groups of the last axis."""
+  """Sums over `axes`, kept with size 1, and over groups of the last axis."""
   total = x.sum(axes, keepdims=True)
   return total if groups is None else _over_groups(total, groups)
 
@@ -254,20 +283,36 @@ def _over_groups(total: jax.Array, groups: int) -> jax.Array:
     return total.sum(-1, keepdims=True)
   cut = (*total.shape[:-1], groups, total.shape[-1] // groups)
   sums = meshes.whole_features(total).reshape(cut).sum(-1, keepdims=True)
+  # A sum per channel broadcasts against the channels of `x`, as a sum per group
+  # would not.
   sums = jnp.broadcast_to(sums, cut).reshape(total.shape)
   return meshes.cut_like(sums, total)
 
 
 def count_kept(x, mask, axes) -> jax.Array:
-  """How many are in the set: keeps the dimensions of `x`, small or full."""
+  """Returns how many activations are in the set.
+
+  Args:
+    x: The activations.
+    mask: None, or boolean and broadcastable against `x`.
+    axes: The pooled axes.
+
+  Returns:
+    A float array with as many axes as `x`. Each axis has size 1 or the size of
+    the mask.
+  """
   dtype = wide_type(x)
   if mask is None:
     size = 1
     for axis in axes:
       size *= x.shape[axis]
     count = jnp.full((1,) * x.ndim, size, dtype)
+    # A constant varies over no mesh axis. The mark gives the count the type of
+    # a count that comes from a mask.
     return vary_like(count, x)
   mask = mask.reshape((1,) * (x.ndim - mask.ndim) + mask.shape)
+  # A mask of size 1 on a pooled axis hides or keeps all places at once, so one
+  # entry of the mask counts for all these places.
   unseen = 1
   for axis in axes:
     unseen *= x.shape[axis] // mask.shape[axis]
@@ -281,13 +326,17 @@ def _estimate_jvp(axes, devices, centre, groups, primals, tangents):
   moments = tag_statistics(_estimate(x, mask, axes, devices, centre, groups))
   add = partial(_sum, axes=axes, groups=groups)
   sums = partial(_tangent_sums, add=add, centre=centre)
+  # The backward pass would otherwise keep the deviation, as large as `x`.
   local = rematerialized(sums)(x, mask, moments.mean, tangents[0])
+  # The deviations are from the mean of all devices, so plain sums over devices
+  # merge the tangents exactly, and both sums share one collective.
   dsum, dcomoment = devices.total(*local)
   dmean = dsum / jnp.maximum(moments.count, 1)
   return moments, Moments(jnp.zeros_like(moments.count), dmean, dcomoment)
 
 
 def _tangent_sums(x, mask, mean, dx, add, centre):
+  # The term with dmean vanishes: the deviations from the mean sum to zero.
   dx = apply_mask(mask, wide(dx))
   deviation = apply_mask(mask, wide(x) - mean)
   dcomoment = 2 * add(deviation * dx)

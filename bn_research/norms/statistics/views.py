@@ -1,4 +1,4 @@
-"""How a scope looks at activations: one axis cut in two, some axes pooled."""
+"""Views of activations for a scope: an axis cut in two, and pooled axes."""
 
 import dataclasses
 import functools
@@ -14,15 +14,17 @@ from bn_research.norms.statistics.moments import Axes, Shape
 
 @dataclasses.dataclass(frozen=True)
 class View:
-  """A reversible way of looking at activations.
+  """A reversible reshape of activations, and the axes to pool.
 
   Attributes:
-    shape: Shape of the activations.
-    axes: Axes pooled in the pass over the activations, counted in the view.
-    cut: None, or the axis that is cut, and the size of its outer part.
-    outer_last: Whether the outer part, of a last axis that is cut, comes last.
-    padding: Rows of zeros that fill the last group, if axis 0 is cut.
-    rows_together: Whether every device of an Explicit mesh needs all rows.
+    shape: Shape of the activations before the cut.
+    axes: Axes to pool, as numbered after the cut.
+    cut: None, or a pair: the axis to cut, and the size of the outer part.
+    outer_last: Whether the outer part moves behind the inner part. Only a cut
+      of the last axis allows this order.
+    padding: Number of rows of zeros that fill the last group, after a cut of
+      axis 0.
+    rows_together: Whether each device of an Explicit mesh needs all rows.
   """
 
   shape: Shape
@@ -33,7 +35,7 @@ class View:
   rows_together: bool = False
 
   def split(self, x: Any) -> Any:
-    """Cuts an array that broadcasts against the activations, or None."""
+    """Cuts an array that broadcasts against the activations; keeps None."""
     if x is None:
       return None
     if x.ndim < len(self.shape):
@@ -43,6 +45,7 @@ class View:
     if self.cut is None:
       return x
     axis, outer = self.cut
+    # An array that broadcasts along the axis broadcasts along both parts.
     if x.shape[axis] == 1 and self.shape[axis] != 1:
       return jnp.expand_dims(x, axis)
     if axis == 0:
@@ -59,13 +62,24 @@ class View:
     scale: jax.Array | None,
     bias: jax.Array | None,
   ) -> tuple[jax.Array, jax.Array | None, jax.Array | None, jax.Array | None]:
-    """Cuts the arrays of a call, and gives all of them the same number of axes.
+    """Cuts the arrays of a call, and gives all arrays the same number of axes.
 
-    A mask hides the padding afterwards.
+    With padding, the mask in the result hides the padding.
+
+    Args:
+      x: Activations of the shape of the view.
+      mask: None, or boolean and broadcastable against `x`.
+      scale: None, or broadcastable against `x`.
+      bias: None, or broadcastable against `x`.
+
+    Returns:
+      The arrays in the same order; None stays None.
     """
     if self.cut is not None or self.rows_together:
       mask = self.split_mask(mask)
       return self.split(x), mask, self.split(scale), self.split(bias)
+    # Without a cut only the number of axes can differ. These branches repeat
+    # `split` inline, because calls outside of jit feel the overhead.
     ndim = x.ndim
     if mask is not None and mask.ndim < ndim:
       mask = mask.reshape((1,) * (ndim - mask.ndim) + mask.shape)
@@ -76,7 +90,7 @@ class View:
     return x, mask, scale, bias
 
   def split_mask(self, mask: jax.Array | None) -> jax.Array | None:
-    """Cuts a mask, and hides the padding."""
+    """Cuts a mask, and makes the mask hide the padding."""
     cut = self.split(mask)
     if self.cut is None or not self.padding:
       return cut
@@ -86,7 +100,7 @@ class View:
     return real if cut is None else cut & real
 
   def join(self, x: jax.Array) -> jax.Array:
-    """Undoes `split`."""
+    """Joins the axis that `split` has cut, and removes the padding."""
     if self.cut is None:
       return x
     if self.cut[0] == 0:
@@ -96,7 +110,14 @@ class View:
     return x.reshape(self.shape)
 
   def spread(self, leaf: jax.Array) -> jax.Array:
-    """Lets an array that broadcasts against the view do so uncut."""
+    """Reshapes an array from broadcasting against the view to the activations.
+
+    Args:
+      leaf: An array that broadcasts against the split activations.
+
+    Returns:
+      An array that broadcasts against the activations.
+    """
     if self.cut is None:
       return leaf
     axis, outer = self.cut
@@ -105,6 +126,7 @@ class View:
       return leaf.squeeze(axis)
     inner = (self.shape[axis] + self.padding) // outer
     both = (*leaf.shape[:axis], outer, inner, *leaf.shape[axis + 2 :])
+    # One part of the cut may have size 1, and only full parts can be joined.
     leaf = jnp.broadcast_to(leaf, both)
     merged = (*leaf.shape[:axis], outer * inner, *leaf.shape[axis + 2 :])
     leaf = leaf.reshape(merged)
@@ -117,17 +139,25 @@ class View:
 
 
 def as_tuples(value: Any) -> Any:
-  """Makes tuples of lists, nested lists too: static values must be hashable."""
+  """Converts lists, also nested lists, to tuples.
+
+  A static value of jit must be hashable.
+  """
   is_list = isinstance(value, Sequence) and not isinstance(value, str)
   return tuple(map(as_tuples, value)) if is_list else value
 
 
+# Every call outside of jit asks for the axes again, mostly for the same axes.
 @functools.lru_cache(maxsize=1024)
 def canonical_axes(axes: int | Axes, ndim: int) -> Axes:
   """Returns `axes` as ascending, non-negative, distinct integers.
 
+  Args:
+    axes: One axis or several axes; negative numbers count from the end.
+    ndim: The number of axes of the array.
+
   Raises:
-    ValueError: If an axis does not exist or is named twice.
+    ValueError: If an axis does not exist, or if two numbers name one axis.
   """
   axes = (axes,) if isinstance(axes, int) else tuple(axes)
   for axis in axes:
@@ -139,6 +169,6 @@ def canonical_axes(axes: int | Axes, ndim: int) -> Axes:
   canonical = sorted(set(map(ndim.__rmod__, axes)))
   if len(canonical) != len(axes):
     raise ValueError(
-      f'axes {axes} name one of the {ndim} axes twice; name each once.'
+      f'axes {axes} name one of the {ndim} axes twice; name each axis once.'
     )
   return tuple(canonical)

@@ -123,6 +123,11 @@ class Map(Axis):
     raise NotImplementedError
 
   @property
+  def needs_moments(self) -> bool:
+    """Whether moments change the result; False for the identity."""
+    return True
+
+  @property
   def ddof(self) -> int:
     """Delta degrees of freedom: n / (n - ddof) makes the variance unbiased."""
     return int(self.centre and self.ordinary)
@@ -200,6 +205,11 @@ class Population(Axis):
   population says how: averaged, pooled, accumulated, at an interval. A state is
   a NamedTuple that begins with the fields of `Running`.
   """
+
+  @property
+  def state_type(self) -> type:
+    """The NamedTuple that `init` returns."""
+    raise NotImplementedError
 
   def init(self, map_: Map, features: Shape, dtype: Any = jnp.float32) -> State:
     """Returns the state before the first update."""

@@ -159,12 +159,15 @@ def no_running(use_running: bool) -> None:
     )
 
 
-def state(given: Any, features: Shape, init: Callable[[Shape], Any]) -> Any:
+def state(
+  given: Any, features: Shape, kind: type, init: Callable[[Shape], Any]
+) -> Any:
   """Returns the state, checked: the one that the normalization remembers.
 
   Args:
     given: By the caller; a dict of the same fields becomes a state.
     features: Shape of the features.
+    kind: Type of the state.
     init: Makes a state for a shape of features.
 
   Raises:
@@ -176,7 +179,7 @@ def state(given: Any, features: Shape, init: Callable[[Shape], Any]) -> Any:
       'this normalization remembers statistics and got no state; call '
       f'apply(x, norm.init({size})).'
     )
-  if not hasattr(given, 'mean'):
+  if type(given) is not kind:
     given = _restored(given, jax.eval_shape(lambda: init(features)))
   if jnp.shape(given.mean) != features:
     raise ValueError(

@@ -150,8 +150,11 @@ class Normalization(Node):
 
   def _is_defined(self, shape: tuple[int, ...], use_running: bool) -> bool:
     """Whether an empty batch needs no statistics that it does not have."""
-    is_shared = self.scope.shares and (self.remembers or shape[0] == 0)
-    return use_running or not is_shared or 0 in self.scope.features(shape)
+    if use_running or not self.scope.shares:
+      return True
+    if not self.remembers and not self.map.needs_moments:
+      return True
+    return 0 in self.scope.features(shape)
 
   def _checked(self, x: jax.Array, state: State, use_running: bool) -> State:
     if x.size == 0:
@@ -159,7 +162,8 @@ class Normalization(Node):
     if self.population is None:
       checks.no_running(use_running)
       return state
-    return checks.state(state, self.scope.features(x.shape), self.init)
+    features, kind = self.scope.features(x.shape), self.population.state_type
+    return checks.state(state, features, kind, self.init)
 
   def _run(self, x, state, scale, bias, mask, use_running, update, dtype):
     map_: Map = self.map

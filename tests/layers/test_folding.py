@@ -159,3 +159,128 @@ def test_linen_refuses_to_mix_outputs_of_different_inputs(
   with pytest.raises(ValueError, match=message) as error:
     linen_fold_after(norm, groups, feature_group_count=given)
   assert '\n' not in str(error.value)
+
+
+class _Transposed(nn.Module):
+  """A transposed convolution, and a normalization unless it is folded."""
+
+  features: int
+  transpose_kernel: bool
+
+  @nn.compact
+  def __call__(self, x, is_folded=False):
+    convolution = nn.ConvTranspose(
+      self.features,
+      (3, 3),
+      strides=(2, 2),
+      transpose_kernel=self.transpose_kernel,
+      name='c',
+    )
+    x = convolution(x)
+    norm = linen_layers.BatchNorm(use_running_average=True, name='bn')
+    return x if is_folded else norm(x)
+
+
+@pytest.mark.parametrize('given', [True, False])
+@pytest.mark.parametrize('transposed', [True, False])
+@pytest.mark.parametrize('features', [3, 4])
+def test_transposed_kernels_of_linen_are_exact_or_refused(
+  features, transposed, given
+):
+  x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, 5, 4)), 'f4')
+  model = _Transposed(features, transposed)
+  variables = model.init(jax.random.key(0), x)
+  count = jnp.arange(1.0, features + 1)
+  norm = {'scale': count, 'bias': count - 3}
+  statistics = {'bn': {'mean': count, 'var': count / 4}}
+  variables = {
+    'params': {**variables['params'], 'bn': norm},
+    'batch_stats': statistics,
+  }
+  fold = lambda **options: linen_surgery.fold(
+    variables, {('bn',): ('c',)}, norms.batch_norm(), **options
+  )
+  options = {'transpose_kernel': transposed} if given else {}
+  if features == 4 and not given:
+    with pytest.raises(ValueError, match=r'as many inputs.*transpose_kernel'):
+      fold()
+    return
+  folded = fold(**options)
+  y = model.apply({'params': {'c': folded['params']['c']}}, x, is_folded=True)
+  np.testing.assert_allclose(y, model.apply(variables, x), atol=1e-4)
+
+
+class _Holder(nnx.Module):
+  def __init__(self, layer, norm):
+    self.layer, self.norm = layer, norm
+
+  def __call__(self, x):
+    return self.norm(self.layer(x))
+
+
+UNFOLDABLE = {
+  'general': lambda rngs: nnx.LinearGeneral(4, 4, rngs=rngs),
+  'einsum': lambda rngs: nnx.Einsum('ab,cb->ac', (4, 4), (4,), rngs=rngs),
+  'lora': lambda rngs: nnx.LoRALinear(4, 4, lora_rank=2, rngs=rngs),
+  'norm': lambda rngs: nnx.LayerNorm(4, rngs=rngs),
+}
+
+
+@pytest.mark.parametrize('name', UNFOLDABLE)
+def test_other_layers_are_refused(name):
+  rngs = nnx.Rngs(0)
+  norm = layers.BatchNorm(4, rngs=rngs)
+  model = _Holder(UNFOLDABLE[name](rngs), norm)
+  with pytest.raises(ValueError, match=r'only nnx\.Linear, nnx\.Conv, '):
+    surgery.fold(model, {('norm',): ('layer',)})
+  assert model.norm is norm
+
+
+def test_transposed_kernels_of_nnx_are_folded():
+  rngs = nnx.Rngs(0)
+  x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, 5, 4)), 'f4')
+  for transposed in (True, False):
+    convolution = nnx.ConvTranspose(
+      4, 4, (3, 3), strides=(2, 2), transpose_kernel=transposed, rngs=rngs
+    )
+    model = _Holder(convolution, layers.BatchNorm(4, momentum=0.5, rngs=rngs))
+    model(x)
+    model.eval()
+    expected = model(x)
+    surgery.fold(model, {('norm',): ('layer',)})
+    np.testing.assert_allclose(model(x), expected, atol=1e-5)
+
+
+def test_what_is_shared_or_stacked_is_not_folded():
+  rngs = nnx.Rngs(0)
+  model = _Holder(nnx.Linear(4, 4, rngs=rngs), layers.BatchNorm(4, rngs=rngs))
+  model.again = model.layer
+  with pytest.raises(ValueError, match='several places'):
+    surgery.fold(model, {('norm',): ('layer',)})
+
+  @nnx.vmap(in_axes=0, out_axes=0)
+  def create(key):
+    rngs = nnx.Rngs(key)
+    return _Holder(nnx.Linear(4, 4, rngs=rngs), layers.BatchNorm(4, rngs=rngs))
+
+  stacked = create(jax.random.split(jax.random.key(0), 3))
+  with pytest.raises(ValueError, match='before models are stacked'):
+    surgery.fold(stacked, {('norm',): ('layer',)})
+
+
+def test_all_pairs_are_folded_or_none():
+  rngs = nnx.Rngs(0)
+  first = _Holder(nnx.Linear(4, 4, rngs=rngs), layers.BatchNorm(4, rngs=rngs))
+  second = _Holder(nnx.LayerNorm(4, rngs=rngs), layers.BatchNorm(4, rngs=rngs))
+  model = _Holder(first, second)
+  kernel = first.layer.kernel[...]
+  with pytest.raises(ValueError, match='is a LayerNorm'):
+    surgery.fold(
+      model,
+      {
+        ('layer', 'norm'): ('layer', 'layer'),
+        ('norm', 'norm'): ('norm', 'layer'),
+      },
+    )
+  assert isinstance(first.norm, layers.BatchNorm)
+  np.testing.assert_array_equal(first.layer.kernel[...], kernel)

@@ -1,4 +1,4 @@
-"""What a layer keeps when its normalization changes."""
+"""Keeps the variables of a layer whose normalization changes."""
 
 import dataclasses
 from typing import Any
@@ -16,16 +16,27 @@ Shape = tuple[int, ...]
 
 
 def as_norm(layer: nnx.Module) -> Norm:
-  """Returns the `Norm` that does what a `BatchNorm` does, same variables."""
+  """Returns a `Norm` with the normalization and the variables of a `BatchNorm`.
+
+  Args:
+    layer: A `Norm`, which is returned unchanged, or a `BatchNorm`.
+
+  Returns:
+    A `Norm`, which shares the variables with the layer.
+
+  Raises:
+    ValueError: If the features of a `BatchNorm` are not on the last axis.
+  """
   if isinstance(layer, Norm):
     return layer
   assert isinstance(layer, nnx.BatchNorm)
   if layer.axis not in (-1, (-1,)):
     raise ValueError(
-      f'axis={layer.axis}: only a BatchNorm with features on the last axis '
-      'becomes another normalization; move the features there.'
+      f'axis={layer.axis} of the BatchNorm is not the last axis; move the '
+      'features to the last axis, which a Norm expects.'
     )
   normalization, _ = flax_words.batch_norm(layer, 2)
+  # For axis=(-1,) the scope has axis 1, which is the last only of two axes.
   scope: Any = dataclasses.replace(normalization.scope, axis=-1)  # type: ignore[type-var]
   norm = Norm(
     dataclasses.replace(normalization, scope=scope),
@@ -35,11 +46,13 @@ def as_norm(layer: nnx.Module) -> Norm:
     use_bias=layer.use_bias,
     dtype=layer.dtype,
     param_dtype=layer.param_dtype,
-    rngs=nnx.Rngs(0),
+    rngs=nnx.Rngs(0),  # The next lines replace all initial values.
   )
-  # The variables themselves, so that their metadata stays.
+  # Shared variables keep metadata, such as a sharding.
   norm.scale, norm.bias = nnx.data(layer.scale), nnx.data(layer.bias)
   weight = calls.weight_of(layer.mean[...], layer.var[...])
+  # The counts are `steps`, `skipped` and `weight`. Copies are necessary, because
+  # a buffer cannot be donated twice.
   counts = [nnx.BatchStat(n) for n in (weight, 0 * weight, jnp.copy(weight))]
   variables: list[Any] = [layer.mean, layer.var, *counts]
   norm.statistics = nnx.data(norms.Running(*variables))
@@ -47,16 +60,32 @@ def as_norm(layer: nnx.Module) -> Norm:
 
 
 def with_normalization(old: Norm, normalization: norms.Normalizer) -> Norm:
-  """Returns the layer with another normalization, of the same class."""
+  """Returns a copy of a layer with a different normalization.
+
+  Scale and bias carry over. Statistics and learned arrays carry over if the
+  shapes, and the meaning of the statistics, are the same.
+
+  Args:
+    old: The layer, which is not changed.
+    normalization: The new normalization.
+
+  Returns:
+    A layer of the same class.
+
+  Raises:
+    ValueError: If the arrays of the layer have unexpected shapes.
+  """
   leading = _stacked_along(old)
   new = nnx.clone(old)
   new.set_normalization(normalization, leading)
   _keep_alike(old.learned, new.learned)
   if _meaning(old) == _meaning(new):
+    # The fields of `Running` mean the same in the states of all populations.
     for was, now in zip(_states(old), _states(new), strict=True):
       for name in norms.Running._fields:
         if getattr(was, name).shape == getattr(now, name).shape:
           getattr(now, name).copy_from(getattr(was, name))
+    # States of the same population have further fields, which carry over too.
     _keep_alike(old.statistics, new.statistics)
   return new
 
@@ -65,7 +94,7 @@ def _stacked_along(norm: Norm) -> Shape:
   """Returns the leading axes along which models are stacked, () for one model.
 
   Raises:
-    ValueError: If the arrays are of other shapes than a constructor makes.
+    ValueError: If the arrays do not all have the same leading axes.
   """
   expected = jax.tree.leaves(
     jax.eval_shape(lambda: initial_statistics(norm, norm.normalization))
@@ -84,8 +113,8 @@ def _stacked_along(norm: Norm) -> Shape:
   if None in leading or len(leading) > 1:
     raise ValueError(
       f'the arrays of a layer of num_features={norm.num_features} have shapes '
-      f'{[leaf.shape for leaf in found]}; only a layer as its constructor makes'
-      ' it, or stacked along leading axes, can be changed.'
+      f'{[leaf.shape for leaf in found]}; give a layer with the shapes of the '
+      'constructor, or with the same leading axes in all arrays.'
     )
   return leading.pop() if leading else ()  # type: ignore[return-value]
 
@@ -96,9 +125,10 @@ def _states(norm: Norm) -> list[Any]:
 
 
 def _meaning(norm: Norm) -> list[tuple[Any, ...]]:
-  """What `mean` and `var` are, for each part; shapes alone do not tell.
+  """Returns the meaning of `mean` and `var` in each part of a layer.
 
-  A variance is not a mean square, and a covariance is not its root.
+  Shapes alone do not show the meaning: variances and mean squares have the same
+  shape, and covariances and whitening matrices do too.
   """
   return [
     _meaning_of(*part)
@@ -115,7 +145,7 @@ def _meaning_of(part: Any, statistics: Any) -> tuple[Any, ...]:
 
 
 def _keep_alike(old: Any, new: Any) -> None:
-  """Copies the variables of one tree to another of the same shapes."""
+  """Copies the variables of a tree to a tree with the same shapes, if any."""
   shapes = [
     jax.tree.map(jnp.shape, jax.tree.map(_value, tree, is_leaf=_is_variable))
     for tree in (old, new)
@@ -138,12 +168,17 @@ def _value(variable: nnx.Variable) -> jax.Array:
 
 
 def state_of(norm: Norm) -> Any:
-  """Returns the state of the normalization of a layer."""
+  """Returns the state of the normalization of a layer, a pytree of arrays."""
   return jax.tree.map(_value, norm.statistics, is_leaf=_is_variable)
 
 
 def set_state(norm: Norm, state: Any) -> None:
-  """Sets the state of the normalization of a layer, as a whole."""
+  """Sets the state of the normalization of a layer.
+
+  Args:
+    norm: The layer, which is changed in place.
+    state: A state with the tree of `state_of(norm)`.
+  """
   for variable, leaf in zip(
     _variables(norm.statistics), jax.tree.leaves(state), strict=True
   ):
@@ -151,6 +186,6 @@ def set_state(norm: Norm, state: Any) -> None:
 
 
 def forget(norm: Norm) -> None:
-  """Puts the statistics of a layer where they were before the first batch."""
+  """Resets the statistics of a layer to the state before the first batch."""
   start = initial_statistics(norm, norm.normalization, _stacked_along(norm))
   set_state(norm, start)

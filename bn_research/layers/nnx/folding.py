@@ -1,4 +1,4 @@
-"""Folding the normalizations of an nnx model into the layers before them."""
+"""Folds the normalizations of an nnx model into the preceding layers."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -14,32 +14,37 @@ from bn_research.layers.nnx.norm import Norm
 from bn_research.layers.nnx.promotion import value
 from bn_research.layers.nnx.tree import Path, at, places_of, put_all
 
-# Layers whose kernel has its outputs last, or (transposed) last but one, and
-# that do nothing else to their output than to add a bias.
+# Layers with the outputs on the last axis of the kernel, or on the second to
+# last for a transposed kernel. These layers only add a bias to the product.
 _FOLDABLE = (nnx.Linear, nnx.Conv, nnx.ConvTranspose)
 
 
 def fold(model: nnx.Module, pairs: Mapping[Path, Path]) -> None:
-  """Folds normalizations into the layers before them, in place, for inference.
+  """Folds normalizations into the preceding layers, in place, for inference.
 
-  All pairs are folded, or none.
+    (x K + k) D + e = x (K D) + (k D + e)
+
+  At inference a normalization with a population is the affine map y = x D + e.
+  Either all pairs are folded, or the model is unchanged.
 
   Args:
-    model: The model. The folded normalizations become none.
+    model: The model. Each folded normalization becomes `norms.none()`.
     pairs: From the path of each normalization to the path of the `nnx.Linear`,
-      `nnx.Conv` or `nnx.ConvTranspose` whose output it normalizes.
+      `nnx.Conv` or `nnx.ConvTranspose` before the normalization.
 
   Raises:
-    ValueError: If a normalization remembers nothing, and so is not affine, or
-      mixes outputs that see different inputs; or if a layer is of another
-      kind, is used in several places, or is stacked. The model is then as it
-      was.
+    ValueError: If a normalization has no population, and therefore is not
+      affine, if a normalization mixes outputs with different inputs, or if a
+      layer has a different class, is used in several places, or is stacked. The
+      model is then unchanged.
   """
   if len(set(pairs.values())) < len(pairs):
     raise ValueError(
-      f'pairs={dict(pairs)} fold two normalizations into one layer; give each '
-      'normalization a layer of its own.'
+      f'pairs={dict(pairs)} fold two normalizations into the same layer; give '
+      'each normalization a different layer.'
     )
+  # All kernels are computed before the first write, because an error must leave
+  # the model unchanged.
   folded = [_folded(model, *pair) for pair in pairs.items()]
   put_all(model, [new for new, _ in folded])
   for _, write in folded:
@@ -49,10 +54,16 @@ def fold(model: nnx.Module, pairs: Mapping[Path, Path]) -> None:
 def _folded(
   model: nnx.Module, norm_path: Path, layer_path: Path
 ) -> tuple[tuple[tuple[Path, ...], nnx.Module], Callable[[], None]]:
-  """Returns what replaces a normalization, and what changes the layer."""
+  """Folds a pair, and does not change the model.
+
+  Returns:
+    The places and the replacement of the normalization, and a function that
+    writes the new kernel and bias into the layer.
+  """
   norm, layer = as_norm(at(model, norm_path)), at(model, layer_path)
   _require_foldable(model, norm, norm_path, layer, layer_path)
-  # A transposed kernel has its outputs before its inputs.
+  # `norms.fold` expects the outputs on the last axis. A transposed kernel has
+  # the outputs before the inputs.
   is_transposed = getattr(layer, 'transpose_kernel', False)
   turn = partial(jnp.swapaxes, axis1=-1, axis2=-2) if is_transposed else _same
   normalization: Any = norm.normalization
@@ -80,8 +91,9 @@ def _folded(
     else:
       layer.bias.set_value(bias)
     if getattr(layer, 'mask', None) is not None:
-      # The kernel holds the mask now: a whitening gives what is masked in one
-      # output some of another's.
+      # The folded kernel contains the mask. A second mask would be wrong after
+      # whitening, which gives a masked weight of an output the weights of the
+      # neighbouring outputs.
       layer.mask = None
 
   return ((norm_path,), none), write
@@ -101,24 +113,26 @@ def _require_foldable(model, norm, norm_path, layer, layer_path) -> None:
   if not norm.normalization.remembers:
     raise ValueError(
       f'{norm_path}: {norm.normalization} depends on the example at inference '
-      'too, so it cannot be folded into a kernel.'
+      'too and cannot be folded into a kernel; leave the pair out.'
     )
+  # A subclass may change the output, hence the exact class is compared.
   if type(layer) not in _FOLDABLE:
     names = ', '.join(f'nnx.{kind.__name__}' for kind in _FOLDABLE)
     raise ValueError(
-      f'{layer_path} is a {type(layer).__name__}, whose outputs need not be '
-      f'the last axis of its kernel; only {names} can be folded into.'
+      f'{layer_path} is a {type(layer).__name__}, and its outputs need not be '
+      f'the last axis of a kernel; choose a layer of {names}.'
     )
   for path in (norm_path, layer_path):
     if len(places_of(model, path)) > 1:
       raise ValueError(
-        f'{path} is used in several places, {places_of(model, path)}; a layer '
-        'that is shared cannot be folded.'
+        f'{path} is used in several places, {places_of(model, path)}; fold '
+        'only layers that the model uses in a single place.'
       )
   sizes = getattr(layer, 'kernel_size', ())
   ndim = 2 + (1 if isinstance(sizes, int) else len(sizes))
   if layer.kernel[...].ndim != ndim:
     raise ValueError(
-      f'{layer_path} has a kernel of shape {layer.kernel[...].shape}, of '
-      f'{ndim} axes for one model; fold before models are stacked.'
+      f'{layer_path} has a kernel of shape {layer.kernel[...].shape}, and the '
+      f'kernel of a single model has {ndim} axes; fold each model before the '
+      'models are stacked.'
     )

@@ -1,4 +1,4 @@
-"""Exact population statistics: measured over a data set, after training."""
+"""Measures population statistics over a data set, after training."""
 
 import dataclasses
 import functools
@@ -24,31 +24,32 @@ def reestimate(
 ) -> None:
   """Measures all running moments over a data set, in place.
 
-  The moments of all batches are pooled exactly, the differences between batches
-  included (`norms.Pooled`). Batches may be sharded over a mesh.
+  The moments of all batches are pooled exactly (`norms.Pooled`): the variance
+  includes the differences between the means of batches. Batches may be sharded
+  over a mesh.
 
-  The moments of a layer depend on what the layers before it do. In order, each
-  layer is measured with the layers before it as they are at inference, with
-  moments measured already, as Algorithm 2 has it: a pass over the data for each
-  layer. The order is the order of the calls in the forward pass. Not in order,
-  all layers are measured in one pass, each behind layers that normalize by the
-  batch: cheaper, and not quite the network of inference. The parts of one
-  combination, such as the passes of a refined whitening, are always measured
-  together.
+  The moments of a layer depend on the preceding layers. With `in_order`, the
+  layers are measured in the order of the calls in the forward pass, with a pass
+  over the data for each layer. The preceding layers then work as at inference,
+  with moments measured before, as in Algorithm 2. Without `in_order`, a single
+  pass measures all layers, and the preceding layers normalize by the batch. The
+  single pass is cheaper, but differs from the network at inference. The parts
+  of a combination, such as a refined whitening, are always measured together.
 
-  Training may go on afterwards: the measured moments weigh as much as the
-  average of a trained model does.
+  Training can continue after the call: the measured moments have the weight of
+  the average of a trained model.
 
   Args:
-    model: With layers `Norm` or `BatchNorm`.
-    batches: Called for each pass; returns the batches.
-    call: Called as `call(model, batch)`: the forward pass in training mode.
-    in_order: Whether layer by layer.
+    model: A model with `Norm` or `BatchNorm` layers.
+    batches: A function without arguments that returns the batches of a pass.
+    call: A function of (model, batch) that runs the forward pass in training
+      mode.
+    in_order: Whether the layers are measured separately, first to last.
 
   Raises:
-    ValueError: If nothing in the model remembers, if what does is not made of
-      `norms.Normalization`s or has statistics that do not merge, or if a layer
-      met no batch.
+    ValueError: If no layer has running statistics, if running statistics are
+      not of a `norms.Normalization` or do not merge, or if a layer met no
+      batch.
 
   Source: Ioffe and Szegedy (2015), Algorithm 2.
   """
@@ -58,7 +59,10 @@ def reestimate(
     if not isinstance(layer, Norm) or layer.normalization.remembers
   ]
   if not paths:
-    raise ValueError('no normalization in the model has running statistics.')
+    raise ValueError(
+      'no normalization in the model has running statistics; give a model with '
+      'a normalization such as norms.batch_norm().'
+    )
   if not in_order:
     _adopt(model, _measured(model, set(paths), set(), batches, call))
     return
@@ -69,7 +73,7 @@ def reestimate(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Noted:
-  """A normalizer that notes its path at each call."""
+  """A normalizer with a record of the calls."""
 
   normalizer: Any
   path: Path
@@ -84,7 +88,9 @@ class _Noted:
 
 
 def _in_order_of_calls(model, paths, batches, call) -> list[Path]:
-  """Traces the forward pass once; layers that it leaves out come last."""
+  """Returns the paths in the order of the first calls, uncalled layers last."""
+  # Each normalizer of the copy records calls. A trace runs every call once
+  # and computes nothing.
   probe = nnx.clone(model)
   noted: list[Path] = []
   for path in paths:
@@ -102,9 +108,11 @@ def _in_order_of_calls(model, paths, batches, call) -> list[Path]:
 
 
 def _measured(model, measured, frozen, batches, call) -> dict[Path, Norm]:
-  """Returns layers with the moments of a pass over the data, by path."""
+  """Returns the layers, by path, with the moments of a pass over the data."""
+  # The pass changes statistics of all layers, hence the pass has a copy.
   probe = nnx.clone(model)
   surgery.replace(probe, _pooled, measured.__contains__)
+  # The fields of the old average carry over to the pool, and must not count.
   for path in measured:
     carrying.forget(at(probe, path))
   if frozen:
@@ -113,6 +121,7 @@ def _measured(model, measured, frozen, batches, call) -> dict[Path, Norm]:
 
   @jax.jit
   def advance(state, batch):
+    # A copy, because variables of a trace must not stay in the outer model.
     merged = nnx.merge(graphdef, state, copy=True)
     call(merged, batch)
     return nnx.split(merged)[1]
@@ -130,7 +139,7 @@ def _require_moved(path: Path, layer: Norm) -> None:
   parts = combine.with_states(layer.normalization, carrying.state_of(layer))
   if not all(bool(jnp.all(state.steps > 0)) for _, state in parts):
     raise ValueError(
-      f'the normalization at {path} met no batch whose moments are finite; '
+      f'the normalization at {path} met no batch with finite moments; '
       '`batches` must return batches at every call, and `call` must run the '
       'model in training mode (model.train()).'
     )
@@ -145,9 +154,11 @@ def _pooled_part(part: Any) -> Any:
     return part
   if not isinstance(part, norms.Normalization):
     raise ValueError(
-      f'{part} is not a norms.Normalization, so that its moments cannot be '
-      'pooled; leave it out, or run the model in training mode.'
+      f'{part} is not a norms.Normalization, and its moments cannot be pooled; '
+      'use a model without this layer, or run the model in training mode.'
     )
+  # The gradient policy must use the batch: a policy such as `recalled` would
+  # normalize by the pool, which is incomplete during the pass.
   return dataclasses.replace(
     part,
     map=part.map.remembering_moments(),
@@ -157,10 +168,11 @@ def _pooled_part(part: Any) -> Any:
 
 
 def _adopt(model: nnx.Module, measured: dict[Path, Norm]) -> None:
-  """Gives each layer the moments that were measured."""
+  """Writes the measured moments into each layer."""
   for path, found in measured.items():
     layer = at(model, path)
-    if not isinstance(layer, Norm):  # a BatchNorm holds the variables itself
+    if not isinstance(layer, Norm):
+      # A BatchNorm has mean and variance, and no state with counts.
       layer.mean.set_value(found.statistics.mean[...])
       layer.var.set_value(found.statistics.var[...])
       continue

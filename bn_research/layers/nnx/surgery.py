@@ -1,4 +1,4 @@
-"""Changing the normalizations of an nnx model, keeping what carries over."""
+"""Changes the normalizations of an nnx model, and keeps the variables."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +18,7 @@ from bn_research.layers.nnx.tree import (
 
 __all__ = ['as_norm', 'at', 'fold', 'normalizations', 'replace']
 
-# Any, because what a layer holds need not be a point of the product.
+# Any, because a layer may hold a combination, which is no Normalization.
 Change = Callable[[Any], norms.Normalizer]
 
 
@@ -27,37 +27,41 @@ def replace(
   change: Change,
   where: Callable[[Path], bool] = lambda path: True,
 ) -> None:
-  """Replaces normalizations in a model, in place: all that were chosen or none.
+  """Replaces the normalizations of a model, in place.
 
-  Scale, bias, other learned arrays and running statistics carry over, with
-  their sharding and other metadata, if the new normalization means the same by
-  them. What only the new normalization has starts afresh. `dtype` and
-  `param_dtype` carry over. A layer that the model has in several places stays
-  one layer. Models that `nnx.vmap` stacked along leading axes stay stacked.
+  Scale, bias, `dtype` and `param_dtype` carry over. Further learned arrays and
+  running statistics carry over if shapes and meaning are the same in the new
+  normalization, and start afresh if not. Variables keep metadata, such as a
+  sharding. A layer in several places of the model stays a single layer. Models
+  that `nnx.vmap` stacked along leading axes stay stacked. Either all chosen
+  layers are replaced, or the model is unchanged.
 
   Args:
-    model: Its layers `Norm` and `BatchNorm`, Flax's own too, are replaced by
-      `Norm`.
-    change: From the normalization of a layer to the new one, such as
-      `norms.freeze`, `lambda _: norms.group_norm(8)`, or
+    model: The model. A `Norm` replaces each chosen `Norm` or `BatchNorm`,
+      including `nnx.BatchNorm`.
+    change: A function from the normalization of a layer to the new
+      normalization, such as `norms.freeze`, `lambda _: norms.group_norm(8)`, or
       `lambda norm: norms.sync(norm, 'data')`.
-    where: Which layers, by path; all of them by default.
+    where: A function from the path of a layer to whether the layer is replaced;
+      by default all layers are replaced.
 
   Raises:
-    ValueError: If there is no such layer, or `change` refuses one. The model is
-      then as it was.
+    ValueError: If no layer is chosen, or if `change` raises. The model is then
+      unchanged.
   """
   known = [places_of(model, path) for path, _ in normalizations(model)]
   chosen = [places for places in known if any(map(where, places))]
   if not chosen:
     raise ValueError(
-      f'no normalization to replace; the model has them at: {known}.'
+      f'no normalization to replace; choose among the paths {known}.'
     )
   if ((),) in chosen:
     raise ValueError(
-      'the model is itself a normalization, which nothing holds in place of '
-      'which to put another; give the module that holds it.'
+      'the model is itself a normalization and cannot be replaced in place; '
+      'give the module that has the normalization as an attribute.'
     )
+  # All layers are made before the first change, because an error must leave the
+  # model unchanged.
   new: list[tuple[tuple[Path, ...], nnx.Module]] = []
   for places in chosen:
     old = as_norm(at(model, places[0]))

@@ -1,4 +1,4 @@
-"""Places in a model: paths, and replacing what stands at a path."""
+"""Paths in a model, and the modules at the paths."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -11,14 +11,24 @@ Path = tuple[Any, ...]
 
 
 def normalizations(model: nnx.Module) -> Iterator[tuple[Path, nnx.Module]]:
-  """Yields path and layer of each `Norm` and each `BatchNorm`."""
+  """Yields path and layer of each `Norm` and each `BatchNorm`.
+
+  Args:
+    model: The model, which may change during the iteration.
+  """
+  # A list, because the caller may replace modules during the iteration.
   for path, module in list(nnx.iter_modules(model)):
     if isinstance(module, Norm | nnx.BatchNorm):
       yield path, module
 
 
 def places_of(model: nnx.Module, path: Path) -> tuple[Path, ...]:
-  """Returns all paths to the module at a path."""
+  """Returns all paths to a module, which a model may share between places.
+
+  Args:
+    model: The model.
+    path: A path to the module.
+  """
   for places in nnx.find_duplicates(model, only=nnx.Module):
     if path in places:
       return tuple(places)
@@ -26,7 +36,12 @@ def places_of(model: nnx.Module, path: Path) -> tuple[Path, ...]:
 
 
 def at(model: Any, path: Path) -> Any:
-  """Returns the module, or the container, at a path."""
+  """Returns the module, or the container of modules, at a path.
+
+  Args:
+    model: The model.
+    path: Names of attributes and keys of containers, outermost first.
+  """
   for key in path:
     model = _child(model, key)
   return model
@@ -35,15 +50,15 @@ def at(model: Any, path: Path) -> Any:
 def put_all(
   model: nnx.Module, modules: list[tuple[tuple[Path, ...], nnx.Module]]
 ) -> None:
-  """Puts each module in its places, all of them or none.
+  """Puts modules into a model, in place.
 
   Args:
-    model: The model, changed in place.
-    modules: Places, as `places_of` returns them, and what goes there.
+    model: The model.
+    modules: Pairs of the paths of a module, from `places_of`, and the module.
 
   Raises:
     ValueError: If a container can neither be changed nor rebuilt. The model is
-      then as it was.
+      then unchanged.
   """
   done: list[tuple[Path, Any]] = []
   try:
@@ -53,34 +68,38 @@ def put_all(
         _put(model, path, module)
         done.append((path, before))
   except Exception as error:
+    # Containers raise errors of many types. The undo runs backward, because a
+    # tuple is rebuilt with the modules of earlier steps.
     for path, before in reversed(done):
       _put(model, path, before)
     raise ValueError(
-      f'the container of the layer at {path} cannot be changed: {error}; hold '
-      'the layer as an attribute, or in a dict, list or tuple.'
+      f'the container of the layer at {path} cannot be changed: {error}; keep '
+      'the layer in an attribute, a dict, a list or a tuple.'
     ) from error
 
 
 def _put(model: nnx.Module, path: Path, child: Any) -> None:
   parent = at(model, path[:-1])
   if isinstance(parent, tuple):
-    # The tuple is made anew, and put in the place of the old one.
+    # A tuple cannot change: a new tuple replaces the tuple in the parent.
     _put(model, path[:-1], _rebuilt(parent, path[-1], child))
   elif _is_container(parent):
     parent[path[-1]] = child
   else:
+    # nnx refuses a container of modules as an attribute unless marked as data.
     held = child if isinstance(child, nnx.Module) else nnx.data(child)
     setattr(parent, str(path[-1]), held)
 
 
 def _child(parent: Any, key: Any) -> Any:
+  # The paths of nnx have the field names of a named tuple, not the indices.
   if _is_container(parent) and not _is_named(parent):
     return parent[key]
   return getattr(parent, str(key))
 
 
 def _is_container(node: Any) -> bool:
-  """Whether children are items of the node; else they are attributes."""
+  """Returns whether the children of a node are items instead of attributes."""
   return isinstance(node, Mapping | Sequence | nnx.List | nnx.Dict)
 
 

@@ -1,4 +1,4 @@
-"""A dense layer that is trained in whitened coordinates of its input."""
+"""A dense layer with training in whitened coordinates of the input."""
 
 from collections.abc import Callable, Sequence
 
@@ -18,16 +18,16 @@ _POPULATION = norms.Ema(0.95)
 
 
 class WhitenedDense(nnx.Module):
-  """The layer z = x K + b, its weights held as V and d of
+  """The dense layer z = x K + b, trained in whitened coordinates of x.
 
-    z = (x - c) U V + d,    K = U V,    b = d - c K,
+    z = (x - c) U V + d,    K = U V,    b = d - c K
 
-  where U whitens x: gradient descent on V and d is descent on K and b with the
-  inverse covariance of x as preconditioner. What the layer computes is that of
-  `nnx.Linear`, before and after `refresh`, which moves to the c and U of new
-  moments. Until the first one, c = 0 and U = I.
-
-  Without a bias c stays 0, and U whitens about zero.
+  The trained parameters are V and d, and U whitens x. Gradient descent on V and
+  d is descent on K and b with the inverse covariance of x as preconditioner.
+  The method `refresh` moves c and U to new moments of x, and does not change
+  the outputs z, up to rounding. Before the first refresh, c = 0 and U = I, and
+  the layer is an `nnx.Linear`. Without a bias c stays 0, and U whitens the
+  second moments about zero.
 
   Attributes:
     kernel: V, `nnx.Param` (in_features, out_features).
@@ -35,7 +35,7 @@ class WhitenedDense(nnx.Module):
     mean: c, `nnx.BatchStat` (in_features,).
     basis: U, `nnx.BatchStat` (in_features, in_features).
     average: Running moments of x, each array an `nnx.BatchStat`.
-    observe: None, or called with x at every call.
+    observe: None, or a function that every call of the layer calls with x.
 
   Source: Desjardins et al., "Natural Neural Networks" (2015), Algorithm 1.
   """
@@ -57,13 +57,14 @@ class WhitenedDense(nnx.Module):
     """Initializes K = V and b = d.
 
     Args:
-      in_features: d, size of the last axis of x.
+      in_features: Size of the last axis of x.
       out_features: Size of the last axis of z.
-      every: Steps from one refresh to the next; the first refreshes.
-      whiten: Which U; all of the input is one block. The less it adds to the
-        covariance, the more a refresh rounds: see `norms.coordinates.move`.
-      population: How the moments of steps are averaged.
-      use_bias: Whether there is a d.
+      every: Steps from a refresh to the next refresh. The first step refreshes.
+      whiten: The whitening that makes U, of the whole input in a single block.
+        A small `epsilon` makes the rounding errors of a refresh large:
+        `norms.inputs.coordinates.move` lists measured errors.
+      population: The average of the moments of steps.
+      use_bias: Whether the layer has a bias d.
       kernel_init: Initializer of V.
       bias_init: Initializer of d.
       param_dtype: Type of all arrays, float32 or wider.
@@ -94,7 +95,14 @@ class WhitenedDense(nnx.Module):
     self.observe: Callable[[jax.Array], None] | None = None
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Returns z, (..., out_features), of x (..., in_features)."""
+    """Computes the outputs of the layer.
+
+    Args:
+      x: Inputs (..., in_features), floating.
+
+    Returns:
+      z, (..., out_features).
+    """
     if self.observe is not None:
       self.observe(x)
     z = matmul(x - self.mean[...], self.basis[...]) @ self.kernel[...]
@@ -105,15 +113,17 @@ class WhitenedDense(nnx.Module):
     moments: norms.Moments,
     covectors: Sequence['WhitenedDense'] = (),
   ) -> jax.Array:
-    """Learns from a step's inputs, and every so often moves to new coordinates.
+    """Averages the moments of a step, and at the interval moves coordinates.
 
     Args:
-      moments: Of the inputs, as `norms.inputs.feature_moments` returns them.
-      covectors: The same layer with gradients, or sums of them, for weights:
-        they are carried along.
+      moments: Moments of the inputs of the step, in the form of
+        `norms.inputs.layer_inputs.feature_moments`: count and mean
+        (in_features,), and co-moment (1, in_features, in_features).
+      covectors: Copies of the layer that hold gradients, or sums of gradients
+        such as a momentum, in place of the weights. The copies move along.
 
     Returns:
-      () bool: whether the coordinates are new.
+      Whether the coordinates are new, bool ().
     """
     average = jax.tree.map(_value, self.average, is_leaf=_is_variable)
     learned = self.population.update(average, moments, self.whiten)
@@ -127,15 +137,19 @@ class WhitenedDense(nnx.Module):
     def moved():
       root = self.whiten.root(second, len(mean))[0]
       new = coordinates.Coordinates(mean, root.T)
+      # The weights are a vector and the gradients are covectors: inner products
+      # of both, such as the change of the loss, must not change.
       first = coordinates.move(weights[0], old, new)
       rest = [coordinates.carry(w, old, new) for w in weights[1:]]
-      # Momentum may be held in a narrower type.
+      # An optimizer may hold the momentum in a narrower type, and both branches
+      # of `cond` must return the same types.
       as_before = lambda w, old: w.astype(old.dtype)
       return new, jax.tree.map(as_before, [first, *rest], weights)
 
     is_due = (average.steps % self.every == 0) & (learned.steps > average.steps)
-    # What does not vary has no white coordinates.
+    # A constant input, with a covariance of zero, has no whitened coordinates.
     is_due &= jnp.trace(second[0]) > 0
+    # `cond` instead of `where`, because a root costs far more than a step.
     new, weights = lax.cond(is_due, moved, lambda: (old, weights))
     self.mean.set_value(new.mean)
     self.basis.set_value(new.basis)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from bn_research.norms import checks
 from bn_research.norms.maps.standardize import Standardize
 from bn_research.norms.normalization import Normalization
-from bn_research.norms.populations import Ema
+from bn_research.norms.populations import Ema, Running
 from bn_research.norms.pytrees import Node, Number, Schedule
 from bn_research.norms.scopes import Batch, Example
 from bn_research.norms.statistics.collectives import AxisNames
@@ -177,7 +177,7 @@ class EvoNormB0(Node):
   ) -> tuple[jax.Array, Any]:
     """Normalizes and activates; arguments as for `Normalization.apply`."""
     x, mask, scale, bias = checks.activations(x, mask, scale, bias)
-    state = checks.state(state, x.shape[-1:], self._batch.init)
+    state = checks.state(state, x.shape[-1:], Running, self._batch.init)
     moments = self._batch.measure(x, mask)
     variance = state.var if use_running else moments.variance
     instance = Normalization(

@@ -65,6 +65,11 @@ class Ema(Population):
         'old value. To freeze a state, call with update=False.'
       )
 
+  @property
+  def state_type(self) -> type:
+    """`Running`."""
+    return Running
+
   def init(self, map_: Map, features: Shape, dtype: Any = jnp.float32):
     """Returns the state before the first update."""
     return first(map_, features, dtype)
@@ -103,6 +108,11 @@ class Cumulative(Population):
 
   unbiased: bool = True
 
+  @property
+  def state_type(self) -> type:
+    """`Running`."""
+    return Running
+
   def init(self, map_: Map, features: Shape, dtype: Any = jnp.float32):
     """Returns the state before the first update."""
     return first(map_, features, dtype)
@@ -129,6 +139,11 @@ class Fixed(Population):
   """
 
   population: Population | None = None
+
+  @property
+  def state_type(self) -> type:
+    """The type of the state that is kept."""
+    return Running if self.population is None else self.population.state_type
 
   def init(self, map_: Map, features: Shape, dtype: Any = jnp.float32) -> Any:
     """Returns the state, which stays."""

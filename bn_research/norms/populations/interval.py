@@ -63,6 +63,11 @@ class Interval(Population):
     require_every(self.every, 'step')
     require_average(self, self.population)
 
+  @property
+  def state_type(self) -> type:
+    """`IntervalRunning`."""
+    return IntervalRunning
+
   def init(self, map_: Map, features: Shape, dtype: Any = jnp.float32):
     """Returns the state before the first update."""
     average = self.population.init(map_, features, dtype)

@@ -45,6 +45,11 @@ class Pooled(Population):
       )
     return _objection_to_what_does_not_merge(self, map_)
 
+  @property
+  def state_type(self) -> type:
+    """`Running`."""
+    return Running
+
   def init(self, map_: Map, features: Shape, dtype: Any = jnp.float32):
     """Returns the state before the first update."""
     start = first(map_, features, dtype)
@@ -119,6 +124,11 @@ class Accumulated(Population):
   def objection(self, normalization: Any) -> str | None:
     """Returns what does not fit: statistics that do not merge."""
     return _objection_to_what_does_not_merge(self, normalization.map)
+
+  @property
+  def state_type(self) -> type:
+    """`AccumulatedRunning`."""
+    return AccumulatedRunning
 
   def init(self, map_: Map, features: Shape, dtype: Any = jnp.float32):
     """Returns the state before the first update."""

@@ -1,8 +1,9 @@
-"""Named mesh axes: pooling over them, with one collective each way.
+"""Pooling over named mesh axes, with one collective in each direction.
 
-Under `shard_map` JAX tracks over which mesh axes a value varies. Where a value
-that does not vary meets one that does, differentiation inserts a sum over the
-axis; `vary_like` makes that happen where it costs one collective.
+Under `shard_map` JAX tracks over which mesh axes a value varies. When a value
+that is equal on all devices meets a varying value, differentiation inserts a
+sum over the axis. `vary_like` moves this sum to a point of the program at which
+the sum costs one collective.
 """
 
 import dataclasses
@@ -25,8 +26,9 @@ class Devices:
   """The devices along named axes of `shard_map`, `pmap` or `vmap`.
 
   Attributes:
-    names: The axes; none for a single device, or for plain jit.
-    groups: None, or index groups that pool among themselves (`pmap` only).
+    names: The names of the axes; empty for a single device and for plain jit.
+    groups: None, or groups of device indices; each group pools alone (`pmap`
+      only).
   """
 
   names: tuple[str, ...] = ()
@@ -34,22 +36,40 @@ class Devices:
 
   @classmethod
   def along(cls, names: AxisNames, groups: IndexGroups = None) -> 'Devices':
-    """Returns the devices along one axis, several, or (None) no axis.
+    """Returns the devices along one axis, several axes, or no axis (None).
+
+    Args:
+      names: One name, a sequence of names, or None.
+      groups: None, or groups of one size with each device in one group.
 
     Raises:
-      ValueError: If an axis is not bound; the message says what to do.
+      ValueError: If an axis is not bound, or if the groups do not divide the
+        devices. The message names the fix.
     """
     if names is None:
       return _ONE_DEVICE
     names = (names,) if isinstance(names, str) else tuple(names)
     for name in names:
       _require_bound(name)
-    return cls(names, None if groups is None else tuple(map(tuple, groups)))
+    if groups is None:
+      return cls(names)
+    groups = tuple(map(tuple, groups))
+    _require_partition(groups, names)
+    return cls(names, groups)
 
   def gather(self, x: jax.Array) -> jax.Array:
-    """Stacks every device's `x` along a new leading axis, on every device."""
+    """Stacks the `x` of every device along a new leading axis.
+
+    Args:
+      x: An array of the same shape and dtype on every device.
+
+    Returns:
+      An array (devices, *x.shape), the same on every device of a group.
+    """
     if len(self.names) > 1:
       return self._gather_by_sum(x)
+    # An invarying result lets `shard_map` return the statistics as replicated.
+    # Groups of devices get different results, so groups need a varying result.
     to = 'invarying' if self._tracked() and not self.groups else 'varying'
     stacked = lax.all_gather(
       x,
@@ -60,40 +80,49 @@ class Devices:
     return stacked.reshape((-1, *x.shape))
 
   def _gather_by_sum(self, x: jax.Array) -> jax.Array:
-    """Gathers over several axes, of which `vmap` may have made some.
+    """Gathers over several axes, by a sum.
 
-    JAX cannot gather over axes of two kinds at once, but it can sum: each
-    device's `x` in a place of its own, among zeros.
+    JAX cannot gather at once over an axis of `vmap` and an axis of a mesh, but
+    JAX can sum over both. Each device writes `x` to a separate place of an
+    array of zeros, and the sum of these arrays holds every `x`.
     """
     size = math.prod(lax.axis_size(name) for name in self.names)
     places = vary_like(jnp.zeros((size, *x.shape), x.dtype), x)
     return self.total(places.at[self.position()].set(x))[0]
 
   def total(self, *parts: jax.Array) -> tuple[jax.Array, ...]:
-    """Sums arrays of one type over the devices, together: one collective.
+    """Sums arrays of one dtype over the devices, with one collective.
 
-    They are returned as they are where no axis is named.
+    Args:
+      *parts: Arrays of any shapes, all of one dtype.
+
+    Returns:
+      The sums, in the same order. Without a named axis, the arrays themselves.
     """
     if not self.names:
       return parts
+    # XLA may leave separate sums separate, so all parts travel as one array.
     flat, unravel = ravel_pytree(parts)
     return unravel(lax.psum(flat, self.names, axis_index_groups=self.groups))
 
   def position(self) -> jax.Array:
-    """Returns this device's index in the order in which `gather` stacks."""
+    """Returns the index of this device in a result of `gather`, int32 ()."""
     sizes = [lax.axis_size(name) for name in self.names]
     index = jnp.zeros((), jnp.int32)
     for axis, name in enumerate(self.names):
       index += lax.axis_index(name) * math.prod(sizes[axis + 1 :])
     if self.groups is None:
       return index
-    # Each device is in one group; `gather` stacks in the group's order.
+    # `gather` stacks the devices in the order of the group, and a group may
+    # list device indices in any order. `argsort` inverts the concatenated lists
+    # into a table from device index to place.
     order = np.argsort(np.concatenate(self.groups))
     places = np.concatenate([np.arange(len(group)) for group in self.groups])
     return jnp.asarray(places[order], jnp.int32)[index]
 
   def _tracked(self) -> bool:
-    """Whether this is a `shard_map` that checks replication."""
+    """Returns whether a `shard_map` checks replication here."""
+    # Only then does JAX track the axis, and mark the axis index as varying.
     return self.names[0] in varying(lax.axis_index(self.names[0]))
 
 
@@ -111,15 +140,30 @@ def _require_bound(name: str) -> None:
     ) from None
 
 
+def _require_partition(
+  groups: tuple[tuple[int, ...], ...], names: tuple[str, ...]
+) -> None:
+  """Raises unless each device is in one group, and all groups are as large."""
+  size = math.prod(map(lax.axis_size, names))
+  sizes = set(map(len, groups))
+  if sorted(sum(groups, ())) != list(range(size)) or len(sizes) != 1:
+    raise ValueError(
+      f'axis_index_groups={groups} must divide the {size} devices of '
+      f'axis_name={names} into groups of one size, each device in one group.'
+    )
+
+
 def varying(x: jax.Array) -> frozenset[str]:
-  """Returns the mesh axes over which `x` varies, as `shard_map` knows them."""
+  """Returns the mesh axes over which `x` varies, as tracked by `shard_map`."""
   kind = jax.typeof(x)
+  # The attribute has another name in earlier versions of JAX.
   manual = getattr(kind, 'manual_axis_type', None)
   return frozenset(kind.vma if manual is None else manual.varying)
 
 
 def vary_like(x: jax.Array, like: jax.Array) -> jax.Array:
   """Marks `x` as varying over every axis over which `like` varies."""
+  # Outside of `shard_map` nothing varies: a cheap exit for the common case.
   if not (needed := varying(like)):
     return x
   missing = tuple(sorted(needed - varying(x)))

@@ -1,0 +1,207 @@
+"""States: from checkpoints, averaged, exported, in narrow types, of empty x."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from bn_research import norms
+
+X = jnp.asarray(np.random.default_rng(0).standard_normal((8, 4)), jnp.float32)
+
+NORMS = {
+  'ema': norms.batch_norm(),
+  'cumulative': norms.Normalization(
+    norms.Batch(), norms.Standardize(), norms.Cumulative()
+  ),
+  'pooled': norms.Normalization(
+    norms.Batch(), norms.Standardize(), norms.Pooled()
+  ),
+  'accumulated': norms.Normalization(
+    norms.Batch(), norms.Whiten('zca'), norms.Accumulated(2, norms.Ema())
+  ),
+  'interval': norms.batch_whitening('zca', every=3),
+  'fixed': norms.freeze(norms.batch_whitening('zca', every=3)),
+}
+each = pytest.mark.parametrize('norm', NORMS.values(), ids=NORMS)
+
+
+def as_dicts(state):
+  """What a checkpoint holds that was restored without a target."""
+  if hasattr(state, '_asdict'):
+    return {k: as_dicts(v) for k, v in state._asdict().items()}
+  return state
+
+
+def same(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@each
+def test_a_restored_dict_is_a_state(norm):
+  state = norm.apply(X, norm.init(4))[1]
+  expected = norm.apply(X, state)
+  same(norm.apply(X, as_dicts(state)), expected)
+  same(
+    norm.apply(X, as_dicts(state), use_running=True, update=False)[0],
+    norm.apply(X, state, use_running=True, update=False)[0],
+  )
+
+
+WRONG = ({'mean': 0}, {}, [1, 2], jnp.zeros(4), 3.0)
+
+
+@each
+@pytest.mark.parametrize('wrong', WRONG, ids=str)
+def test_what_is_no_state_is_told(norm, wrong):
+  with pytest.raises(ValueError, match=r'the state is .* needs a .*Running'):
+    norm.apply(X, wrong)
+
+
+def test_a_state_of_another_population_is_told():
+  state = NORMS['ema'].init(4)
+  with pytest.raises(ValueError, match='needs a AccumulatedRunning'):
+    NORMS['accumulated'].apply(X, state)
+
+
+@each
+def test_counts_survive_an_average_over_devices(norm):
+  """As integers they would come out of `pmean` as another type."""
+  mesh = jax.make_mesh((8,), ('i',), axis_types=(AxisType.Auto,))
+
+  def local(state, x):
+    def body(state, _):
+      state = norm.apply(x, state)[1]
+      return jax.tree.map(lambda leaf: jax.lax.pmean(leaf, 'i'), state), None
+
+    return jax.lax.scan(body, state, None, length=3)[0]
+
+  over = jax.shard_map(
+    local, mesh=mesh, in_specs=(P(), P()), out_specs=P(), check_vma=False
+  )
+  state = jax.jit(over)(norm.init(4), X)
+  alone = norm.init(4)
+  for _ in range(3):
+    _, alone = norm.apply(X, alone)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+    state,
+    alone,
+  )
+
+
+@each
+def test_a_program_with_states_is_serialized(norm):
+  run = jax.jit(lambda x, state: norm.apply(x, state))
+  state = norm.init(4)
+  restored = jax.export.deserialize(
+    jax.export.export(run)(X, state).serialize()
+  )
+  found, expected = restored.call(X, state), run(X, state)
+  assert jax.tree.structure(found) == jax.tree.structure(expected)
+  same(found, expected)
+
+
+@pytest.mark.parametrize('dtype', [jnp.float16, jnp.bfloat16])
+@each
+def test_a_state_of_a_narrow_type_never_holds_what_is_not_finite(norm, dtype):
+  """A variance that float32 holds and float16 does not."""
+  state = jax.tree.map(
+    lambda leaf: leaf.astype(dtype) if leaf.ndim else leaf, norm.init(4)
+  )
+  huge = jnp.asarray([[6e4], [-6e4]] * 4, jnp.float32) * jnp.ones(4)
+  _, after = norm.apply(huge, state)
+  for k in range(2):
+    _, after = norm.apply(X + k, after)
+  leaves = jax.tree.leaves((after.mean, after.var))
+  assert all(np.isfinite(np.asarray(leaf, np.float32)).all() for leaf in leaves)
+  assert all(leaf.dtype == dtype for leaf in leaves)
+
+
+def test_types_are_those_that_were_asked_for():
+  with jax.enable_x64(True):
+    for norm in (*NORMS.values(), norms.EvoNormB0()):
+      leaves = jax.tree.leaves(norm.init(4))
+      assert {leaf.dtype for leaf in leaves} == {np.dtype('float32')}
+      wide = norm.init(4, jnp.float64)
+      assert wide.mean.dtype == jnp.float64
+    for norm in (
+      norms.dynamic_erf(),
+      norms.EvoNormS0(2),
+      norms.Coloured(norms.batch_norm()),
+      norms.Mixture((norms.batch_norm(), norms.layer_norm())),
+    ):
+      for dtype in (jnp.float32, jnp.bfloat16):
+        leaves = jax.tree.leaves(norm.learned(4, dtype))
+        assert {leaf.dtype for leaf in leaves} == {jnp.dtype(dtype)}
+
+
+EMPTY = {
+  'evaluation': (
+    norms.batch_norm(),
+    {'use_running': True, 'update': False},
+  ),
+  'layer_norm': (norms.layer_norm(), {}),
+  'group_norm': (norms.group_norm(2), {}),
+  'instance_norm': (norms.instance_norm(), {}),
+  'instance_whitening': (norms.instance_whitening(), {}),
+  'local_response_norm': (norms.local_response_norm(), {}),
+  'chain': (norms.Chain((norms.layer_norm(), norms.rms_norm())), {}),
+  'dynamic_tanh': (norms.dynamic_tanh(), {}),
+  'none': (norms.none(), {}),
+}
+
+
+@pytest.mark.parametrize('jit', [False, True])
+@pytest.mark.parametrize('name', EMPTY)
+def test_an_empty_batch_is_normalized_to_an_empty_batch(name, jit):
+  norm, switches = EMPTY[name]
+  x = jnp.zeros((0, 3, 4), jnp.bfloat16)
+  state, learned = norm.init(4), norm.learned(4)
+  apply = lambda x: norm.apply(x, state, learned=learned, **switches)[0]
+  y = (jax.jit(apply) if jit else apply)(x)
+  assert (y.shape, y.dtype) == (x.shape, x.dtype)
+
+
+def test_an_empty_batch_has_no_statistics():
+  for norm in (norms.batch_norm(), norms.batch_whitening('zca')):
+    with pytest.raises(ValueError, match='no activations'):
+      norm.apply(jnp.zeros((0, 4)), norm.init(4))
+  with pytest.raises(ValueError, match='no activations'):
+    norms.layer_norm().measure(jnp.zeros((0, 4)))
+
+
+def test_what_is_missing_is_the_batch_axis():
+  for norm in (norms.group_norm(2), norms.instance_norm()):
+    with pytest.raises(ValueError, match=r'has no batch axis; give \(batch'):
+      norm.apply(jnp.ones(10))
+
+
+@pytest.mark.parametrize(
+  'groups', [((0, 1, 2), (3, 4, 5, 6, 7)), ((0, 1), (2, 3)), ((0, 0),)]
+)
+def test_groups_of_devices_that_are_none_are_told(groups):
+  norm = norms.Normalization(
+    norms.Batch(axis_name='i', axis_index_groups=groups), norms.Standardize()
+  )
+  with pytest.raises(ValueError, match='into groups of one size'):
+    jax.pmap(lambda x: norm.apply(x)[0], 'i')(jnp.ones((8, 2, 3)))
+
+
+def test_more_axes_than_letters_of_an_octave():
+  x = jnp.asarray(
+    np.random.default_rng(0).standard_normal((3, 2, 1, 2, 1, 2, 1, 2, 1, 3)),
+    jnp.float32,
+  )
+  for norm in (
+    norms.batch_norm(),
+    norms.batch_whitening('zca'),
+    norms.group_norm(3),
+    norms.instance_whitening('zca'),
+  ):
+    flat = x.reshape((3, -1, 3))
+    y = norm.apply(x, norm.init(3))[0]
+    z = norm.apply(flat, norm.init(3))[0]
+    np.testing.assert_allclose(y.reshape(flat.shape), z, atol=1e-5)

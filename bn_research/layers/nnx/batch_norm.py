@@ -39,7 +39,7 @@ class BatchNorm(nnx.BatchNorm):
     super().__init__(*args, **options)
     if self.axis == -1:
       # The call fills the cache, and raises the errors of wrong options early.
-      # Options with a different `axis` need the activations for a check.
+      # A different `axis` can be checked only with activations.
       flax_words.batch_norm(self, 2)
 
   def __call__(

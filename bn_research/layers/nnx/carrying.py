@@ -51,8 +51,8 @@ def as_norm(layer: nnx.Module) -> Norm:
   # Shared variables keep metadata, such as a sharding.
   norm.scale, norm.bias = nnx.data(layer.scale), nnx.data(layer.bias)
   weight = calls.weight_of(layer.mean[...], layer.var[...])
-  # The counts are `steps`, `skipped` and `weight`. Copies are necessary, because
-  # a buffer cannot be donated twice.
+  # The counts are `steps`, `skipped` and `weight`. Each has a separate array,
+  # because a buffer cannot be donated twice.
   counts = [nnx.BatchStat(n) for n in (weight, 0 * weight, jnp.copy(weight))]
   variables: list[Any] = [layer.mean, layer.var, *counts]
   norm.statistics = nnx.data(norms.Running(*variables))
@@ -80,12 +80,12 @@ def with_normalization(old: Norm, normalization: norms.Normalizer) -> Norm:
   new.set_normalization(normalization, leading)
   _keep_alike(old.learned, new.learned)
   if _meaning(old) == _meaning(new):
-    # The fields of `Running` mean the same in the states of all populations.
+    # A state of a different population has different fields after `Running`.
     for was, now in zip(_states(old), _states(new), strict=True):
       for name in norms.Running._fields:
         if getattr(was, name).shape == getattr(now, name).shape:
           getattr(now, name).copy_from(getattr(was, name))
-    # States of the same population have further fields, which carry over too.
+    # Between states with the same fields, the further fields carry over too.
     _keep_alike(old.statistics, new.statistics)
   return new
 
@@ -114,7 +114,7 @@ def _stacked_along(norm: Norm) -> Shape:
     raise ValueError(
       f'the arrays of a layer of num_features={norm.num_features} have shapes '
       f'{[leaf.shape for leaf in found]}; give a layer with the shapes of the '
-      'constructor, or with the same leading axes in all arrays.'
+      'constructor, or with all arrays stacked along leading axes.'
     )
   return leading.pop() if leading else ()  # type: ignore[return-value]
 

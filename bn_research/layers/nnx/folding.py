@@ -91,9 +91,9 @@ def _folded(
     else:
       layer.bias.set_value(bias)
     if getattr(layer, 'mask', None) is not None:
-      # The folded kernel contains the mask. A second mask would be wrong after
-      # whitening, which gives a masked weight of an output the weights of the
-      # neighbouring outputs.
+      # The folded kernel contains the mask. A whitening adds the kernels of
+      # neighbouring outputs, at masked weights too, and a second mask would
+      # remove these weights.
       layer.mask = None
 
   return ((norm_path,), none), write
@@ -119,8 +119,8 @@ def _require_foldable(model, norm, norm_path, layer, layer_path) -> None:
   if type(layer) not in _FOLDABLE:
     names = ', '.join(f'nnx.{kind.__name__}' for kind in _FOLDABLE)
     raise ValueError(
-      f'{layer_path} is a {type(layer).__name__}, and its outputs need not be '
-      f'the last axis of a kernel; choose a layer of {names}.'
+      f'{layer_path} is a {type(layer).__name__}, and the last axis of its '
+      f'kernel need not be the outputs; only {names} can be folded into.'
     )
   for path in (norm_path, layer_path):
     if len(places_of(model, path)) > 1:
@@ -133,6 +133,6 @@ def _require_foldable(model, norm, norm_path, layer, layer_path) -> None:
   if layer.kernel[...].ndim != ndim:
     raise ValueError(
       f'{layer_path} has a kernel of shape {layer.kernel[...].shape}, and the '
-      f'kernel of a single model has {ndim} axes; fold each model before the '
+      f'kernel of a single model has {ndim} axes; fold each model before '
       'models are stacked.'
     )

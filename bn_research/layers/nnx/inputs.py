@@ -57,8 +57,8 @@ def _note_in(found: dict[str, norms.Moments], name: str) -> Note:
 
 def _listen(layer: Any, note: Note, axis_name: AxisNames) -> None:
   """Makes a layer call `note` with the moments of each input."""
-  # Flax's layers have no hook for inputs. Both functions that multiply by the
-  # kernel are attributes, and a wrapper sees the input in the computed type.
+  # The layers of Flax have no hook for inputs, but the function that multiplies
+  # by the kernel is an attribute. A wrapper sees the padded input.
   if isinstance(layer, WhitenedDense):
     layer.observe = lambda x: note(inputs.feature_moments(x, axis_name))
   elif isinstance(layer, nnx.Linear):

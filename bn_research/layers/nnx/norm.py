@@ -122,8 +122,8 @@ class Norm(nnx.Module):
       normalization: The new normalization.
       leading: The sizes of leading axes along which models are stacked.
     """
-    # A normalization is a pytree. Only arrays make nnx treat a pytree as data;
-    # without arrays a normalization is static and hashable.
+    # A normalization with arrays is data of the module. A normalization without
+    # arrays stays static, and is compared as a part of the graph definition.
     has_arrays = any(map(is_array, jax.tree.leaves(normalization)))
     self.normalization = (
       nnx.data(normalization) if has_arrays else normalization

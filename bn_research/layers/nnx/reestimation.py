@@ -109,7 +109,7 @@ def _in_order_of_calls(model, paths, batches, call) -> list[Path]:
 
 def _measured(model, measured, frozen, batches, call) -> dict[Path, Norm]:
   """Returns the layers, by path, with the moments of a pass over the data."""
-  # The pass changes statistics of all layers, hence the pass has a copy.
+  # The pass moves the statistics of all layers, and must not move the model's.
   probe = nnx.clone(model)
   surgery.replace(probe, _pooled, measured.__contains__)
   # The fields of the old average carry over to the pool, and must not count.
@@ -121,7 +121,7 @@ def _measured(model, measured, frozen, batches, call) -> dict[Path, Norm]:
 
   @jax.jit
   def advance(state, batch):
-    # A copy, because variables of a trace must not stay in the outer model.
+    # Without a copy, the forward pass would change the variables of `state`.
     merged = nnx.merge(graphdef, state, copy=True)
     call(merged, batch)
     return nnx.split(merged)[1]

@@ -68,8 +68,7 @@ def put_all(
         _put(model, path, module)
         done.append((path, before))
   except Exception as error:
-    # Containers raise errors of many types. The undo runs backward, because a
-    # tuple is rebuilt with the modules of earlier steps.
+    # The containers of users raise errors of any type.
     for path, before in reversed(done):
       _put(model, path, before)
     raise ValueError(

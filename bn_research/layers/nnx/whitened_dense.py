@@ -149,7 +149,7 @@ class WhitenedDense(nnx.Module):
     is_due = (average.steps % self.every == 0) & (learned.steps > average.steps)
     # A constant input, with a covariance of zero, has no whitened coordinates.
     is_due &= jnp.trace(second[0]) > 0
-    # `cond` instead of `where`, because a root costs far more than a step.
+    # `cond` instead of `where`: a root is expensive, and few steps need a root.
     new, weights = lax.cond(is_due, moved, lambda: (old, weights))
     self.mean.set_value(new.mean)
     self.basis.set_value(new.basis)

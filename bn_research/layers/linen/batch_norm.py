@@ -44,8 +44,8 @@ class BatchNorm(nn.BatchNorm):
 
     Raises:
       TypeError: If `x` is not floating.
-      ValueError: If `use_running_average` is given twice or not at all, or if
-        shapes do not fit.
+      ValueError: If `use_running_average` is given twice or not at all, if
+        shapes do not fit, or in training if `x` has no elements.
       ModifyScopeVariableError: In training, if 'batch_stats' is not mutable.
     """
     use_running = bool(

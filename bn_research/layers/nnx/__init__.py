@@ -35,10 +35,10 @@ wrong argument early. The numbers differ from Flax in these points:
   example. Flax gives every device the same weight.
 - A batch without examples, or with moments that are not finite, leaves the
   running statistics unchanged.
-- Activations must be real floating-point numbers, and an empty batch has no
-  statistics. Complex activations are refused: give real and imaginary parts as
-  features. Flax centres complex activations and divides by the root of
-  E |x - E x|².
+- In training, `BatchNorm` refuses an array without activations.
+- Activations must be real floating-point numbers. Complex activations are
+  refused: give real and imaginary parts as features. Flax centres complex
+  activations and divides by the root of E |x - E x|².
 """
 
 from bn_research.layers.nnx.batch_norm import BatchNorm

@@ -64,7 +64,7 @@ class BatchNorm(nnx.BatchNorm):
     Raises:
       TypeError: If `x` is not floating.
       ValueError: If neither the layer nor the call has `use_running_average`,
-        or if shapes do not fit.
+        if shapes do not fit, or in training if `x` has no elements.
     """
     x = jnp.asarray(x)
     use_running = use_running_average

@@ -12,10 +12,17 @@ _EXAMPLES = {'virtual_batch_norm': {'reference_size': 8}}
 
 
 def main(argv: list[str]) -> int:
-  """Prints the table, or all about one name; 2 for an unknown one."""
+  """Prints the table, or the help for one name.
+
+  Args:
+    argv: Arguments of the command line, without the program.
+
+  Returns:
+    The exit status: 0, or 2 for an unknown name.
+  """
   parser = argparse.ArgumentParser('python -m bn_research.norms')
   parser.add_argument(
-    'name', nargs='?', help='all about this one, instead of the table'
+    'name', nargs='?', help='print the help for this name, not the table'
   )
   name = parser.parse_args(argv).name
   if name is None:
@@ -34,7 +41,7 @@ def main(argv: list[str]) -> int:
 
 
 def table() -> str:
-  """Returns the product: a row a name, a column an axis."""
+  """Returns the table: a row for each name, and a column for each axis."""
   rows: list[tuple[str, ...]] = [
     ('name', 'scope', 'map', 'population', 'gradient')
   ]
@@ -47,7 +54,7 @@ def table() -> str:
 
 
 def axes(normalization) -> tuple[str, ...]:
-  """Returns the choice on each axis, in words as short as the code's."""
+  """Returns the choice on each axis, as a short expression of Python."""
   if not isinstance(normalization, Normalization):
     return (_brief(normalization), '-', '-', '-')
   gradient = normalization.gradient
@@ -60,7 +67,7 @@ def axes(normalization) -> tuple[str, ...]:
 
 
 def _brief(value) -> str:
-  """A dataclass with only what differs from its defaults."""
+  """Returns a dataclass as text, with the fields that differ from a default."""
   if value is None:
     return 'nothing'
   defaults = type(value).__dataclass_fields__
@@ -74,7 +81,8 @@ def _brief(value) -> str:
 
 
 if __name__ == '__main__':
-  # A reader that has seen enough, such as `head`, ends this as it ends others.
+  # Python ignores SIGPIPE and raises an error instead. With the default action
+  # a pipe into `head` ends the program in silence.
   if hasattr(signal, 'SIGPIPE'):
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
   sys.exit(main(sys.argv[1:]))

@@ -1,7 +1,7 @@
-"""Changing a normalization: frozen, synchronized, folded into a kernel.
+"""Surgery: a normalization frozen, synchronized, or folded into a kernel.
 
-Each is a function of a `Normalization` or of arrays; `layers.surgery` applies
-them to whole models.
+The functions take a `Normalization` or arrays. `layers.surgery` applies the
+functions to whole models.
 """
 
 import dataclasses
@@ -21,19 +21,23 @@ from bn_research.norms.statistics.collectives import AxisNames
 
 
 def freeze(normalization: Normalization) -> Normalization:
-  """Returns one that always uses its running moments and never moves them.
+  """Returns a normalization that uses and never changes the running moments.
 
-  It is a point of the product, population `Fixed` and gradient `frozen`, so
-  that no flag of a later call thaws it. Of a `Chain` and its like, so is each
-  part that remembers.
+  The result has the population `Fixed` and the gradient `frozen`. No flag of a
+  later call can thaw the result. In a `Chain` or a similar combination, each
+  part with running statistics is frozen.
+
+  Args:
+    normalization: A normalization with running statistics.
 
   Raises:
-    ValueError: If it remembers nothing, or is not a point of the product.
+    ValueError: If the normalization has no running statistics, or is no
+      `Normalization` and no combination.
   """
   if not normalization.remembers:
     raise ValueError(
-      f'{normalization} has no running statistics to freeze; it is the same in '
-      'training and inference already.'
+      f'{normalization} has no running statistics to freeze; training and '
+      'inference are the same already.'
     )
   return mapped(_frozen, normalization)
 
@@ -42,7 +46,8 @@ def _frozen(normalization: Any) -> Any:
   if not normalization.remembers:
     return normalization
   population = _point(normalization).population
-  # What an interval recalls is not its mean and variance of today.
+  # An `Interval` normalizes with the pair of the last renewal, and not with the
+  # latest mean and variance. `Fixed` must then recall like the `Interval`.
   assert population is not None
   recalls_itself = type(population).recall is not Population.recall
   fixed = Fixed(population if recalls_itself else None)
@@ -54,27 +59,32 @@ def _frozen(normalization: Any) -> Any:
 def _point(normalization: Any) -> Normalization:
   if not isinstance(normalization, Normalization):
     raise ValueError(
-      f'{normalization} is not a norms.Normalization, with axes that could be '
-      'changed; call it with use_running and update, or replace it.'
+      f'{normalization} is not a norms.Normalization, so no axis can be '
+      'changed; call the layer with use_running and update, or replace the '
+      'normalization.'
     )
   return normalization
 
 
 def sync(normalization: Normalization, axis_name: AxisNames) -> Normalization:
-  """Returns one whose statistics are pooled over named mesh axes.
+  """Returns a normalization that pools statistics over named mesh axes.
 
-  Of a `Chain` and its like, so are those of each part that remembers.
+  In a `Chain` or a similar combination, the change applies to each part with
+  running statistics.
 
   Args:
-    normalization: One with a scope that has an `axis_name`, such as `Batch`.
-    axis_name: The axes; None to take them away.
+    normalization: A normalization with a scope that has an `axis_name`, for
+      example `Batch`.
+    axis_name: Names of the mesh axes; None to remove all names.
 
   Raises:
-    ValueError: If the scope has none.
+    ValueError: If the scope has no `axis_name`, or if the normalization is no
+      `Normalization` and no combination.
   """
 
   def change(part):
-    # Of a combination, what pools within an example is whole on each device.
+    # A part without running statistics pools within an example, and each device
+    # holds whole examples. Such a part needs no axis name in a combination.
     is_one_of_several = part is not normalization and not part.remembers
     return part if is_one_of_several else _synced(part, axis_name)
 
@@ -98,34 +108,36 @@ def affine_of(
   scale: jax.Array | None = None,
   bias: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-  """Returns D and e such that inference is y = x D + e.
+  """Returns D and e of the affine function y = x D + e of inference.
 
-  With running moments every normalization of the batch is affine, whitening
-  too.
+  With running moments, inference is affine for every normalization, also for
+  whitening.
 
   Args:
-    normalization: One that remembers.
-    state: Its state.
-    scale: That of the layer.
-    bias: That of the layer.
+    normalization: A `Normalization` with a population.
+    state: The state of the normalization.
+    scale: None for 1, or the scale of the layer, (features,).
+    bias: None for 0, or the bias of the layer, (features,).
 
   Returns:
-    D (features, features) and e (features,).
+    D (features, features) and e (features,), of the dtype of the state.
 
   Raises:
-    ValueError: If it is not a point of the product, and so perhaps not affine.
+    ValueError: If the normalization has no population, or is no
+      `Normalization`.
   """
   point = _point(normalization)
   if point.population is None:
     raise ValueError(
-      f'{normalization} depends on the example at inference too, so inference '
-      'is not affine; give it a population, such as Ema().'
+      f'{normalization} depends on the example also at inference, so inference '
+      'is not affine; give the normalization a population, such as Ema().'
     )
   map_ = point.map.at(state.steps)
   pair = point.population.recall(state, map_)
   dtype = pair.mean.dtype if pair.mean is not None else pair.spread.dtype
   infer = partial(map_.finish, mask=None, scale=scale, bias=None, dtype=dtype)
-  # A step away from a large mean would be rounded away: step from zero.
+  # The rows of D are the results for unit vectors. Next to a large mean, a unit
+  # step would be lost to rounding, so the step starts from a mean of zero.
   centred = pair
   if pair.mean is not None:
     centred = pair._replace(mean=jnp.zeros_like(pair.mean))
@@ -158,22 +170,23 @@ def fold(
     (x K + k) D + e = x (K D) + (k D + e)
 
   Args:
-    kernel: K, (..., inputs, features): outputs last.
-    kernel_bias: k, (features,), or None.
-    normalization: That which follows.
-    state: Its state.
-    scale: That of its layer.
-    bias: That of its layer.
-    feature_group_count: That of the convolution, which its kernel does not
-      tell; None where it does not matter, because each output is normalized by
-      itself, or the kernel is that of a dense layer.
+    kernel: K, (..., inputs, features), floating.
+    kernel_bias: k, (features,), or None for 0.
+    normalization: The normalization after the kernel.
+    state: The state of the normalization.
+    scale: None for 1, or the scale of the normalization layer, (features,).
+    bias: None for 0, or the bias of the normalization layer, (features,).
+    feature_group_count: Number of feature groups of the convolution. None is
+      enough for a dense layer, and for a normalization that treats each output
+      separately.
 
   Returns:
-    A kernel and a bias that do both for inference.
+    A kernel of the shape of K and a bias (features,), both of the dtype of K.
+    At inference one layer with this kernel and bias replaces both layers.
 
   Raises:
-    ValueError: If the normalization mixes outputs that see different inputs, or
-      the number of groups matters and is not given.
+    ValueError: If the normalization mixes outputs that see different inputs, if
+      `feature_group_count` is needed and missing, or if `affine_of` raises.
   """
   _require_shared_inputs(kernel, normalization, state, feature_group_count)
   slope, shift = affine_of(normalization, state, scale, bias)
@@ -186,26 +199,27 @@ def fold(
 
 
 def _require_shared_inputs(kernel, normalization, state, groups) -> None:
-  """Raises where D mixes outputs of different groups of a convolution."""
+  """Raises a ValueError if D mixes outputs of different feature groups."""
   mixed = state.var.shape[-1] if _point(normalization).map.joint else 1
   if mixed == 1 or (kernel.ndim == 2 and groups is None):
     return
   if groups is None:
     raise ValueError(
       f'whitening mixes outputs, and the kernel of shape {kernel.shape} does '
-      'not tell whether they see the same inputs; give feature_group_count, '
-      'that of the convolution, 1 by default.'
+      'not tell whether all outputs see the same inputs; give '
+      'feature_group_count of the convolution, by default 1.'
     )
   outputs = kernel.shape[-1]
   if groups < 1 or outputs % groups:
     raise ValueError(
       f'feature_group_count={groups} does not divide the {outputs} outputs of '
-      f'the kernel of shape {kernel.shape}; give that of the convolution.'
+      f'the kernel of shape {kernel.shape}; give feature_group_count of the '
+      'convolution.'
     )
   if groups > 1 and outputs // groups % mixed:
     raise ValueError(
       f'the outputs of a convolution of feature_group_count={groups} see '
       f'different inputs, and whitening mixes {mixed} neighbours of {outputs}; '
-      'such a pair cannot be folded, unless by a group_size that divides '
+      'this whitening cannot be folded; whiten with a group_size that divides '
       f'{outputs // groups}.'
     )

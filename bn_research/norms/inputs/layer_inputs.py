@@ -1,4 +1,4 @@
-"""Moments of what a layer's kernel multiplies: of features, or of patches."""
+"""Moments of the inputs of a kernel: features of a layer, or patches."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,17 +15,19 @@ from bn_research.norms.statistics.moments import Moments
 
 
 def feature_moments(x: jax.Array, axis_name: AxisNames = None) -> Moments:
-  """Mean and covariance of the inputs of a dense layer.
+  """Returns the mean and covariance of the inputs of a dense layer.
 
-  No gradient flows through them.
+  No gradient flows through the moments.
 
   Args:
-    x: (batch, ..., d), floating; all axes but the last are pooled.
-    axis_name: Named mesh axes to pool over, in `shard_map` and alike; a `jit`
-      over a mesh pools over all devices as it is.
+    x: Inputs (batch, ..., d), floating. The function pools all axes except the
+      last.
+    axis_name: Names of the mesh axes to pool over, under `shard_map`, `pmap` or
+      `vmap`. Plain jit over a mesh pools over all devices without a name.
 
   Returns:
-    Count and mean (d,), and co-moment (1, d, d).
+    Moments with count and mean (d,) and co-moment (1, d, d), in float32 or a
+    wider type.
   """
   scope, whiten = Batch(axis_name=axis_name), Whiten()
   x = lax.stop_gradient(x)
@@ -49,23 +51,28 @@ def patch_moments(
   kernel_dilation: Sequence[int] | None = None,
   axis_name: AxisNames = None,
 ) -> Moments:
-  """Mean and covariance of the patches that a convolution's kernel meets.
+  """Returns the mean and covariance of the patches under a convolution.
 
-  A convolution is a dense layer on patches, of d = prod(kernel_size) · channels
-  numbers in the order of a kernel (*kernel_size, channels, features). They take
-  prod(kernel_size) times the memory of `x`.
+  A convolution is a dense layer on patches. A patch has
+  d = prod(kernel_size) · channels numbers, in the order of a kernel
+  (*kernel_size, channels, features). The patches take prod(kernel_size) times
+  the memory of `x`. No gradient flows through the moments.
 
   Args:
-    x: (batch, *space, channels), floating.
-    kernel_size: Of each axis of space.
-    strides: Of each axis of space.
-    padding: As for `lax.conv_general_dilated`.
-    input_dilation: As there; None for none.
-    kernel_dilation: As there; None for none.
-    axis_name: As for `feature_moments`.
+    x: Inputs (batch, *space, channels), floating.
+    kernel_size: Size of the kernel along each axis of space.
+    strides: Stride along each axis of space.
+    padding: The padding, in a form of `lax.conv_general_dilated`.
+    input_dilation: None for no dilation, or the dilation of `x` along each axis
+      of space.
+    kernel_dilation: None for no dilation, or the dilation of the kernel along
+      each axis of space.
+    axis_name: Names of the mesh axes to pool over, under `shard_map`, `pmap` or
+      `vmap`.
 
   Returns:
-    Count and mean (d,), and co-moment (1, d, d).
+    Moments with count and mean (d,) and co-moment (1, d, d), in float32 or a
+    wider type.
   """
   last = x.ndim - 1
   x = meshes.whole_features(x)
@@ -79,9 +86,11 @@ def patch_moments(
     lhs_dilation=input_dilation,
     rhs_dilation=kernel_dilation,
     dimension_numbers=lax.ConvDimensionNumbers(layout, kernel_layout, layout),
-    # A copy, made by a convolution: it must not round.
+    # A convolution copies the patches, and the copy must not round.
     precision=lax.Precision.HIGHEST,
   )
+  # JAX orders the numbers of a patch by channel first, and a kernel orders the
+  # numbers by position first.
   by_channel = patches.reshape((*patches.shape[:-1], x.shape[-1], -1))
   return feature_moments(
     jnp.swapaxes(by_channel, -1, -2).reshape(patches.shape), axis_name

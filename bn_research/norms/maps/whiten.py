@@ -115,7 +115,7 @@ class Whiten(Map):
       )
     if mask is not None and mask.shape[-1] != 1:
       raise ValueError(
-        f'mask of shape {mask.shape} tells features is_distinct; a covariance needs '
+        f'mask of shape {mask.shape} tells features apart; a covariance needs '
         'whole examples: give the last axis of the mask size 1.'
       )
     # A block may cross the cuts of Explicit axes, so each device needs all
@@ -272,8 +272,8 @@ class Whiten(Map):
     root = roots.cholesky(lax.stop_gradient(regular))
     eps = jnp.finfo(eye.dtype).eps
     failed = ~jnp.all(jnp.abs(root) <= eps**-0.5, (-2, -1), keepdims=True)
-    # In S' / c the eigenvalues are at most about d. The rounding errors of S are
-    # therefore as large as this shift.
+    # In S' / c the eigenvalues are at most about d. The rounding errors of S
+    # are therefore as large as this shift.
     least = len(eye) * max(len(eye), 16) * eps
     shifted = jnp.where(failed, regular + least * eye, regular)
     # Non-finite activations must give non-finite results, so the shift leaves
@@ -290,9 +290,9 @@ def _oas(covariance, level, sizes, count) -> jax.Array:
   """
   squares = jnp.sum(covariance**2, (-2, -1), keepdims=True) / sizes**2
   spread = squares - level**2 / sizes
-  # The target of the shrinkage is a multiple of I. For a single channel, and for
-  # S equal to the target to rounding, the quotient would be 0 / 0. A shrinkage
-  # of 0 then gives the same S'.
+  # The target of the shrinkage is a multiple of I. For a single channel, and
+  # for S equal to the target to rounding, the quotient would be 0 / 0. A
+  # shrinkage of 0 then gives the same S'.
   is_distinct = spread > jnp.finfo(spread.dtype).eps * squares
   spread = jnp.where(is_distinct, spread, 1)
   ratio = ((1 - 2 / sizes) * squares + level**2) / spread

@@ -1,1 +1,1 @@
-"""The named points of the product, and their neighbours."""
+"""Named normalizations, and related methods without a `Normalization`."""

@@ -1,4 +1,4 @@
-"""The named points with the mini-batch for a scope."""
+"""Named normalizations with the mini-batch as scope."""
 
 from bn_research.norms import gradients
 from bn_research.norms.maps.standardize import Standardize
@@ -8,7 +8,8 @@ from bn_research.norms.pytrees import Schedule
 from bn_research.norms.scopes import Batch, Reference
 from bn_research.norms.statistics.collectives import AxisNames
 
-# The schedules of Ioffe (2017), Section 4.1.
+# The schedules of Ioffe (2017), Section 4.1. Until update 5000 the bounds allow
+# no correction, because young averages would make the correction inaccurate.
 _R_MAX = gradients.Ramp(1.0, 3.0, 5000, 40000)
 _D_MAX = gradients.Ramp(0.0, 5.0, 5000, 25000)
 
@@ -27,20 +28,26 @@ def batch_norm(
     y = (x - E x) / √(Var x + ε)
 
   Args:
-    momentum: Weight of the old value in the running averages, which are
-      debiased exactly from the first update on.
-    epsilon: Added to the variance.
-    group_size: None, or the size of ghost batches.
-    axis_name: Named mesh axes to pool over, under `shard_map`, `pmap`, `vmap`.
-    gradient: What of the statistics is differentiated: 'through', 'stopped',
+    momentum: Weight of the old value in the running averages, in [0, 1). The
+      averages are free of bias from the first update on.
+    epsilon: ε, added to the variance, in squared units of the activations.
+    group_size: None for the whole batch, or the number of examples that share
+      statistics (ghost batches).
+    axis_name: Names of the mesh axes to pool over, under `shard_map`, `pmap` or
+      `vmap`.
+    gradient: Which statistics get a gradient: 'through', 'stopped',
       'mean_only', 'spread_only', or a function (see `gradients`).
-    unbiased: Whether running variances are multiplied by n / (n - 1).
+    unbiased: Whether to multiply running variances by n / (n - 1), for n
+      activations.
 
   Returns:
     The normalization.
 
-  Source: Ioffe and Szegedy (2015), Algorithms 1 and 2. The paper averages over
-  batches after training; a decaying average, which it allows, tracks training.
+  Raises:
+    ValueError: If an option is out of range.
+
+  Source: Ioffe and Szegedy (2015), Algorithms 1 and 2. The paper averages
+  over batches after training, and allows the decaying average in use here.
   """
   return Normalization(
     scope=Batch(group_size=group_size, axis_name=axis_name),
@@ -57,16 +64,25 @@ def mean_only_batch_norm(
   axis_name: AxisNames = None,
   gradient: str | gradients.Gradient = 'through',
 ) -> Normalization:
-  """Mean-only batch normalization: y = x - E x.
+  """Mean-only batch normalization: each feature centred over the mini-batch.
+
+    y = x - E x
 
   Args:
-    momentum: As for `batch_norm`.
-    group_size: As for `batch_norm`.
-    axis_name: As for `batch_norm`.
-    gradient: As for `batch_norm`.
+    momentum: Weight of the old value in the running averages, in [0, 1). The
+      averages are free of bias from the first update on.
+    group_size: None for the whole batch, or the number of examples that share
+      statistics (ghost batches).
+    axis_name: Names of the mesh axes to pool over, under `shard_map`, `pmap` or
+      `vmap`.
+    gradient: Which statistics get a gradient: 'through', 'stopped',
+      'mean_only', 'spread_only', or a function (see `gradients`).
 
   Returns:
     The normalization.
+
+  Raises:
+    ValueError: If an option is out of range.
 
   Source: Salimans and Kingma (2016), Section 4.
   """
@@ -86,23 +102,34 @@ def power_norm(
   axis_name: AxisNames = None,
   gradient: str | gradients.Gradient = 'through',
 ) -> Normalization:
-  """Power normalization of the batch, PN-V: y = x / √(E x² + ε).
+  """Power normalization of the batch (PN-V): no centring.
 
-  The paper goes on to running statistics of the gradient in the backward pass;
-  those are not a function of (batch, population), and not here.
+    y = x / √(E x² + ε)
+
+  The paper also takes running statistics of the gradient in the backward pass
+  (PN). This function leaves the running statistics of the gradient out, because
+  a gradient policy here is a function of batch and population only.
 
   Args:
-    momentum: As for `batch_norm`.
-    epsilon: Added to the mean square.
-    group_size: As for `batch_norm`.
-    axis_name: As for `batch_norm`.
-    gradient: As for `batch_norm`.
+    momentum: Weight of the old value in the running averages, in [0, 1). The
+      averages are free of bias from the first update on.
+    epsilon: ε, added to the mean square, in squared units of the activations.
+    group_size: None for the whole batch, or the number of examples that share
+      statistics (ghost batches).
+    axis_name: Names of the mesh axes to pool over, under `shard_map`, `pmap` or
+      `vmap`.
+    gradient: Which statistics get a gradient: 'through', 'stopped',
+      'mean_only', 'spread_only', or a function (see `gradients`).
 
   Returns:
     The normalization.
 
+  Raises:
+    ValueError: If an option is out of range.
+
   Source: Shen et al. (2020), Section 4.1.
   """
+  # A mean square about zero is unbiased, without the factor n / (n - 1).
   return Normalization(
     Batch(group_size=group_size, axis_name=axis_name),
     Standardize(centre=False, epsilon=epsilon),
@@ -120,22 +147,39 @@ def batch_renorm(
   group_size: int | None = None,
   axis_name: AxisNames = None,
 ) -> Normalization:
-  """Batch renormalization: inference's value in training, the batch's gradient.
+  """Batch renormalization: values of inference, with gradients of the batch.
+
+    y = r (x - E x) / √(Var x + ε) + d
+
+  r is the ratio of the batch deviation to the running deviation. d is the
+  difference of the batch mean and the running mean, over the running deviation.
+  The factor r is clipped to [1 / r_max, r_max], and d is clipped to
+  [-d_max, d_max]. r and d get no gradient.
 
   Args:
-    momentum: As for `batch_norm`.
-    epsilon: Added to the variance.
-    r_max: Bound of the ratio of deviations; a number, or a function of the
-      updates made so far. The default is the paper's schedule.
-    d_max: Bound of the difference of means; likewise.
-    group_size: As for `batch_norm`.
-    axis_name: As for `batch_norm`.
+    momentum: Weight of the old value in the running averages, in [0, 1). The
+      averages are free of bias from the first update on.
+    epsilon: ε, added to the variance, in squared units of the activations.
+    r_max: Bound of the ratio of deviations, at least 1: a number, or a function
+      of the number of updates. The default is the schedule of the paper.
+    d_max: Bound of the difference of means, in running deviations, at least 0:
+      a number, or a function of the number of updates. The default is the
+      schedule of the paper.
+    group_size: None for the whole batch, or the number of examples that share
+      statistics (ghost batches).
+    axis_name: Names of the mesh axes to pool over, under `shard_map`, `pmap` or
+      `vmap`.
 
   Returns:
     The normalization.
 
+  Raises:
+    ValueError: If an option is out of range.
+
   Source: Ioffe (2017), Algorithm 1 and Section 4.1.
   """
+  # The paper compares biased deviations. With the factor n / (n - 1) the ratio
+  # r would differ from 1 even for batches with equal statistics.
   return Normalization(
     Batch(group_size=group_size, axis_name=axis_name),
     Standardize(epsilon=epsilon),
@@ -154,13 +198,19 @@ def virtual_batch_norm(
   """Virtual batch normalization: each example with a fixed reference batch.
 
   Args:
-    reference_size: Rows of the reference batch, which come first in `x`.
-    momentum: As for `batch_norm`; of the moments of the reference batch.
-    epsilon: Added to the variance.
-    gradient: As for `batch_norm`.
+    reference_size: Number of rows of the reference batch, the first rows of
+      every `x`.
+    momentum: Weight of the old value in the running averages of the moments of
+      the reference batch, in [0, 1).
+    epsilon: ε, added to the variance, in squared units of the activations.
+    gradient: Which statistics get a gradient: 'through', 'stopped',
+      'mean_only', 'spread_only', or a function (see `gradients`).
 
   Returns:
     The normalization.
+
+  Raises:
+    ValueError: If an option is out of range.
 
   Source: Salimans et al. (2016), Section 3.5.
   """
@@ -175,8 +225,14 @@ def virtual_batch_norm(
 def none(**ignored) -> Normalization:
   """No normalization: y = x.
 
-  It takes and ignores the options of every other, so that a config or a sweep
-  switches normalization off by the name alone.
+  A config or a sweep can switch normalization off by the name alone, because
+  this factory accepts the options of every factory.
+
+  Args:
+    **ignored: Options of any factory, without effect.
+
+  Returns:
+    The normalization. Without centring and scaling the map changes nothing.
   """
   del ignored
   return Normalization(Batch(), Standardize(centre=False, scale=False))

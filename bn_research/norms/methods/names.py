@@ -1,4 +1,4 @@
-"""The named points, for configs: a literal table, and `create`."""
+"""Normalizations by name, for configs: a table of names, and `create`."""
 
 import difflib
 import inspect
@@ -45,13 +45,14 @@ def create(name: str, **options) -> Any:
 
   Args:
     name: A key of `NAMES`.
-    **options: Arguments of the factory of that name.
+    **options: Arguments of the factory with this name.
 
   Returns:
-    A `Normalization`, or what has its calls.
+    A `Normalization`, or an object with the methods of a `Normalization`.
 
   Raises:
-    ValueError: For an unknown name, option or value; one line with the fix.
+    ValueError: If the name, an option or a value is unknown. The message is one
+      line and names the fix.
   """
   if name not in NAMES:
     close = difflib.get_close_matches(name, NAMES, 1)
@@ -60,6 +61,8 @@ def create(name: str, **options) -> Any:
       f'unknown normalization {name!r}; {hint}There are: {", ".join(NAMES)}.'
     )
   factory = NAMES[name]
+  # The check comes before the call, because the TypeError of Python for an
+  # unknown option lists no options. `none` takes any option, so `none` passes.
   parameters = inspect.signature(factory).parameters.values()
   if not any(p.kind is p.VAR_KEYWORD for p in parameters):
     known = [p.name for p in parameters]
@@ -72,4 +75,6 @@ def create(name: str, **options) -> Any:
   try:
     return factory(**options)
   except TypeError as error:
+    # A missing option or a value of a wrong type. One kind of error lets a
+    # program report every mistake in a config alike.
     raise ValueError(f'{name}: {error}') from error

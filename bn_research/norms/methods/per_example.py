@@ -1,4 +1,4 @@
-"""The named points with the example, or part of it, for a scope."""
+"""Named normalizations with an example or part of an example, as scope."""
 
 import jax
 import jax.numpy as jnp
@@ -21,17 +21,23 @@ def layer_norm(
   axis_name: AxisNames = None,
   gradient: str | gradients.Gradient = 'through',
 ) -> Normalization:
-  """Layer normalization: each example standardized over its features.
+  """Layer normalization: each example standardized over the features.
+
+    y = (x - E x) / √(Var x + ε)
 
   Args:
-    epsilon: Added to the variance.
-    axes: 'features' for the last axis, at each position apart; 'all' for
-      everything but the first; or axes by number.
-    axis_name: Named mesh axes over which the pooled axes are spread.
-    gradient: What of the statistics is differentiated (see `gradients`).
+    epsilon: ε, added to the variance, in squared units of the activations.
+    axes: 'features' to pool the last axis, separately at each position; 'all'
+      to pool all axes except the first; or axes by number.
+    axis_name: Names of the mesh axes over which the pooled axes are spread.
+    gradient: Which statistics get a gradient: 'through', 'stopped',
+      'mean_only', 'spread_only', or a function (see `gradients`).
 
   Returns:
     The normalization.
+
+  Raises:
+    ValueError: If an option is out of range.
 
   Source: Ba et al. (2016), equation 3.
   """
@@ -49,16 +55,23 @@ def rms_norm(
   axis_name: AxisNames = None,
   gradient: str | gradients.Gradient = 'through',
 ) -> Normalization:
-  """Root mean square normalization: y = x / √(E x² + ε), nothing centred.
+  """Root mean square normalization: layer normalization without centring.
+
+    y = x / √(E x² + ε)
 
   Args:
-    epsilon: Added to the mean square.
-    axes: As for `layer_norm`.
-    axis_name: As for `layer_norm`.
-    gradient: As for `layer_norm`.
+    epsilon: ε, added to the mean square, in squared units of the activations.
+    axes: 'features' to pool the last axis, separately at each position; 'all'
+      to pool all axes except the first; or axes by number.
+    axis_name: Names of the mesh axes over which the pooled axes are spread.
+    gradient: Which statistics get a gradient: 'through', 'stopped',
+      'mean_only', 'spread_only', or a function (see `gradients`).
 
   Returns:
     The normalization.
+
+  Raises:
+    ValueError: If an option is out of range.
 
   Source: Zhang and Sennrich (2019), equation 4.
   """
@@ -74,14 +87,20 @@ def instance_norm(
   *,
   gradient: str | gradients.Gradient = 'through',
 ) -> Normalization:
-  """Instance normalization: each channel of an example over its positions.
+  """Instance normalization: each channel of an example, over all positions.
+
+    y = (x - E x) / √(Var x + ε)
 
   Args:
-    epsilon: Added to the variance.
-    gradient: As for `layer_norm`.
+    epsilon: ε, added to the variance, in squared units of the activations.
+    gradient: Which statistics get a gradient: 'through', 'stopped',
+      'mean_only', 'spread_only', or a function (see `gradients`).
 
   Returns:
     The normalization.
+
+  Raises:
+    ValueError: If an option is out of range.
 
   Source: Ulyanov et al. (2016), equation 4.
   """
@@ -99,23 +118,30 @@ def group_norm(
   group_size: int | None = None,
   gradient: str | gradients.Gradient = 'through',
 ) -> Normalization:
-  """Group normalization: an example's channels in groups, over all positions.
+  """Group normalization: each group of channels, over all positions.
+
+    y = (x - E x) / √(Var x + ε)
 
   Args:
-    num_groups: Number of groups of neighbouring channels; 32 if neither this
-      nor `group_size` is given.
-    epsilon: Added to the variance.
-    group_size: Instead, the channels of a group.
-    gradient: As for `layer_norm`.
+    num_groups: Number of groups of neighbouring channels. The default is 32
+      groups, unless `group_size` is given.
+    epsilon: ε, added to the variance, in squared units of the activations.
+    group_size: Number of channels in a group, as an alternative to
+      `num_groups`.
+    gradient: Which statistics get a gradient: 'through', 'stopped',
+      'mean_only', 'spread_only', or a function (see `gradients`).
 
   Returns:
     The normalization.
 
   Raises:
-    ValueError: If both numbers are given.
+    ValueError: If an option is out of range, or if `num_groups` and
+      `group_size` are both given.
 
   Source: Wu and He (2018), equation 7.
   """
+  # The signature cannot hold the default 32 of the paper: a caller who gives
+  # `group_size` would then give both numbers.
   if num_groups is None and group_size is None:
     num_groups = 32
   return Normalization(
@@ -130,19 +156,24 @@ def positional_norm(
   *,
   gradient: str | gradients.Gradient = 'through',
 ) -> Normalization:
-  """Positional normalization: each position of an image over its channels.
+  """Positional normalization: each position of an image, over the channels.
 
-  The arithmetic is that of `layer_norm` over the last axis; what the paper
-  adds is to hand the moments on: take them with `Normalization.measure` and
-  give the deviation and the mean as `scale` and `bias` to a later layer (the
-  moment shortcut).
+    y = (x - E x) / √(Var x + ε)
+
+  The arithmetic equals `layer_norm` over the last axis. The paper adds the
+  moment shortcut: a later layer takes the deviation as `scale` and the mean as
+  `bias`. `Normalization.measure` returns the moments for the shortcut.
 
   Args:
-    epsilon: Added to the variance.
-    gradient: As for `layer_norm`.
+    epsilon: ε, added to the variance, in squared units of the activations.
+    gradient: Which statistics get a gradient: 'through', 'stopped',
+      'mean_only', 'spread_only', or a function (see `gradients`).
 
   Returns:
     The normalization.
+
+  Raises:
+    ValueError: If an option is out of range.
 
   Source: Li et al. (2019), equations 1 and 2.
   """
@@ -154,16 +185,22 @@ def filter_response_norm(
   *,
   gradient: str | gradients.Gradient = 'through',
 ) -> Normalization:
-  """Filter response normalization: each channel's root mean square.
+  """Filter response normalization: root mean square of each channel.
 
-  To be followed by `thresholded_linear_unit`.
+    y = x / √(E x² + ε)
+
+  The activation `thresholded_linear_unit` follows the normalization.
 
   Args:
-    epsilon: Added to the mean square.
-    gradient: As for `layer_norm`.
+    epsilon: ε, added to the mean square, in squared units of the activations.
+    gradient: Which statistics get a gradient: 'through', 'stopped',
+      'mean_only', 'spread_only', or a function (see `gradients`).
 
   Returns:
     The normalization.
+
+  Raises:
+    ValueError: If an option is out of range.
 
   Source: Singh and Krishnan (2020), equations 1 and 2.
   """
@@ -182,20 +219,27 @@ def local_response_norm(
     y = x / (offset + α Σ x²)^β
 
   Args:
-    size: Channels of the window, odd.
-    alpha: Weight of the sum of squares. PyTorch's `alpha` is `size` times as
-      large.
-    beta: The power.
-    offset: Keeps small responses as they are.
+    size: Number of channels in the window, odd.
+    alpha: α, the weight of the sum of squares. The `alpha` of PyTorch is `size`
+      times as large.
+    beta: β, the power.
+    offset: Added to the weighted sum, so that small activations are divided by
+      a constant.
 
   Returns:
     The normalization.
 
+  Raises:
+    ValueError: If an option is out of range.
+
   Source: Krizhevsky et al. (2012), Section 3.3.
   """
-  # The map has other names for these options, and so have its errors.
+  # An error of the map would name the options of the map, `gain` and `power`.
+  # A check here names the options of the caller.
   checks.number('alpha', alpha, checks.is_non_negative)
   checks.number('beta', beta, checks.is_non_negative)
+  # The published sum runs over the existing channels only. A mean with zeros
+  # beyond the border, times `size`, is the same sum.
   return Normalization(
     Neighbourhood(size, 'features', border='zeros'),
     Divide(offset, alpha * size, beta),
@@ -207,16 +251,23 @@ def local_contrast_norm(
 ) -> Normalization:
   """Local contrast normalization over Gaussian windows in space.
 
-  The paper divides by the larger of the local deviation and a constant; here
-  the constant is added under the root, which is smooth.
+    y = (x - E x) / √(Var x + ε)
+
+  E and Var are weighted by the window. The paper divides by the larger of the
+  local deviation and a constant. Here the root contains the constant ε, so the
+  result is a smooth function.
 
   Args:
-    size: Width of the window, odd.
-    sigma: Deviation of its weights, in positions.
-    epsilon: Added to the local variance.
+    size: Width of the window in positions, odd.
+    sigma: Standard deviation of the Gaussian weights, in positions.
+    epsilon: ε, added to the local variance, in squared units of the
+      activations.
 
   Returns:
-    The normalization; each channel by itself.
+    The normalization, which treats each channel separately.
+
+  Raises:
+    ValueError: If an option is out of range.
 
   Source: Jarrett et al. (2009), Section 2.1.
   """
@@ -228,12 +279,17 @@ def local_contrast_norm(
 def divisive_norm(size: int = 5, epsilon: Schedule = 1.0) -> Normalization:
   """Divisive normalization over windows in space.
 
+    y = (x - E x) / √(Var x + σ²)
+
   Args:
-    size: Width of the window, odd.
+    size: Width of the window in positions, odd.
     epsilon: σ², the square of the smoothing term.
 
   Returns:
-    The normalization; each channel by itself.
+    The normalization, which treats each channel separately.
+
+  Raises:
+    ValueError: If an option is out of range.
 
   Source: Ren et al. (2017), equation 3.
   """
@@ -243,19 +299,21 @@ def divisive_norm(size: int = 5, epsilon: Schedule = 1.0) -> Normalization:
 
 
 def absolute_scale(moments: Moments, epsilon: float = 1e-6) -> jax.Array:
-  """The absolute scale that a per-example normalization takes away.
+  """Returns the absolute scale that a per-example normalization removes.
 
     (mean, log √(var + ε)), stacked along a new last axis
 
-  Statistics of a single example discard the absolute scale of its activations
-  (Ioffe and Szegedy, 2015, Section 2); give this to a later layer as features.
+  Statistics of a single example discard the absolute scale of the activations
+  (Ioffe and Szegedy, 2015, Section 2). A later layer can take the result as
+  additional features.
 
   Args:
-    moments: From `Normalization.measure`.
-    epsilon: That of the normalization.
+    moments: Moments from `Normalization.measure`.
+    epsilon: The ε of the normalization.
 
   Returns:
-    An array of the shape of the mean, and a last axis of 2.
+    An array (*mean.shape, 2), of the dtype of the mean.
   """
+  # Half a logarithm replaces the root, whose derivative is infinite at zero.
   log_deviation = 0.5 * jnp.log(moments.variance + epsilon)
   return jnp.stack([moments.mean, log_deviation], axis=-1)

@@ -1,8 +1,9 @@
-"""Neighbours of normalization, so that comparisons are whole.
+"""Methods related to normalization, for complete comparisons.
 
-They have the calls of a `Normalization`, `init`, `learned` and `apply`, and
-plug in where one does; but they are not points of the product: their result is
-not an affine function of the activation given its moments.
+The classes have the methods `init`, `learned` and `apply` of a `Normalization`,
+and can replace a `Normalization`. No choice of scope, map, population and
+gradient gives these methods, because the result is not an affine function of
+the activation for given moments.
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ _FUNCTIONS = ('tanh', 'erf')
 
 
 def _affine(y, x, mask, scale, bias, dtype) -> jax.Array:
-  """Scales and shifts, and rounds to the type of the result."""
+  """Scales and shifts `y`, and casts to the type of the result."""
   y = y if scale is None else y * scale.astype(y.dtype)
   y = y if bias is None else y + bias.astype(y.dtype)
   return apply_mask(mask, y).astype(checks.result_type(x, dtype))
@@ -37,14 +38,19 @@ def _affine(y, x, mask, scale, bias, dtype) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Squash(Node):
-  """A sigmoid in place of a normalization: no statistics at all.
+  """A sigmoid function instead of a normalization, without statistics.
 
     tanh    y = tanh(α x) · scale + bias
     erf     y = erf(α x + s) · scale + bias
 
+  The layer learns one slope α, and for 'erf' one shift s with initial value 0.
+
   Attributes:
     function: 'tanh' or 'erf'.
-    alpha: Initial slope; learned, one for the layer.
+    alpha: Initial value of α.
+
+  Raises:
+    ValueError: If an option is out of range.
 
   Source: Zhu et al. (2025), equation 1 (dynamic tanh); Chen et al. (2025)
   (dynamic erf).
@@ -91,8 +97,11 @@ class Squash(Node):
     mask: jax.Array | None = None,
     dtype: Any = None,
   ) -> tuple[jax.Array, tuple[()]]:
-    """Squashes `x`; arguments as those of `Normalization.apply`."""
-    del update
+    """Squashes `x`; for the arguments see `Normalization.apply`.
+
+    `learned` holds the arrays from the method `learned`.
+    """
+    del update  # there is no state to update
     x, mask, scale, bias = checks.activations(x, mask, scale, bias)
     checks.no_running(use_running)
     z = apply_mask(mask, wide(x))
@@ -104,7 +113,16 @@ class Squash(Node):
 
 
 def dynamic_tanh(alpha: float = 0.5) -> Squash:
-  """Dynamic tanh: y = tanh(α x), with α learned from `alpha` on.
+  """Dynamic tanh: y = tanh(α x), with a learned α.
+
+  Args:
+    alpha: Initial value of α.
+
+  Returns:
+    The replacement of a normalization.
+
+  Raises:
+    ValueError: If `alpha` is not finite.
 
   Source: Zhu et al. (2025), equation 1.
   """
@@ -112,7 +130,16 @@ def dynamic_tanh(alpha: float = 0.5) -> Squash:
 
 
 def dynamic_erf(alpha: float = 0.5) -> Squash:
-  """Dynamic erf: y = erf(α x + s), with α learned from `alpha` on, s from 0.
+  """Dynamic erf: y = erf(α x + s), with a learned α and a learned s.
+
+  Args:
+    alpha: Initial value of α. The initial value of s is 0.
+
+  Returns:
+    The replacement of a normalization.
+
+  Raises:
+    ValueError: If `alpha` is not finite.
 
   Source: Chen et al. (2025).
   """
@@ -121,13 +148,21 @@ def dynamic_erf(alpha: float = 0.5) -> Squash:
 
 @dataclasses.dataclass(frozen=True)
 class EvoNormB0(Node):
-  """y = x / max(σ_batch, v x + σ_instance) · scale + bias, v learned.
+  """EvoNorm-B0: a normalization and activation in one, with batch statistics.
+
+    y = x / max(σ_batch, v x + σ_instance) · scale + bias
+
+  The layer learns v, one number for each feature.
 
   Attributes:
-    momentum: Of the running variance of the batch.
-    epsilon: Added to both variances.
-    axis_name: Named mesh axes to pool the batch over, under `shard_map`,
-      `pmap`, `vmap`.
+    momentum: Weight of the old value in the running variance of the batch, in
+      [0, 1).
+    epsilon: ε, added to both variances, in squared units of the activations.
+    axis_name: Names of the mesh axes to pool the batch over, under `shard_map`,
+      `pmap` or `vmap`.
+
+  Raises:
+    ValueError: If an option is out of range.
 
   Source: Liu et al. (2020), Table 2.
   """
@@ -141,7 +176,7 @@ class EvoNormB0(Node):
 
   def __post_init__(self):
     checks.number('epsilon', self.epsilon, checks.is_non_negative)
-    Ema(self.momentum)  # checks the momentum
+    Ema(self.momentum)  # raises a ValueError for a momentum out of range
     object.__setattr__(self, 'axis_name', as_tuples(self.axis_name))
 
   @property
@@ -159,7 +194,7 @@ class EvoNormB0(Node):
   def learned(
     self, num_features: int, dtype: Any = jnp.float32
   ) -> dict[str, jax.Array]:
-    """Returns `v` (num_features,)."""
+    """Returns `v` (num_features,), with initial value 1."""
     return {'v': jnp.ones(num_features, dtype)}
 
   def apply(
@@ -175,14 +210,21 @@ class EvoNormB0(Node):
     mask: jax.Array | None = None,
     dtype: Any = None,
   ) -> tuple[jax.Array, Any]:
-    """Normalizes and activates; arguments as for `Normalization.apply`."""
+    """Normalizes and activates `x`; for arguments see `Normalization.apply`.
+
+    `learned` holds the arrays from the method `learned`.
+    """
     x, mask, scale, bias = checks.activations(x, mask, scale, bias)
     state = checks.state(state, x.shape[-1:], Running, self._batch.init)
     moments = self._batch.measure(x, mask)
+    # The running variance replaces the variance of the batch only. The variance
+    # of the instance is the same in training and inference.
     variance = state.var if use_running else moments.variance
     instance = Normalization(
       Example('positions'), Standardize(epsilon=self.epsilon)
     ).measure(x, mask)
+    # A hidden activation may be NaN, and the gradient at NaN is NaN even for a
+    # cotangent of 0. The mask therefore comes before the arithmetic.
     z = apply_mask(mask, wide(x))
     variance = variance.astype(z.dtype)
     epsilon = checks.number_of_type(self.epsilon, z)
@@ -195,11 +237,18 @@ class EvoNormB0(Node):
 
 @dataclasses.dataclass(frozen=True)
 class EvoNormS0(Node):
-  """y = x sigmoid(v x) / σ_group · scale + bias, v learned.
+  """EvoNorm-S0: a normalization and activation in one, with group statistics.
+
+    y = x sigmoid(v x) / σ_group · scale + bias
+
+  The layer learns v, one number for each feature.
 
   Attributes:
-    num_groups: Groups of channels.
-    epsilon: Added to the variance.
+    num_groups: Number of groups of neighbouring channels.
+    epsilon: ε, added to the variance, in squared units of the activations.
+
+  Raises:
+    ValueError: If an option is out of range.
 
   Source: Liu et al. (2020), Table 2.
   """
@@ -221,7 +270,7 @@ class EvoNormS0(Node):
   def learned(
     self, num_features: int, dtype: Any = jnp.float32
   ) -> dict[str, jax.Array]:
-    """Returns `v` (num_features,)."""
+    """Returns `v` (num_features,), with initial value 1."""
     return {'v': jnp.ones(num_features, dtype)}
 
   def apply(
@@ -237,8 +286,11 @@ class EvoNormS0(Node):
     mask: jax.Array | None = None,
     dtype: Any = None,
   ) -> tuple[jax.Array, tuple[()]]:
-    """Normalizes and activates; arguments as for `Normalization.apply`."""
-    del update
+    """Normalizes and activates `x`; for arguments see `Normalization.apply`.
+
+    `learned` holds the arrays from the method `learned`.
+    """
+    del update  # there is no state to update
     x, mask, scale, bias = checks.activations(x, mask, scale, bias)
     checks.no_running(use_running)
     group = Normalization(
@@ -252,7 +304,14 @@ class EvoNormS0(Node):
 
 
 def thresholded_linear_unit(x: jax.Array, threshold: jax.Array) -> jax.Array:
-  """max(x, threshold): the learned activation after filter response norm.
+  """Returns max(x, τ), the learned activation after filter response norm.
+
+  Args:
+    x: Activations (..., features), floating.
+    threshold: τ, (features,) or another shape that broadcasts against `x`.
+
+  Returns:
+    An array of the shape and dtype of `x`.
 
   Source: Singh and Krishnan (2020), equation 4.
   """
@@ -262,19 +321,23 @@ def thresholded_linear_unit(x: jax.Array, threshold: jax.Array) -> jax.Array:
 def weight_standardization(
   kernel: jax.Array, gain: jax.Array | None = None, epsilon: float = 1e-5
 ) -> jax.Array:
-  """Standardizes a kernel (..., inputs, outputs), each output over its inputs.
+  """Standardizes a kernel: for each output, over all inputs.
 
-  A kernel is to its outputs what a batch is to its features: this is the batch
-  scope on weights. Source: Qiao et al. (2019), equation 5.
+    w = (v - E v) / √(Var v + ε) · gain
 
   Args:
-    kernel: Of a dense layer or a convolution, outputs last.
-    gain: None, or (outputs,): multiplies the result.
-    epsilon: Added to the variance.
+    kernel: v, the kernel (..., inputs, outputs) of a dense layer or a
+      convolution, floating.
+    gain: None for 1, or an array (outputs,).
+    epsilon: ε, added to the variance, in squared units of the weights.
 
   Returns:
-    An array like `kernel`.
+    An array of the shape and dtype of `kernel`.
+
+  Source: Qiao et al. (2019), equation 5.
   """
+  # The inputs of a kernel play the role of the rows of a batch, and the outputs
+  # play the role of the features. The batch scope thus fits a kernel.
   y, _ = Normalization(Batch(), Standardize(epsilon=epsilon)).apply(
     kernel, scale=gain
   )
@@ -284,19 +347,24 @@ def weight_standardization(
 def weight_norm(
   direction: jax.Array, length: jax.Array, epsilon: float = 1e-12
 ) -> jax.Array:
-  """w = length · v / ‖v‖, each output over its inputs.
+  """Returns the kernel of a given direction and length, for each output.
 
-  With `mean_only_batch_norm` after the layer this is the pair of the paper.
-  Source: Salimans and Kingma (2016), equation 2.
+    w = length · v / √(‖v‖² + ε)
+
+  The paper combines weight normalization with `mean_only_batch_norm` after the
+  layer.
 
   Args:
-    direction: v, of the shape of the kernel, outputs last.
-    length: (outputs,).
-    epsilon: Added to the squared norm.
+    direction: v, (..., inputs, outputs), floating.
+    length: The norm of w for each output, (outputs,).
+    epsilon: ε, added to the squared norm.
 
   Returns:
-    The kernel.
+    The kernel w, of the shape and dtype of `direction`.
+
+  Source: Salimans and Kingma (2016), equation 2.
   """
+  # With ε under the root, a direction of zero has a finite gradient.
   axes = tuple(range(direction.ndim - 1))
   v = wide(direction)
   squares = jnp.sum(v * v, axes, keepdims=True)

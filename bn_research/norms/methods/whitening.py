@@ -1,4 +1,4 @@
-"""The named points that whiten."""
+"""Named normalizations that whiten."""
 
 from typing import Literal
 
@@ -35,43 +35,57 @@ def batch_whitening(
     y = W (x - E x),    W Cov(x) Wᵀ = I
 
   Args:
-    method: Which W: 'newton_schulz' or 'zca' (symmetric), 'cholesky', 'pca'.
-    group_size: Channels of a block, whitened by itself; None for one block.
-    epsilon: Added to the diagonal of the covariance.
-    momentum: Weight of the old value in the running averages, debiased.
-    ghost_size: None, or examples that share statistics.
-    relative: Whether `epsilon` counts in units of the mean variance.
-    shrinkage: Toward a multiple of the identity, in [0, 1], or 'oas'.
-    floor: Least eigenvalue of the covariance, in units of the mean variance.
-    num_iterations: Of Newton-Schulz; None to iterate to rounding.
-    average: What inference averages: covariances, or matrices as in the papers.
-    unbiased: Whether running covariances are multiplied by n / (n - 1).
-    every: None to whiten each batch by itself; or whiten by running covariances
-      through a W that is renewed every so many steps and constant in between.
-    refinements: How often the result is whitened again.
-    axis_name: Named mesh axes to pool over.
-    gradient: What of the statistics is differentiated (see `gradients`).
+    method: The choice of W: 'newton_schulz' or 'zca' (both symmetric),
+      'cholesky' or 'pca'.
+    group_size: Number of channels of a block; None for one block of all
+      channels. Each block is whitened separately.
+    epsilon: ε, added to the diagonal of the covariance.
+    momentum: Weight of the old value in the running averages, in [0, 1). The
+      averages are free of bias from the first update on.
+    ghost_size: None for the whole batch, or the number of examples that share
+      statistics (ghost batches).
+    relative: Whether ε counts in units of the mean variance. Otherwise ε counts
+      in squared units of the activations.
+    shrinkage: Weight of a multiple of the identity in the covariance, in
+      [0, 1], or 'oas' for an estimate of the best weight.
+    floor: Least eigenvalue of the covariance, in units of the mean variance, in
+      [0, 1).
+    num_iterations: Number of steps of Newton-Schulz; None to iterate until only
+      rounding errors remain.
+    average: What inference averages: 'covariance', or 'matrix' for the matrices
+      W, as in the papers.
+    unbiased: Whether to multiply running covariances by n / (n - 1), for n
+      activations.
+    every: None to whiten each batch with the covariance of the batch. A number
+      of steps to whiten with the running covariance; W is then constant between
+      two renewals, `every` steps apart.
+    refinements: Number of further whitenings of the result.
+    axis_name: Names of the mesh axes to pool over, under `shard_map`, `pmap` or
+      `vmap`.
+    gradient: Which statistics get a gradient: 'through', 'stopped',
+      'mean_only', 'spread_only', or a function (see `gradients`).
 
   Returns:
-    The normalization; a `Chain` where refined.
+    The normalization, or a `Chain` of normalizations with `refinements`.
 
   Raises:
-    ValueError: For an option out of range, or options that exclude each other.
+    ValueError: If an option is out of range, or if two options exclude each
+      other.
 
-  Source: Huang et al. (2018); Huang et al. (2019); Ioffe and Szegedy (2015),
-  Section 2.
+  Source: Huang et al. (2018), equations 4 and 5; Huang et al. (2019); Ioffe and
+  Szegedy (2015), Section 2.
   """
   if refinements < 0:
     raise ValueError(f'refinements={refinements} must not be negative.')
   if every is not None and gradient != 'through':
     raise ValueError(
       f'every={every} whitens with constants, so gradient={gradient!r} has no '
-      'effect; leave one of the two out.'
+      'effect; give every or gradient but not both.'
     )
   if num_iterations is not None and method != 'newton_schulz':
     raise ValueError(
-      f'num_iterations={num_iterations} is of newton_schulz, and method is '
-      f'{method!r}; leave it out.'
+      f'num_iterations={num_iterations} is an option of newton_schulz, and '
+      f'method is {method!r}; leave num_iterations out.'
     )
   options = (
     () if num_iterations is None else (('num_iterations', num_iterations),)
@@ -79,6 +93,8 @@ def batch_whitening(
   whiten = Whiten(
     method, group_size, epsilon, relative, shrinkage, floor, options, average
   )
+  # With `every`, W comes from the population, so the statistics of the batch
+  # get no gradient.
   average_ = Ema(momentum, unbiased=unbiased)
   population = average_ if every is None else Interval(every, average_)
   normalization = Normalization(
@@ -89,6 +105,8 @@ def batch_whitening(
   )
   if not refinements:
     return normalization
+  # A whitening with ε, or with few iterations, leaves some correlation. Each
+  # further whitening estimates and removes a part of the rest.
   return Chain((normalization,) * (refinements + 1))
 
 
@@ -103,19 +121,29 @@ def decorrelated_batch_norm(
 ) -> Normalization:
   """Decorrelated batch normalization: ZCA whitening in groups of channels.
 
+    y = W (x - E x),    W = (Cov(x) + ε I)^-1/2
+
   Args:
-    group_size: Channels of a block; None for one block.
-    epsilon: Added to the diagonal of the covariance, absolute.
-    momentum: As for `batch_whitening`.
-    average: What inference averages. The paper averages matrices.
-    debias: Whether the average forgets its initial value exactly. The published
-      average starts at the identity and does not: give False for the published
-      one. At inference the two differ by 83 % after one update and by 2 % after
-      50 updates at the default momentum.
-    axis_name: As for `batch_whitening`.
+    group_size: Number of channels of a block; None for one block of all
+      channels. Each block is whitened separately.
+    epsilon: ε, added to the diagonal of the covariance, in squared units of the
+      activations.
+    momentum: Weight of the old value in the running averages, in [0, 1).
+    average: What inference averages: 'covariance', or 'matrix' for the matrices
+      W. The paper averages matrices.
+    debias: Whether the average forgets the initial value exactly. The published
+      average starts at the identity and keeps a share of the identity: give
+      False for the published average. At inference the two choices differ by
+      83 % after one update and by 2 % after 50 updates, at the default
+      momentum.
+    axis_name: Names of the mesh axes to pool over, under `shard_map`, `pmap` or
+      `vmap`.
 
   Returns:
     The normalization.
+
+  Raises:
+    ValueError: If an option is out of range.
 
   Source: Huang et al. (2018), Algorithm 1.
   """
@@ -135,26 +163,39 @@ def iter_norm(
 ) -> Normalization:
   """Iterative normalization: a fixed number of Newton-Schulz steps.
 
-  Stopped early, and normalized by the trace as in the paper, it whitens less
-  the less variance a direction has, and the more channels there are.
+    y = W (x - E x),    W ≈ (Cov(x) + ε I)^-1/2
+
+  As in the paper, the iteration starts from the covariance over the trace, and
+  stops early. Directions of small variance are therefore whitened only in part,
+  most of all with many channels.
 
   Args:
-    group_size: Channels of a block; None for one block.
-    num_iterations: T of the paper.
-    epsilon: Added to the diagonal of the covariance, absolute.
-    momentum: As for `batch_whitening`.
-    average: What inference averages. The paper averages matrices.
-    debias: Whether the average forgets its initial value exactly. The published
-      average starts at the identity and does not: give False for the published
-      one. At inference the two differ by 83 % after one update and by 2 % after
-      50 updates at the default momentum.
-    axis_name: As for `batch_whitening`.
+    group_size: Number of channels of a block; None for one block of all
+      channels. Each block is whitened separately.
+    num_iterations: Number of Newton-Schulz steps, T in the paper.
+    epsilon: ε, added to the diagonal of the covariance, in squared units of the
+      activations.
+    momentum: Weight of the old value in the running averages, in [0, 1).
+    average: What inference averages: 'covariance', or 'matrix' for the matrices
+      W. The paper averages matrices.
+    debias: Whether the average forgets the initial value exactly. The published
+      average starts at the identity and keeps a share of the identity: give
+      False for the published average. At inference the two choices differ by
+      83 % after one update and by 2 % after 50 updates, at the default
+      momentum.
+    axis_name: Names of the mesh axes to pool over, under `shard_map`, `pmap` or
+      `vmap`.
 
   Returns:
     The normalization.
 
+  Raises:
+    ValueError: If an option is out of range.
+
   Source: Huang et al. (2019), Algorithm 1.
   """
+  # The default normalizer of this library converges faster than the trace, so
+  # the published results need the trace. Options are pairs in sorted order.
   options = (('normalizer', 'trace'), ('num_iterations', num_iterations))
   whiten = Whiten(
     'newton_schulz',
@@ -182,19 +223,30 @@ def instance_whitening(
   floor: Schedule = 0.0,
   gradient: str | gradients.Gradient = 'through',
 ) -> Normalization:
-  """Instance whitening: an example's channels decorrelated over its positions.
+  """Instance whitening: channels of an example decorrelated over positions.
+
+    y = W (x - E x),    W Cov(x) Wᵀ = I
 
   Args:
-    method: As for `batch_whitening`.
-    group_size: As for `batch_whitening`.
-    epsilon: As for `batch_whitening`.
-    relative: As for `batch_whitening`.
-    shrinkage: As for `batch_whitening`.
-    floor: As for `batch_whitening`.
-    gradient: As for `batch_whitening`.
+    method: The choice of W: 'newton_schulz' or 'zca' (both symmetric),
+      'cholesky' or 'pca'.
+    group_size: Number of channels of a block; None for one block of all
+      channels. Each block is whitened separately.
+    epsilon: ε, added to the diagonal of the covariance.
+    relative: Whether ε counts in units of the mean variance. Otherwise ε counts
+      in squared units of the activations.
+    shrinkage: Weight of a multiple of the identity in the covariance, in
+      [0, 1], or 'oas' for an estimate of the best weight.
+    floor: Least eigenvalue of the covariance, in units of the mean variance, in
+      [0, 1).
+    gradient: Which statistics get a gradient: 'through', 'stopped',
+      'mean_only', 'spread_only', or a function (see `gradients`).
 
   Returns:
     The normalization.
+
+  Raises:
+    ValueError: If an option is out of range.
 
   Source: Pan et al. (2019), Section 3.1.
   """
@@ -210,23 +262,32 @@ def group_whitening(
   relative: bool = True,
   gradient: str | gradients.Gradient = 'through',
 ) -> Normalization:
-  """Group whitening: an example's groups of channels decorrelated.
+  """Group whitening: groups of channels of an example decorrelated.
 
-  The groups are the dimensions; the channels of a group, at all positions, are
-  the samples.
+    y = W (x - E x),    W Cov(x) Wᵀ = I
+
+  The groups are the dimensions of the covariance. The channels of a group, at
+  all positions, are the samples.
 
   Args:
-    num_groups: Groups of neighbouring channels.
-    method: As for `batch_whitening`.
-    epsilon: As for `batch_whitening`.
-    relative: As for `batch_whitening`.
-    gradient: As for `batch_whitening`.
+    num_groups: Number of groups of neighbouring channels.
+    method: The choice of W: 'newton_schulz' or 'zca' (both symmetric),
+      'cholesky' or 'pca'.
+    epsilon: ε, added to the diagonal of the covariance.
+    relative: Whether ε counts in units of the mean variance. Otherwise ε counts
+      in squared units of the activations.
+    gradient: Which statistics get a gradient: 'through', 'stopped',
+      'mean_only', 'spread_only', or a function (see `gradients`).
 
   Returns:
     The normalization.
 
+  Raises:
+    ValueError: If an option is out of range.
+
   Source: Huang et al. (2021), equations 4 and 5.
   """
+  # The groups are the features here, so one block holds all groups.
   whiten = Whiten(method, None, epsilon, relative)
   return _per_example(Example('all', num_groups), whiten, gradient)
 

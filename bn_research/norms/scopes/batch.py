@@ -109,7 +109,7 @@ class Batch(Scope):
       if self.group_size:
         raise ValueError(
           f'axis={self.axis} makes features of axis 0; group_size needs the '
-          'examples there.'
+          'examples on axis 0: move the features to another axis.'
         )
       return View(x.shape, pooled)
     # Statistics without a merge need all rows of a group in one estimate. A cut

@@ -59,7 +59,7 @@ class Example(Scope):
     if self.num_groups is not None and self.group_size is not None:
       raise ValueError(
         f'num_groups={self.num_groups} and group_size={self.group_size} were '
-        'both given; give one and set the other to None.'
+        'both given; set num_groups or group_size to None.'
       )
 
   def objection(self, normalization: Any) -> str | None:

@@ -43,8 +43,8 @@ points:
   0. Flax normalizes the masked activations too.
 - Over devices, every example has the same weight, and a device may have no
   example. Flax gives every device the same weight.
-- A batch without examples, or with moments that are not finite, leaves the
-  running statistics unchanged.
+- A batch with all examples masked, or with moments that are not finite, leaves
+  the running statistics unchanged.
 - In training, `BatchNorm` refuses an array without activations.
 - Activations must be real floating-point numbers. Complex activations are
   refused: give real and imaginary parts as features. Flax centres complex

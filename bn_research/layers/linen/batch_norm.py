@@ -16,8 +16,8 @@ class BatchNorm(nn.BatchNorm):
   In training, the mean and the biased variance of the batch normalize, and the
   running statistics become old · momentum + new · (1 - momentum). At inference,
   the running statistics normalize. Unlike in Flax, the variance is stable,
-  masked activations give 0, and a batch without examples, or with moments that
-  are not finite, leaves the running statistics unchanged.
+  masked activations give 0, and a batch with all examples masked, or with
+  moments that are not finite, leaves the running statistics unchanged.
 
   Source: Ioffe and Szegedy (2015), Algorithm 1.
   """

@@ -19,8 +19,8 @@ class BatchNorm(nnx.BatchNorm):
   running statistics become old · momentum + new · (1 - momentum). At inference,
   the running statistics normalize. If `axis` is a tuple, `num_features` is the
   product of the sizes of the axes. Unlike in Flax, the variance is stable,
-  masked activations give 0, and a batch without examples, or with moments that
-  are not finite, leaves the running statistics unchanged.
+  masked activations give 0, and a batch with all examples masked, or with
+  moments that are not finite, leaves the running statistics unchanged.
 
   Source: Ioffe and Szegedy (2015), Algorithm 1.
   """

@@ -56,7 +56,20 @@ class RMSNorm(nnx.RMSNorm):
   """
 
   def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """Normalizes over `reduction_axes`; see `LayerNorm`."""
+    """Normalizes over `reduction_axes`.
+
+    Args:
+      x: Activations, floating.
+      mask: None, or booleans that broadcast against `x`. Activations with False
+        take no part, may hold any value, and give 0.
+
+    Returns:
+      An array of the shape of `x`.
+
+    Raises:
+      TypeError: If `x` is not floating.
+      ValueError: If shapes do not fit.
+    """
     return _normalize(self, flax_words.rms_norm, x, mask)
 
 

@@ -96,6 +96,55 @@ def test_imports_run_one_way(path):
   assert [text for text in wrong if text] == []
 
 
+# What each room of `norms` may import of the others. The choices of an axis
+# know no choice of another axis.
+_CONTRACTS = {'axes', 'checks', 'pytrees', 'roots', 'statistics'}
+ROOMS_OF_NORMS = {
+  'roots': set(),
+  'checks': set(),
+  'pytrees': {'checks'},
+  'statistics': {'roots'},
+  'axes': {'pytrees', 'statistics'},
+  'scopes': _CONTRACTS,
+  'maps': _CONTRACTS,
+  'populations': _CONTRACTS,
+  'gradients': _CONTRACTS,
+  'normalization': {*_CONTRACTS, 'gradients'},
+  'combine': {*_CONTRACTS, 'normalization'},
+  'surgery': {
+    *(*_CONTRACTS, 'gradients', 'normalization', 'combine', 'populations'),
+  },
+  'inputs': {*_CONTRACTS, 'scopes', 'maps'},
+  'methods': {
+    *(*_CONTRACTS, 'gradients', 'normalization', 'combine'),
+    *('populations', 'scopes', 'maps'),
+  },
+}
+
+
+def rooms_of_norms():
+  """Yields path, room, and a room of `norms` that the path imports."""
+  for path in sorted((ROOT / OURS / 'norms').rglob('*.py')):
+    room = path.relative_to(ROOT / OURS / 'norms').with_suffix('').parts[0]
+    if room in ('__init__', '__main__'):
+      continue
+    for name in modules_of(path):
+      parts = name.split('.')
+      if parts[:2] == [OURS, 'norms'] and len(parts) > 2:
+        yield path.relative_to(ROOT), room, parts[2]
+
+
+def test_the_axes_of_norms_import_one_way():
+  found = list(rooms_of_norms())
+  wrong = [
+    f'{path} imports {other}'
+    for path, room, other in found
+    if other not in {room, *ROOMS_OF_NORMS[room]}
+  ]
+  assert wrong == []
+  assert {room for _, room, _ in found} <= ROOMS_OF_NORMS.keys()
+
+
 @pytest.mark.parametrize('path', sorted((ROOT / 'configs').rglob('*.py')))
 def test_configs_import_nothing_of_ours(path):
   tops = {name.split('.')[0] for name in modules_of(path)}

@@ -16,7 +16,7 @@ of the population; the map normalizes with the chosen pair. When it is built, a
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -207,6 +207,11 @@ class Population(Axis):
   """
 
   @property
+  def unit(self) -> Literal['share', 'batches', 'activations']:
+    """What the `weight` of a state counts; see `Running`."""
+    return 'share'
+
+  @property
   def state_type(self) -> type:
     """The NamedTuple that `init` returns."""
     raise NotImplementedError
@@ -237,6 +242,16 @@ class Population(Axis):
       batches: How many batches were measured.
     """
     raise NotImplementedError
+
+  def resume(self, running: Any, map_: Map) -> State:
+    """Returns the state that goes on from a `Running`.
+
+    Args:
+      running: Mean, variance and counts, such as of another population.
+      map_: The map that says what is remembered.
+    """
+    del map_
+    return running
 
   def recall(self, state: State, map_: Map) -> Pair:
     """Makes what normalizes of the state, of the shape of the features."""

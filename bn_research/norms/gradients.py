@@ -19,6 +19,7 @@ from jax import lax
 from bn_research.norms import checks
 from bn_research.norms.axes import Axis, Gradient, Map, Pair
 from bn_research.norms.pytrees import Schedule
+from bn_research.norms.statistics import meshes
 
 
 def through(batch: Pair, population: Pair | None, map_: Map) -> Pair:
@@ -166,9 +167,13 @@ def recalled(batch: Pair, population: Pair | None, map_: Map) -> Pair:
   assert population is not None
   steps = population.steps
   known = population._replace(steps=None)
-  constant = jax.tree.map(
-    lambda old, new: jnp.where(steps > 0, old, new), known, batch
-  )
+
+  def choose(old, new):
+    # An Explicit mesh may cut the two differently, which a select refuses.
+    old, new = jnp.broadcast_arrays(old, new)
+    return jnp.where(steps > 0, meshes.cut_like(old, new), new)
+
+  constant = jax.tree.map(choose, known, batch)
   return lax.stop_gradient(constant)
 
 
@@ -198,12 +203,11 @@ def resolve(gradient: str | Gradient) -> Gradient:
 
   Raises:
     ValueError: For an unknown name, with a list of the names, or for a function
-      that does not take a pair, a pair and a map.
+      that takes neither (batch, population, map) nor (batch, population).
   """
   if callable(gradient):
-    if not getattr(gradient, '__module__', '').startswith(_OURS):
-      _require_three_arguments(gradient)
-    return gradient
+    is_ours = getattr(gradient, '__module__', '').startswith(_OURS)
+    return gradient if is_ours else _of_a_user(gradient)
   if gradient not in NAMES:
     raise ValueError(
       f'gradient={gradient!r} is not a gradient policy; use one of '
@@ -212,11 +216,36 @@ def resolve(gradient: str | Gradient) -> Gradient:
   return NAMES[gradient]
 
 
-def _require_three_arguments(gradient: Callable[..., Any]) -> None:
-  try:
-    inspect.signature(gradient).bind(None, None, None)
-  except TypeError:
-    raise ValueError(
-      f'gradient={gradient} does not take three arguments; a gradient policy '
-      'is a function of (batch, population, map), see norms.axes.Gradient.'
-    ) from None
+@dataclasses.dataclass(frozen=True)
+class WithoutMap(Axis):
+  """A policy that is a function of two pairs, and needs no map.
+
+  Attributes:
+    function: A function of (batch, population).
+  """
+
+  function: Callable[[Pair, Pair | None], Pair]
+
+  def __call__(self, batch: Pair, population: Pair | None, map_: Map) -> Pair:
+    """Returns what the function returns."""
+    del map_
+    return self.function(batch, population)
+
+
+def _of_a_user(gradient: Callable[..., Any]) -> Gradient:
+  """Returns a policy of the right arguments, made of a function of a user.
+
+  Raises:
+    ValueError: If the function takes neither three arguments nor two.
+  """
+  signature = inspect.signature(gradient)
+  for count in (3, 2):
+    try:
+      signature.bind(*(None,) * count)
+    except TypeError:
+      continue
+    return gradient if count == 3 else WithoutMap(gradient)
+  raise ValueError(
+    f'gradient={gradient} takes neither three arguments nor two; a gradient '
+    'policy is a function of (batch, population, map), see norms.axes.Gradient.'
+  )

@@ -228,9 +228,8 @@ class Normalization(Node):
     assert self.population is not None
     count, mean, comoment = lax.stop_gradient(moments)
     count = jnp.broadcast_to(count, mean.shape)
-    shaped = meshes.reshape(
-      (count, mean, comoment),
-      (state.mean.shape, state.mean.shape, state.var.shape),
+    shaped = meshes.reshape_like(
+      (count, mean, comoment), (state.mean, state.mean, state.var)
     )
     return self.population.update(state, Moments(*shaped), map_)
 

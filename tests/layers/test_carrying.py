@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax import nnx
+from jax.sharding import AxisType
 
 from bn_research import norms
 from bn_research.layers import linen as linen_layers
@@ -167,6 +168,12 @@ def test_metadata_and_class_stay():
 
   init = nnx.with_partitioning(nnx.initializers.ones, ('model',))
   model = nnx.Module()
+  mesh = jax.make_mesh((1,), ('model',), axis_types=(AxisType.Auto,))
+  with jax.set_mesh(mesh):
+    check_metadata(model, Mine, init)
+
+
+def check_metadata(model, Mine, init):
   model.mine = Mine(norms.batch_norm(), 4, scale_init=init, rngs=nnx.Rngs(0))
   model.mine.tag = 'kept'
   model.flax = nnx.BatchNorm(4, scale_init=init, rngs=nnx.Rngs(0))
@@ -291,3 +298,42 @@ def test_statistics_that_do_not_merge_are_not_reestimated():
   model = nnx.Sequential(layers.Norm(norm, 6, rngs=nnx.Rngs(0)))
   with pytest.raises(ValueError, match=r'of .*Median.* do not merge'):
     reestimation.reestimate(model, batches, lambda m, x: m(x))
+
+
+OTHERS = {
+  'ema': norms.Ema(0.5),
+  'cumulative': norms.Cumulative(),
+  'accumulated': norms.Accumulated(1, norms.Ema(0.5)),
+  'interval': norms.Interval(1, norms.Cumulative()),
+  'fixed': norms.Fixed(),
+}
+
+
+@pytest.mark.parametrize('new', OTHERS)
+@pytest.mark.parametrize('old', OTHERS)
+def test_a_state_goes_on_in_another_population(old, new):
+  """Inference stays; the next batch moves as the new population says."""
+  make = lambda name: norms.Normalization(
+    norms.Batch(), norms.Standardize(), OTHERS[name]
+  )
+  model = nnx.Sequential(layers.Norm(make(old), 6, rngs=nnx.Rngs(0)))
+  for x in batches(3):
+    model(x)
+  model.eval()
+  x = batches(1)[0]
+  expected = model(x)
+  surgery.replace(model, lambda _: make(new))
+  np.testing.assert_allclose(model(x), expected, atol=1e-5)
+  before = model.layers[0].statistics.mean[...]
+  model.train()
+  model(x + 9)
+  after = model.layers[0].statistics.mean[...]
+  rate = float(((after - before) / ((x + 9).mean(0) - before))[0])
+  is_old = old == 'fixed'
+  rates = {'cumulative': 1.0 if is_old else 1 / 4, 'fixed': 0.0}
+  rates['interval'] = rates['cumulative']
+  shares = (
+    0.5 / (0.5 + 0.5 * (1 - 0.5**3)) if old in ('ema', 'accumulated') else 0.5
+  )
+  expected = rates.get(new, 1.0 if is_old else shares)
+  np.testing.assert_allclose(rate, expected, rtol=1e-3)

@@ -64,7 +64,6 @@ CALLS = {
   'epsilon=-1 must be finite and at least 0': lambda: norms.layer_norm(-1),
   'epsilon=nan must be finite': lambda: norms.batch_norm(epsilon=float('nan')),
   'epsilon=inf must be finite': lambda: norms.iter_norm(epsilon=float('inf')),
-  'epsilon=-2 must be finite': lambda: norms.Renormalized(epsilon=-2),
   'r_max=0.5 must be at least 1': lambda: norms.batch_renorm(r_max=0.5),
   'd_max=nan must be at least 0': lambda: norms.batch_renorm(
     d_max=float('nan')

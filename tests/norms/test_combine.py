@@ -23,7 +23,8 @@ def test_combinations_do_what_their_parts_do():
   learned = {'logits': jnp.log(jnp.array([1.0, 3.0])), 'parts': ({}, {})}
   y, state = mixture.apply(x, mixture.init(4), learned=learned)
   each = [part.apply(x, part.init(4)) for part in parts]
-  np.testing.assert_allclose(y, each[0][0] / 4 + each[1][0] * 3 / 4, rtol=1e-5)
+  mixed = each[0][0] / 4 + each[1][0] * 3 / 4
+  np.testing.assert_allclose(y, mixed, rtol=1e-5, atol=1e-5)
   np.testing.assert_allclose(state[1].var, each[1][1].var)
 
   chain = norms.Chain(parts)

@@ -100,13 +100,21 @@ def test_the_third_order_is_that_of_the_value(x64):
   np.testing.assert_allclose(third(0.0), (8 * near - far) / (12 * t), rtol=1e-9)
 
 
-def test_a_function_of_both_pairs_is_a_policy():
-  def halfway(batch, population):
-    return batch._replace(
-      mean=(batch.mean + population.mean) / 2,
-      spread=(batch.spread + population.spread) / 2,
-    )
+def halfway(batch, population):
+  return batch._replace(
+    mean=(batch.mean + population.mean) / 2,
+    spread=(batch.spread + population.spread) / 2,
+  )
 
+
+def halfway_with_map(batch, population, map_):
+  deviation = map_.deviation(batch) ** 2 + map_.deviation(population) ** 2
+  mean = (batch.mean + population.mean) / 2
+  return map_.divided_by(mean, jnp.sqrt(deviation / 2))
+
+
+@pytest.mark.parametrize('halfway', [halfway, halfway_with_map])
+def test_a_function_of_both_pairs_is_a_policy(halfway):
   norm = norms.batch_norm(epsilon=0.0, gradient=halfway)
   x = jnp.asarray([[1.0], [3.0]])
   y, _ = norm.apply(x, norm.init(1))

@@ -160,8 +160,8 @@ REFUSED = {
   'needs an average inside, and got Pooled': lambda: norms.Accumulated(
     2, norms.Pooled()
   ),
-  'does not take three arguments': lambda: norms.batch_norm(
-    gradient=lambda batch, population: batch
+  'takes neither three arguments nor two': lambda: norms.batch_norm(
+    gradient=lambda batch: batch
   ),
   'scope=3 is not a scope': lambda: norms.Normalization(3, norms.Standardize()),
   'map=.* is not a map': lambda: norms.Normalization(

@@ -31,7 +31,7 @@ def one_batch(dtype='float32'):
 
 def check_every_step(population, remember, start=None):
   norm, history = with_population(population), []
-  state = norm.init(FEATURES) if start is None else start
+  state = norm.init(FEATURES, jnp.zeros(()).dtype) if start is None else start
   for x, mask in batches():
     _, state = norm.apply(jnp.asarray(x), state, mask=mask)
     history.append((x, mask))
@@ -53,7 +53,7 @@ def test_a_debiased_average_has_weights_that_sum_to_one(
   """np.average(weights=momentum ** age), whatever the state began with."""
   population = norms.Ema(momentum, unbiased=unbiased)
   remember = populations.decaying(momentum, MOMENTS[unbiased])
-  start = with_population(population).init(FEATURES)
+  start = with_population(population).init(FEATURES, jnp.zeros(()).dtype)
   odd = start._replace(mean=start.mean + 1e6, var=start.var * 1e9)
   check_every_step(population, remember, odd)
 
@@ -93,7 +93,11 @@ def test_micro_batches_are_one_update_of_the_big_batch(population, x64):
   """Three at a time, of different sizes; one of them is empty."""
   micro = with_population(norms.Accumulated(3, population))
   big = with_population(population)
-  state, right, waiting = micro.init(FEATURES), big.init(FEATURES), []
+  state, right, waiting = (
+    micro.init(FEATURES, jnp.zeros(()).dtype),
+    big.init(FEATURES, jnp.zeros(()).dtype),
+    [],
+  )
   for k, (x, mask) in enumerate(batches(9)):
     waiting.append((x, mask & (k != 4)))
     _, state = micro.apply(jnp.asarray(x), state, mask=waiting[-1][1])
@@ -124,7 +128,7 @@ POPULATIONS = {
 def test_what_is_not_finite_is_counted_and_not_learned(name, bad):
   norm = with_population(POPULATIONS[name])
   good = one_batch()
-  _, state = norm.apply(good, norm.init(FEATURES))
+  _, state = norm.apply(good, norm.init(FEATURES, jnp.zeros(()).dtype))
   _, after = norm.apply(BAD[bad](good), state)
   assert after.skipped == 1
   kept = after._replace(skipped=state.skipped)
@@ -154,7 +158,7 @@ def test_a_batch_without_activations_is_skipped(population):
 def test_one_activation_has_no_unbiased_variance():
   """n / (n - 1) of it is unknown: not zero, which would blow up inference."""
   norm = with_population(norms.Ema(0.9))
-  _, state = norm.apply(one_batch(), norm.init(FEATURES))
+  _, state = norm.apply(one_batch(), norm.init(FEATURES, jnp.zeros(()).dtype))
   _, after = norm.apply(jnp.ones((1, 3)), state)
   np.testing.assert_array_equal(after.var, state.var)
   assert after.skipped == 1
@@ -163,7 +167,7 @@ def test_one_activation_has_no_unbiased_variance():
 def test_no_gradient_flows_through_the_state(x64):
   norm = with_population(norms.Ema(0.9))
   x = one_batch('float64')
-  state = norm.init(FEATURES)
+  state = norm.init(FEATURES, jnp.zeros(()).dtype)
 
   def loss(x):
     _, after = norm.apply(x, state)
@@ -176,14 +180,14 @@ def test_the_state_can_be_donated():
   norm = with_population(norms.Ema(0.9))
   step = jax.jit(lambda state, x: norm.apply(x, state)[1], donate_argnums=0)
   x = one_batch()
-  state = step(step(norm.init(FEATURES), x), x)
+  state = step(step(norm.init(FEATURES, jnp.zeros(()).dtype), x), x)
   assert state.steps == 2
 
 
 def test_frozen_normalizes_with_the_population_and_moves_nothing(x64):
   norm = with_population(norms.Ema(0.9))
   x = one_batch('float64')
-  _, state = norm.apply(2 * x + 1, norm.init(FEATURES))
+  _, state = norm.apply(2 * x + 1, norm.init(FEATURES, jnp.zeros(()).dtype))
   frozen = partial(norm.apply, use_running=True, update=False)
   y, after = frozen(x, state)
   jax.tree.map(np.testing.assert_array_equal, after, state)
@@ -209,8 +213,10 @@ def test_ramp_is_the_schedule_of_batch_renormalization():
   np.testing.assert_allclose(ramp(steps), [1, 1, 2, 3, 3], rtol=1e-6)
   norm = norms.batch_renorm()
   x = one_batch()
-  first, _ = norm.apply(x, norm.init(FEATURES))
-  plain, _ = norms.batch_norm().apply(x, norms.batch_norm().init(FEATURES))
+  first, _ = norm.apply(x, norm.init(FEATURES, jnp.zeros(()).dtype))
+  plain, _ = norms.batch_norm().apply(
+    x, norms.batch_norm().init(FEATURES, jnp.zeros(()).dtype)
+  )
   np.testing.assert_allclose(first, plain, atol=1e-5)
   assert norm.gradient.r_max == ramp
   assert norm.gradient.d_max == norms.Ramp(0.0, 5.0, 5000, 25000)

@@ -68,12 +68,19 @@ def choices(base):
 SCOPES = tuple(choices(axes.Scope))
 MAPS = (*choices(axes.Map), Median(epsilon=EPSILON), Largest(epsilon=EPSILON))
 POPULATIONS = (None, *choices(axes.Population))
+OF_TWO_PAIRS = gradients.WithoutMap(lambda batch, population: batch)
 POLICIES = tuple(
-  dict.fromkeys((*gradients.NAMES.values(), *VARIANTS[gradients.Renormalized]))
+  dict.fromkeys(
+    (
+      *gradients.NAMES.values(),
+      *VARIANTS[gradients.Renormalized],
+      OF_TWO_PAIRS,
+    )
+  )
 )
 KEEPS_VALUES = {
   *(norms.through, norms.stopped, norms.mean_only, norms.spread_only),
-  norms.recalled,
+  *(norms.recalled, OF_TWO_PAIRS),
 }
 REMEMBERS_THE_LAST = {
   norms.Ema(0.0, unbiased=False),

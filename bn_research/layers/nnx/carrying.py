@@ -48,6 +48,8 @@ def as_norm(layer: nnx.Module) -> Norm:
     param_dtype=layer.param_dtype,
     rngs=nnx.Rngs(0),  # The next lines replace all initial values.
   )
+  if layer.mean[...].shape != layer.var[...].shape:
+    raise _unexplained(layer.num_features, [layer.mean[...], layer.var[...]])
   # Shared variables keep metadata, such as a sharding.
   norm.scale, norm.bias = nnx.data(layer.scale), nnx.data(layer.bias)
   weight = calls.weight_of(layer.mean[...], layer.var[...])
@@ -80,14 +82,40 @@ def with_normalization(old: Norm, normalization: norms.Normalizer) -> Norm:
   new.set_normalization(normalization, leading)
   _keep_alike(old.learned, new.learned)
   if _meaning(old) == _meaning(new):
-    # A state of a different population has different fields after `Running`.
     for was, now in zip(_states(old), _states(new), strict=True):
-      for name in norms.Running._fields:
-        if getattr(was, name).shape == getattr(now, name).shape:
-          getattr(now, name).copy_from(getattr(was, name))
-    # Between states with the same fields, the further fields carry over too.
-    _keep_alike(old.statistics, new.statistics)
+      _carry_state(*was, *now)
   return new
+
+
+def _carry_state(old_part: Any, was: Any, part: Any, now: Any) -> None:
+  """Copies the variables of a state, and makes the state fit its population."""
+  population = getattr(part, 'population', None)
+  unit, old_unit = (
+    getattr(getattr(p, 'population', None), 'unit', 'share')
+    for p in (part, old_part)
+  )
+  if unit == 'activations' != old_unit:
+    return  # Nobody knows how many activations an average has seen.
+  count = len(norms.Running._fields)
+  for before, after in zip(was[:count], now[:count], strict=True):
+    if before.shape == after.shape:
+      after.copy_from(before)
+  if unit != old_unit:
+    # A share of an average is not a number of batches.
+    steps = now.steps[...]
+    now.weight.set_value(
+      jnp.copy(steps) if unit == 'batches' else jnp.minimum(steps, 1)
+    )
+  if type(was) is type(now):
+    _keep_alike(was[count:], now[count:])
+  elif population is not None:
+    # What a population keeps beside the average must fit the average.
+    running = norms.Running(*(variable[...] for variable in now[:count]))
+    state = population.resume(running, part.map)
+    for variable, leaf in zip(
+      _variables(now[count:]), jax.tree.leaves(state[count:]), strict=True
+    ):
+      variable.set_value(leaf)
 
 
 def _stacked_along(norm: Norm) -> Shape:
@@ -111,17 +139,21 @@ def _stacked_along(norm: Norm) -> Shape:
     for leaf, like in zip(found, expected, strict=True)
   }
   if None in leading or len(leading) > 1:
-    raise ValueError(
-      f'the arrays of a layer of num_features={norm.num_features} have shapes '
-      f'{[leaf.shape for leaf in found]}; give a layer with the shapes of the '
-      'constructor, or with all arrays stacked along leading axes.'
-    )
+    raise _unexplained(norm.num_features, found)
   return leading.pop() if leading else ()  # type: ignore[return-value]
 
 
-def _states(norm: Norm) -> list[Any]:
-  parts = combine.with_states(norm.normalization, norm.statistics)
-  return [state for _, state in parts]
+def _unexplained(num_features: int, found: list[jax.Array]) -> ValueError:
+  return ValueError(
+    f'the arrays of a layer of num_features={num_features} have shapes '
+    f'{[leaf.shape for leaf in found]}; change a layer only as the constructor '
+    'makes the layer, or stacked along leading axes.'
+  )
+
+
+def _states(norm: Norm) -> list[tuple[Any, Any]]:
+  """Returns each part that remembers, with the variables of its state."""
+  return list(combine.with_states(norm.normalization, norm.statistics))
 
 
 def _meaning(norm: Norm) -> list[tuple[Any, ...]]:

@@ -1,7 +1,7 @@
 """Averages of the moments of batches, decaying or cumulative, and none."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -109,6 +109,11 @@ class Cumulative(Population):
   unbiased: bool = True
 
   @property
+  def unit(self) -> Literal['batches']:
+    """Batches: each weighs as much as another."""
+    return 'batches'
+
+  @property
   def state_type(self) -> type:
     """`Running`."""
     return Running
@@ -141,6 +146,11 @@ class Fixed(Population):
   population: Population | None = None
 
   @property
+  def unit(self) -> Literal['share', 'batches', 'activations']:
+    """The unit of the population whose state is kept."""
+    return 'share' if self.population is None else self.population.unit
+
+  @property
   def state_type(self) -> type:
     """The type of the state that is kept."""
     return Running if self.population is None else self.population.state_type
@@ -163,6 +173,12 @@ class Fixed(Population):
     if self.population is not None:
       return self.population.adopt(state, moments, map_, batches)
     return adopted(state, moments, map_, batches, jnp.ones_like(state.weight))
+
+  def resume(self, running: Running, map_: Map) -> Any:
+    """Returns the state that goes on from a `Running`, and stays."""
+    if self.population is not None:
+      return self.population.resume(running, map_)
+    return running
 
   def recall(self, state: Any, map_: Map) -> Pair:
     """Makes what normalizes of the state."""

@@ -1,7 +1,7 @@
 """What normalizes is renewed at an interval, and constant in between."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,8 @@ from jax import lax
 from bn_research.norms.axes import Map, Pair, Population
 from bn_research.norms.populations.averages import Cumulative, Ema
 from bn_research.norms.populations.pooled import require_average, require_every
-from bn_research.norms.populations.running import running_of
+from bn_research.norms.populations.running import Running, running_of
+from bn_research.norms.statistics import meshes
 from bn_research.norms.statistics.moments import Moments, Shape
 
 
@@ -64,16 +65,18 @@ class Interval(Population):
     require_average(self, self.population)
 
   @property
+  def unit(self) -> Literal['share', 'batches', 'activations']:
+    """The unit of the average inside."""
+    return self.population.unit
+
+  @property
   def state_type(self) -> type:
     """`IntervalRunning`."""
     return IntervalRunning
 
   def init(self, map_: Map, features: Shape, dtype: Any = jnp.float32):
     """Returns the state before the first update."""
-    average = self.population.init(map_, features, dtype)
-    # Copies: one buffer could not be donated twice.
-    pair = jax.tree.map(jnp.copy, self.population.recall(average, map_))
-    return IntervalRunning(**average._asdict(), pair=pair)
+    return self.resume(self.population.init(map_, features, dtype), map_)
 
   def update(
     self, state: IntervalRunning, moments: Moments, map_: Map
@@ -85,7 +88,9 @@ class Interval(Population):
     def renewed():
       pair = self.population.recall(average, map_)
       return jax.tree.map(
-        lambda new, old: new.astype(old.dtype), pair, state.pair
+        lambda new, old: meshes.cut_like(new.astype(old.dtype), old),
+        pair,
+        state.pair,
       )
 
     # No collective is inside of the branch: devices may not part ways there.
@@ -99,10 +104,15 @@ class Interval(Population):
     map_: Map,
     batches: jax.Array,
   ) -> IntervalRunning:
-    """Returns the adopted average, and what the map makes of it."""
+    """Returns the adopted average, and what the map makes of the average."""
     average = self.population.adopt(running_of(state), moments, map_, batches)
-    pair = self.population.recall(average, map_)
-    return IntervalRunning(**average._asdict(), pair=pair)
+    return self.resume(average, map_)
+
+  def resume(self, running: Running, map_: Map) -> IntervalRunning:
+    """Returns the average, and what the map makes of the average."""
+    # Copies: one buffer could not be donated twice.
+    pair = jax.tree.map(jnp.copy, self.population.recall(running, map_))
+    return IntervalRunning(**running._asdict(), pair=pair)
 
   def recall(self, state: IntervalRunning, map_: Map) -> Pair:
     """Returns what was made at the last renewal."""

@@ -1,7 +1,7 @@
 """The exact moments of all batches together, and of micro-batches."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,11 @@ class Pooled(Population):
         f'take {map_.remembering_moments()}, or the population Ema().'
       )
     return _objection_to_what_does_not_merge(self, map_)
+
+  @property
+  def unit(self) -> Literal['activations']:
+    """Activations of each feature."""
+    return 'activations'
 
   @property
   def state_type(self) -> type:
@@ -126,18 +131,18 @@ class Accumulated(Population):
     return _objection_to_what_does_not_merge(self, normalization.map)
 
   @property
+  def unit(self) -> Literal['share', 'batches', 'activations']:
+    """The unit of the average inside."""
+    return self.population.unit
+
+  @property
   def state_type(self) -> type:
     """`AccumulatedRunning`."""
     return AccumulatedRunning
 
   def init(self, map_: Map, features: Shape, dtype: Any = jnp.float32):
     """Returns the state before the first update."""
-    start = self.population.init(map_, features, dtype)
-    pending = jax.tree.map(
-      jnp.zeros_like, Moments(start.mean, start.mean, start.var)
-    )
-    seen = jnp.zeros((), jnp.float32)
-    return AccumulatedRunning(**start._asdict(), pending=pending, seen=seen)
+    return self.resume(self.population.init(map_, features, dtype), map_)
 
   def update(
     self, state: AccumulatedRunning, moments: Moments, map_: Map
@@ -169,9 +174,15 @@ class Accumulated(Population):
     """Returns the adopted average, with no micro-batch pending."""
     running = running_of(state)
     after = self.population.adopt(running, moments, map_, batches)
-    nothing = jax.tree.map(jnp.zeros_like, (state.pending, state.seen))
-    pending, seen = nothing
-    return AccumulatedRunning(**after._asdict(), pending=pending, seen=seen)
+    return self.resume(after, map_)
+
+  def resume(self, running: Running, map_: Map) -> AccumulatedRunning:
+    """Returns the average, with no micro-batch pending."""
+    del map_
+    mean, var = running.mean, running.var
+    pending = jax.tree.map(jnp.zeros_like, Moments(mean, mean, var))
+    seen = jnp.zeros_like(running.steps)
+    return AccumulatedRunning(**running._asdict(), pending=pending, seen=seen)
 
 
 def require_every(every: int, unit: str) -> None:

@@ -80,14 +80,17 @@ def cut_like(y: jax.Array, x: jax.Array) -> jax.Array:
   return jax.sharding.reshard(y, cut(x if spec else y, *spec))
 
 
-def reshape(
-  arrays: Iterable[jax.Array], shapes: Iterable[tuple[int, ...]]
+def reshape_like(
+  arrays: Iterable[jax.Array], likes: Iterable[jax.Array]
 ) -> list[jax.Array]:
   """Reshapes small arrays, even if Explicit axes cut the arrays."""
   new = []
-  for x, shape in zip(arrays, shapes, strict=True):
-    is_cut = any(jax.typeof(x).sharding.spec)
-    new.append(_reshape_cut(x, shape) if is_cut else x.reshape(shape))
+  for x, like in zip(arrays, likes, strict=True):
+    specs = (*jax.typeof(x).sharding.spec, *jax.typeof(like).sharding.spec)
+    if any(specs):
+      new.append(cut_like(_reshape_cut(x, like.shape), like))
+    else:
+      new.append(x.reshape(like.shape))
   return new
 
 

@@ -21,8 +21,8 @@ _NAMES = {
   'var': 'running_var',
 }
 _TRACKED = 'num_batches_tracked'
-# `to_torch` drops the number, because PyTorch counts no skipped updates.
-_DROPPED = 'skipped'
+# `to_torch` drops these counts, which PyTorch has not.
+_DROPPED = {'skipped', 'weight'}
 # A ResNet has hundreds of prefixes, too many for the line of an error.
 _SHOWN = 8
 
@@ -140,11 +140,11 @@ def to_torch(
     running_var = var · count / (count - 1)
 
   Args:
-    layer: A mapping with names among 'scale', 'bias', 'mean', 'var', 'steps'
-      and 'skipped'. None stands for an absent array. The first four are NumPy
-      arrays, JAX arrays or tensors of floating-point numbers and share a
-      shape, and 'steps' is an integer. 'skipped', a number in the states of
-      `norms.batch_norm`, is dropped.
+    layer: A mapping with names among 'scale', 'bias', 'mean', 'var', 'steps',
+      'skipped' and 'weight'. None stands for an absent array. The first four
+      are NumPy arrays, JAX arrays or tensors of floating-point numbers and
+      share a shape, and 'steps' is a whole number. 'skipped' and 'weight' are
+      counts in the states of `norms.batch_norm`, and are dropped.
     prefix: The start of the layer's names, with the dot: 'features.1.'.
     count: The number of activations per feature in a training batch, at
       least 2, if 'var' is biased; None if 'var' is unbiased.
@@ -162,7 +162,10 @@ def to_torch(
       floating-point numbers, or if `prefix` or `count` has a wrong type.
   """
   _check_arguments('layer', layer, prefix, count)
-  unknown = [name for name in layer if name not in {*_NAMES, 'steps', _DROPPED}]
+  # Without 'skipped' the layer is no state, and 'weight' is PyTorch's name.
+  dropped = _DROPPED if 'skipped' in layer else set()
+  known = {*_NAMES, 'steps', *dropped}
+  unknown = [name for name in layer if name not in known]
   if unknown:
     raise ValueError(
       f'layer has the unknown name {unknown[0]!r}; give only '

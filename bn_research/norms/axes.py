@@ -45,6 +45,11 @@ class Pair(NamedTuple):
   steps: Any = None
 
 
+jax.export.register_namedtuple_serialization(
+  Pair, serialized_name='bn_research.norms.Pair'
+)
+
+
 class Axis(Node):
   """A choice on an axis: a frozen dataclass, and a pytree.
 

@@ -127,7 +127,9 @@ def linen_fold_after(norm, groups, **given):
 
 @pytest.mark.parametrize('groups', [1, 2, 4])
 def test_linen_folds_what_takes_each_output_by_itself(groups):
-  before, after = linen_fold_after(norms.batch_norm(), groups)
+  before, after = linen_fold_after(
+    norms.batch_norm(), groups, feature_group_count=groups
+  )
   assert np.isfinite(before).all()
   np.testing.assert_allclose(after, before, atol=1e-5)
 

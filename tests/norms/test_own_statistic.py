@@ -153,7 +153,7 @@ def test_what_travels_is_counted(map_, size):
     out_specs=P('i'),
   )
   jaxpr = str(jax.make_jaxpr(apply)(draw()))
-  gathers = [line for line in jaxpr.splitlines() if 'all_gather' in line]
+  gathers = [line for line in jaxpr.splitlines() if ' = all_gather' in line]
   assert len(gathers) == 1
   assert 'psum' not in jaxpr
   shape = gathers[0].split('f32[')[1].split(']')[0]

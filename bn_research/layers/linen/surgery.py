@@ -162,7 +162,10 @@ def _fold_pair(
   kernel = nn.meta.unbox(flat[kernel_path])
   outputs = statistics['mean'].shape
   if is_transposed is None:
-    is_transposed = _is_transposed(kernel, outputs, layer_path)
+    # No transposed convolution of linen has groups.
+    is_transposed = groups is None and _is_transposed(
+      kernel, outputs, layer_path
+    )
   # `norms.fold` expects the outputs on the last axis.
   turn = partial(jnp.swapaxes, axis1=-1, axis2=-2) if is_transposed else _same
   if turn(kernel).shape[-1:] != outputs:
@@ -198,9 +201,10 @@ def _is_transposed(kernel: jax.Array, outputs, path: Path) -> bool:
   )
   if is_last and is_before:
     raise ValueError(
-      f'the kernel at {path} has shape {kernel.shape}, with as many inputs as '
-      'outputs; give transpose_kernel: False for a Conv, and the attribute '
-      'transpose_kernel for a ConvTranspose.'
+      f'the kernel of shape {kernel.shape} at {path} has as many inputs as '
+      'outputs, and no variable tells which axis has the outputs; give '
+      'feature_group_count, 1 by default, for a Conv, or transpose_kernel for '
+      'a ConvTranspose.'
     )
   return is_before
 

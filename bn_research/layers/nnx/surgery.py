@@ -6,7 +6,11 @@ from typing import Any
 from flax import nnx
 
 from bn_research import norms
-from bn_research.layers.nnx.carrying import as_norm, with_normalization
+from bn_research.layers.nnx.carrying import (
+  as_norm,
+  state_of,
+  with_normalization,
+)
 from bn_research.layers.nnx.folding import fold
 from bn_research.layers.nnx.tree import (
   Path,
@@ -16,7 +20,7 @@ from bn_research.layers.nnx.tree import (
   put_all,
 )
 
-__all__ = ['as_norm', 'at', 'fold', 'normalizations', 'replace']
+__all__ = ['as_norm', 'at', 'fold', 'normalizations', 'replace', 'state_of']
 
 # Any, because a layer may hold a combination, which is no Normalization.
 Change = Callable[[Any], norms.Normalizer]

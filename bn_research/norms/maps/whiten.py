@@ -13,7 +13,7 @@ from bn_research.norms.axes import Map, Pair
 from bn_research.norms.pytrees import Schedule, is_array
 from bn_research.norms.roots import eigen, matrices
 from bn_research.norms.statistics import covariances, meshes
-from bn_research.norms.statistics.moments import Moments, Shape
+from bn_research.norms.statistics.moments import Moments, Shape, wide_type
 from bn_research.norms.statistics.views import as_tuples
 
 Method = Literal['newton_schulz', 'zca', 'cholesky', 'pca']
@@ -194,7 +194,7 @@ class Whiten(Map):
     """
     size = covariance.shape[-1]
     real = self._real(covariance, channels)
-    sizes = real.sum(-1)[:, None, None].astype(covariance.dtype)
+    sizes = real.sum(-1)[..., None, None].astype(covariance.dtype)
     level = matrices.trace(covariance) / sizes
     # For any constant c, W(S) = W(S / c) / √c. A block of unit scale keeps the
     # powers in the root from overflow. The derivative of W with respect to S
@@ -209,7 +209,7 @@ class Whiten(Map):
     unit = lax.stop_gradient(jnp.where(usable, unit, 1))
     # The identity replaces an unusable block before the root. A select only
     # after the root would turn an infinite derivative into NaN by 0 · inf.
-    eye = jnp.eye(size, dtype=covariance.dtype)
+    eye = matrices.identity_like(covariance)
     scaled = jnp.where(usable, covariance / unit, eye)
     level = jnp.where(usable, level / unit, 1)
     scaled = self._regularized(scaled, level, unit, count, real)
@@ -222,12 +222,18 @@ class Whiten(Map):
     x, mean, scale, bias = jax.tree.map(
       meshes.whole_features, (x, pair.mean, scale, bias)
     )
+    scale, bias = (
+      affine if affine is None else affine.astype(wide_type(x))
+      for affine in (scale, bias)
+    )
     return covariances.whiten(x, mask, mean, pair.spread, scale, bias, dtype)
 
   def _real(self, covariance: jax.Array, channels: int) -> np.ndarray:
-    """Returns which places (blocks, d) of the blocks hold channels."""
+    """Returns which places (1, ..., blocks, d) of the blocks hold channels."""
     blocks, size = covariance.shape[-3], covariance.shape[-1]
-    return np.arange(blocks * size).reshape(blocks, size) < channels
+    # As many axes as the covariance: JAX may be told to refuse to add axes.
+    shape = (1,) * (covariance.ndim - 3) + (blocks, size)
+    return np.arange(blocks * size).reshape(shape) < channels
 
   def _block(self, channels: int) -> int:
     size = self.group_size or channels
@@ -242,7 +248,7 @@ class Whiten(Map):
     """Returns S' / c, also for the places beyond the last channel."""
     shrinkage: Any = self.shrinkage
     if shrinkage == 'oas':
-      sizes = real.sum(-1)[:, None, None]
+      sizes = real.sum(-1)[..., None, None].astype(covariance.dtype)
       shrinkage = _oas(covariance, level, sizes, count)
     shrinkage = checks.number_of_type(shrinkage, level)
     epsilon = checks.number_of_type(self.epsilon, level)
@@ -254,7 +260,7 @@ class Whiten(Map):
     truncated = 'num_iterations' in dict(self.options)
     beyond = 0.0 if truncated or self.method == 'pca' else 1.0
     diagonal = jnp.where(real[..., None], shrinkage * level + epsilon, beyond)
-    eye = jnp.eye(covariance.shape[-1], dtype=covariance.dtype)
+    eye = matrices.identity_like(covariance)
     regular = (1 - shrinkage) * covariance + diagonal * eye
     if is_array(self.floor) or self.floor:
       least = checks.number_of_type(self.floor, level) * level
@@ -274,7 +280,8 @@ class Whiten(Map):
     failed = ~jnp.all(jnp.abs(root) <= eps**-0.5, (-2, -1), keepdims=True)
     # In S' / c the eigenvalues are at most about d. The rounding errors of S
     # are therefore as large as this shift.
-    least = len(eye) * max(len(eye), 16) * eps
+    size = covariance.shape[-1]
+    least = size * max(size, 16) * eps
     shifted = jnp.where(failed, regular + least * eye, regular)
     # Non-finite activations must give non-finite results, so the shift leaves
     # non-finite entries unchanged.

@@ -73,8 +73,11 @@ def frobenius_norm(matrix: jax.Array) -> jax.Array:
 
 
 def identity_like(matrix: jax.Array) -> jax.Array:
-  """Returns the identity (d, d) for (..., d, d), of the same dtype."""
-  return jnp.eye(matrix.shape[-1], dtype=matrix.dtype)
+  """Returns the identity (1, ..., d, d) for (..., d, d), of the same dtype."""
+  size = matrix.shape[-1]
+  identity = jnp.eye(size, dtype=matrix.dtype)
+  # As many axes as the matrix: JAX may be told to refuse to add axes.
+  return identity.reshape((1,) * (matrix.ndim - 2) + (size, size))
 
 
 def distance_to_identity(matrix: jax.Array) -> jax.Array:

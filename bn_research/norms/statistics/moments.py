@@ -111,6 +111,11 @@ class Moments(NamedTuple):
     return blocks[..., :, None] * blocks[..., None, :]
 
 
+jax.export.register_namedtuple_serialization(
+  Moments, serialized_name='bn_research.norms.Moments'
+)
+
+
 def move_as_one_array(
   move: Callable[[jax.Array], jax.Array], blocks: Moments
 ) -> Moments:

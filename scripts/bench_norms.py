@@ -12,6 +12,9 @@ the peer's default, which in Flax and Haiku is the unstable E[x²] - E[x]²; our
 is stable.
 The bound is what moving the arrays takes at the rate of a copy measured in the
 same rounds: forward x in and y out, backward x and g in, dx out.
+
+The last table is of ghost batches: a number of rows that the group size does
+not divide, against the next that it divides, in time and in temporary memory.
 """
 
 import importlib.util
@@ -42,6 +45,8 @@ SHAPES = (
   (128, 32, 32, 64),
 )
 _GROUPS = 32
+_GHOST = 32
+_FEATURES = 512
 
 # A forward function of (x, scale, bias); statistics are returned or dropped.
 Forward = Callable[[jax.Array, jax.Array, jax.Array], Any]
@@ -55,6 +60,7 @@ def main(argv: list[str]) -> None:
   for kind in _NORMS.value:
     for dtype in _DTYPES.value:
       _table(kind, jnp.dtype(dtype))
+  _ghosts()
 
 
 def _table(kind: str, dtype) -> None:
@@ -71,6 +77,34 @@ def _table(kind: str, dtype) -> None:
     name: timing.geometric_mean(values) for name, values in collected.items()
   }
   print(f'{"geometric mean":20}', _words(means))
+
+
+def _ghosts() -> None:
+  """Prints what a last group costs that is smaller than the others."""
+  print(f'\nghost batches of {_GHOST} rows, {_FEATURES} features, float32')
+  norm = norms.batch_norm(group_size=_GHOST)
+
+  def forward(x, scale, bias):
+    return norm.apply(x, norm.init(_FEATURES), scale=scale, bias=bias)
+
+  scale, bias = jnp.ones(_FEATURES), jnp.zeros(_FEATURES)
+  for rows, even in ((1023, 1024), (8191, 8192)):
+    turns, memory = {}, {}
+    for n in (rows, even):
+      x = jax.random.normal(jax.random.key(0), (n, _FEATURES))
+      turns[str(n)] = _jax_turn(forward, x, scale, bias, x)
+      loss = lambda x: jnp.sum(forward(x, scale, bias)[0] ** 2)
+      program = jax.jit(jax.grad(loss)).lower(x).compile()
+      analysis: Any = program.memory_analysis()
+      memory[n] = analysis.temp_size_in_bytes
+    rounds = timing.rounds_within(turns, _SECONDS.value)
+    seconds = timing.in_turns(turns, rounds)
+    ratio = timing.ratio(seconds[str(rows)], seconds[str(even)])
+    print(
+      f'{rows} / {even} rows: time {ratio:.2f}, temporary memory '
+      f'{memory[rows] / memory[even]:.2f}',
+      flush=True,
+    )
 
 
 def _compare(kind: str, shape, dtype) -> tuple[dict[str, float], str]:

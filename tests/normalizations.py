@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 import pytest
 
+from bn_research import norms
 from tests.oracles import (
   formulas,
   neighbours,
@@ -20,6 +21,7 @@ from tests.oracles import (
 )
 from tests.oracles.populations import decaying
 from tests.oracles.sets import by_rms, centred, over, standardized
+from tests.own_statistics import Median
 from tests.rows import EPSILON, Row
 
 MOMENTUM = 0.8
@@ -63,6 +65,18 @@ ROWS = (
     (6, 3),
     options={**_momentum, 'unbiased': False},
     **{**_batch_norm, 'remember': _biased},
+  ),
+  Row(
+    'batch_norm/median',
+    (9, 3),
+    over(sets.batch, sets.by_median),
+    _momentum,
+    invariances='scale feature_scale shift feature_shift',
+    equivariances='case_order feature_order',
+    remember=decaying(MOMENTUM, populations.medians),
+    factory=lambda momentum, epsilon: norms.Normalization(
+      norms.Batch(), Median(epsilon=epsilon), norms.Ema(momentum)
+    ),
   ),
   Row(
     'mean_only_batch_norm',

@@ -46,6 +46,8 @@ class Row:
       from differences of the oracle; or the same formula as `oracle` in JAX,
       with `stop_gradient` where the method has one.
     joint: Whether features are taken together, and so masked together.
+    factory: None, or a function of the options; else the name's in
+      `norms.NAMES`.
   """
 
   name: str
@@ -59,6 +61,7 @@ class Row:
   running: Callable[..., np.ndarray] = sets.running
   derivative: Callable[..., Any] | None = None
   joint: bool = False
+  factory: Callable[..., Any] | None = None
 
   @property
   def features(self) -> int:
@@ -67,10 +70,10 @@ class Row:
 
   def make(self, epsilon: float = EPSILON) -> Any:
     """Returns the normalization."""
-    factory = self.name.split('/')[0]
-    takes = inspect.signature(norms.NAMES[factory]).parameters
+    factory = self.factory or norms.NAMES[self.name.split('/')[0]]
+    takes = inspect.signature(factory).parameters
     given = {'epsilon': epsilon} if 'epsilon' in takes else {}
-    return norms.create(factory, **given, **self.options)
+    return factory(**given, **self.options)
 
   def init(self) -> Any:
     """Returns the state before the first batch."""

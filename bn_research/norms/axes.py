@@ -1,18 +1,32 @@
 """The contracts of the four axes: the page to read first.
 
-A normalized activation is x̂ = Norm(x, X). A `Normalization` makes one choice
-on each of four axes, and each choice knows the other three by these contracts
-only:
+A normalized activation is x̂ = Norm(x, X): x is one activation, and X is the
+set of activations whose statistics normalize x. A `Normalization` makes one
+choice on each of four axes:
 
   scope        which activations are in X
-  map          what is done with the moments of X
-  population   what is remembered of X for inference
-  gradient     which moments normalize, and what is learned from them
+  map          how the moments of X normalize x
+  population   which moments are remembered for inference
+  gradient     which moments normalize, and which derivatives reach the optimizer
 
-On the way from x to x̂ the scope makes a view of x and has the map estimate
-moments; the gradient policy chooses between the pair of the batch and the pair
-of the population; the map normalizes with the chosen pair. When it is built, a
-`Normalization` asks each choice for its objection to the other three.
+A choice uses the three further choices through the contracts on this page only.
+A training call takes six steps:
+
+  1. The scope makes a `View` of the activations: one axis may be cut in two,
+     and some axes are pooled.
+  2. The scope has the map estimate the `Moments` that normalize, and the
+     `Moments` of the whole batch.
+  3. The map makes one `Pair` of the moments that normalize. The population
+     makes a second `Pair` of the state.
+  4. The gradient policy returns the `Pair` that normalizes.
+  5. The map normalizes with this `Pair`, scales and shifts.
+  6. The population updates the state with the moments of the whole batch.
+
+Inference normalizes with the `Pair` of the population, and needs no policy.
+
+A new scope, map or population is a frozen dataclass that subclasses `Scope`,
+`Map` or `Population` and overrides the methods that raise NotImplementedError.
+A new policy is a function with the arguments of `Gradient.__call__`.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,18 +40,24 @@ from bn_research.norms.statistics.collectives import Devices
 from bn_research.norms.statistics.moments import Axes, Moments, Shape
 from bn_research.norms.statistics.views import View
 
+# A combination nests the states of several populations, so no single type fits.
 State: TypeAlias = Any  # the pytree of a population; () without a population
 
 
 class Pair(NamedTuple):
-  """What a map makes of moments, and what normalizes.
+  """The arrays that normalize, made by a map.
+
+  In `Map.finish` and in a gradient policy, the arrays broadcast against the
+  activations after the cut of the view, in float32 or a wider type. The pair
+  from `Population.recall` has the shape of the features and the type of the
+  state; a `Normalization` expands and casts this pair.
 
   Attributes:
-    mean: Broadcastable against the activations; None if nothing is centred.
-    spread: A variance, a factor or a whitening matrix, as the map defines it;
-      None if nothing is scaled.
-    steps: For the pair of a population, float32 (): the updates made so far.
-      None for the pair of a batch.
+    mean: The mean, or None for a map that does not centre.
+    spread: None for a map that does not scale. Otherwise the meaning depends on
+      the map: a variance, a factor, or whitening matrices (..., blocks, d, d).
+    steps: The number of updates so far, float32 (), for the pair of a
+      population; None for the pair of a batch.
   """
 
   mean: Any
@@ -51,64 +71,97 @@ jax.export.register_namedtuple_serialization(
 
 
 class Axis(Node):
-  """A choice on an axis: a frozen dataclass, and a pytree.
+  """The base class of a choice: a frozen dataclass, and a pytree.
+
+  `Node` describes fields that are numbers, arrays or schedules.
 
   Attributes:
-    objection: None, or a method that takes the `Normalization` that is being
-      built, with its `scope`, `map`, `population` and `gradient`, and returns
-      one sentence on what does not fit, or None.
+    objection: None, or a method that a new `Normalization` calls with itself
+      as the argument. The method reads `scope`, `map`, `population` and
+      `gradient`. The result is None if the choices fit. Otherwise the result is
+      one sentence that names both choices and a fix; the `Normalization` raises
+      the sentence as a ValueError.
   """
 
   objection: ClassVar[Callable[[Any, Any], str | None] | None] = None
 
 
 class Scope(Axis):
-  """Which activations share statistics.
+  """The choice of the activations that share statistics.
+
+  A scope with `shares = False` needs neither `features` nor `expand`.
 
   Attributes:
-    shares: Whether examples share statistics, which a population can remember.
+    shares: Whether examples share statistics. A population can remember only
+      shared statistics.
   """
 
   shares: ClassVar[bool] = True
 
   def features(self, shape: Shape) -> Shape:
-    """Returns the shape of what is remembered of activations of a shape."""
+    """Returns the shape of the features, which is the shape of a state's mean.
+
+    Args:
+      shape: The shape of the activations, (batch, ..., features).
+    """
     raise NotImplementedError
 
   def expand(self, leaf: jax.Array, shape: Shape) -> jax.Array:
-    """Lets a remembered array broadcast against activations of a shape."""
+    """Reshapes a remembered array, to broadcast against the activations.
+
+    Args:
+      leaf: An array of the shape of the features. For a joint map also an array
+        (blocks, d, d), which needs axes of size 1 in front: one for each axis
+        of the activations except the last.
+      shape: The shape of the activations.
+    """
     raise NotImplementedError
 
   def view(self, x: jax.Array, map_: 'Map') -> View:
-    """Returns the view of the activations `x` that suits the map."""
+    """Returns the view that `moments` needs: the cut, and the pooled axes.
+
+    Args:
+      x: The activations (batch, ..., features), floating.
+      map_: The map. A `joint` map needs the features on the last axis. A map
+        without a merge needs all activations of a set together.
+    """
     raise NotImplementedError
 
   def moments(
     self, view: View, x: jax.Array, mask: jax.Array | None, map_: 'Map'
   ) -> tuple[Moments, Moments]:
-    """Returns the moments that normalize the view, and those of all of X.
+    """Estimates the moments that normalize, and the moments of the batch.
 
     Args:
-      view: From `view`.
-      x: The activations, split by the view.
-      mask: None, or the mask, split by the view.
-      map_: What estimates the moments.
+      view: The result of `view`.
+      x: The activations after `view.split`, floating; float32 or wider for a
+        map that is not `ordinary`.
+      mask: None, or the mask after `view.split_mask`, boolean.
+      map_: The map, whose `estimate` and `merge` do the work.
+
+    Returns:
+      Two `Moments`. The arrays of the first broadcast against `x`. The second
+      is of the whole batch, for the population: all axes except the features
+      have size 1. A scope with `shares = False` may return the first twice.
     """
     raise NotImplementedError
 
 
 class Map(Axis):
-  """What is done with the moments of the scope.
+  """The choice of the statistics, and of the function that normalizes.
 
-  A subclass that overrides `estimate` has statistics of its own. Unless the
-  subclass overrides `merge` too, these statistics do not merge: scopes then
-  bring the rows together before the estimate, or refuse the map.
+  A subclass that overrides `estimate` defines new statistics: `ordinary` is
+  then False. `merges` is then False too, unless the subclass also overrides
+  `merge`. For statistics without a merge, a scope brings the rows together
+  before the estimate, or refuses the map. A subclass may set `ordinary` and
+  `merges` in the class body instead.
 
   Attributes:
     centre: Whether moments are about the mean, or (False) about zero.
-    joint: Whether features are taken together, in a covariance.
+    joint: Whether `estimate` returns covariances of features.
     ordinary: Whether `estimate` returns weighted means and (co)variances.
-    merges: Whether the moments of a union follow from those of its parts.
+    merges: Whether `merge` computes the moments of a union from the moments of
+      the parts.
   """
 
   centre: bool
@@ -118,23 +171,30 @@ class Map(Axis):
 
   def __init_subclass__(cls, **options: Any):
     super().__init_subclass__(**options)
+    # A median, for example, does not merge like a mean. A wrong merge would
+    # give wrong numbers in silence, so a new estimate must declare a merge.
     if 'estimate' in vars(cls):
       cls.ordinary = vars(cls).get('ordinary', False)
       cls.merges = vars(cls).get('merges', 'merge' in vars(cls))
 
   @property
   def scales(self) -> bool:
-    """Whether the map takes a scale away, for a layer to give back."""
+    """Whether the result loses the scale of the activations.
+
+    The default of a layer is to learn a new scale in this case.
+    """
     raise NotImplementedError
 
   @property
   def needs_moments(self) -> bool:
-    """Whether moments change the result; False for the identity."""
+    """Whether the moments change the result; False for the identity."""
     return True
 
   @property
   def ddof(self) -> int:
     """Delta degrees of freedom: n / (n - ddof) makes the variance unbiased."""
+    # The mean of the set costs one degree. A moment about zero costs nothing,
+    # and for a new statistic the factor has no meaning.
     return int(self.centre and self.ordinary)
 
   def estimate(
@@ -145,49 +205,103 @@ class Map(Axis):
     devices: Devices,
     groups: int | None = None,
   ) -> Moments:
-    """Estimates the moments that the map needs, as `moments.estimate` does.
+    """Estimates the moments of sets of activations.
+
+    `moments.estimate` is an example.
 
     Args:
-      x: Activations, floating.
-      mask: None, or boolean and broadcastable against `x`. Where the mask is
-        False, `x` is not in the set and may hold anything.
-      axes: The axes that are pooled; they stay, with size 1.
-      devices: The devices that are pooled too. Only an ordinary map gets any.
-      groups: None, or into how many groups the last axis is divided. Only an
-        ordinary map gets a number.
+      x: Activations of any shape, floating; float32 or wider for a map that is
+        not `ordinary`.
+      mask: None, or boolean and broadcastable against `x`. False leaves an
+        activation out of the set; a hidden activation may have any value, also
+        NaN.
+      axes: Axes of `x` to pool; the pooled axes stay, with size 1.
+      devices: Devices to pool over, too. A map that is not `ordinary` always
+        gets one device.
+      groups: None, or the number of groups of neighbours on the last axis, each
+        pooled alone. A map that is not `ordinary` always gets None.
+
+    Returns:
+      Moments in float32 or a wider type. The mean and the co-moment broadcast
+      against `x`; the co-moment of a `joint` map is (..., blocks, d, d). The
+      count broadcasts against the mean. The moments of an empty set are zero.
     """
     raise NotImplementedError
 
   def merge(self, blocks: Moments, axis: int) -> Moments:
-    """Returns the moments of the union of the sets along `axis`, size 1."""
+    """Returns the moments of the union of the sets along one axis.
+
+    Args:
+      blocks: Moments from `estimate`. The merge must ignore an empty set, which
+        has count 0.
+      axis: An axis of the means, from the front; the axis stays, with size 1.
+    """
     return blocks.merged(axis)
 
   def initial(self, features: Shape, dtype: Any) -> Moments:
-    """Returns what is remembered before the first batch: nothing changes."""
+    """Returns the remembered moments before the first batch.
+
+    Normalization with the initial moments should change little: mean 0 and
+    variance 1, for example.
+
+    Args:
+      features: The shape of the features.
+      dtype: The type of the state.
+
+    Returns:
+      Moments with count 1, and with the shapes that `remember` returns.
+    """
     raise NotImplementedError
 
   def remember(self, moments: Moments) -> Moments:
-    """Makes of moments what a population averages: `mean` and `variance`."""
+    """Returns moments whose `mean` and `variance` a population averages.
+
+    The default is to remember the moments unchanged. A map may remember a
+    function of the moments, for example whitening matrices.
+
+    Args:
+      moments: Moments of the shape of the features.
+    """
     return moments
 
   def remembering_moments(self) -> 'Map':
-    """Returns the same map, whose `remember` returns the moments themselves."""
+    """Returns the same map, but with a `remember` that changes nothing."""
     return self
 
   def recall(self, mean: jax.Array, var: jax.Array) -> Pair:
-    """Makes what normalizes of what is remembered."""
+    """Makes the pair that normalizes, from remembered arrays.
+
+    Args:
+      mean: The average of the `mean` that `remember` returns.
+      var: The average of the `variance` that `remember` returns.
+    """
     raise NotImplementedError
 
   def pair(self, moments: Moments) -> Pair:
-    """Makes what normalizes of the moments of a batch."""
+    """Makes the pair that normalizes, from the moments of a batch."""
     return self.recall(moments.mean, moments.variance)
 
   def deviation(self, pair: Pair) -> jax.Array | float:
-    """Returns by what a pair divides each feature; no joint map has this."""
+    """Returns the divisor of each feature, for `gradients.Renormalized`.
+
+    A joint map has no divisor of a single feature, and need not override this
+    method.
+
+    Args:
+      pair: The result of `pair` or of `recall`.
+
+    Returns:
+      An array that broadcasts like `pair.spread`; 1.0 without scaling.
+    """
     raise NotImplementedError
 
   def divided_by(self, mean: Any, deviation: Any) -> Pair:
-    """Returns the pair that centres on `mean` and divides by `deviation`."""
+    """Undoes `deviation`: returns the pair of a mean and a divisor.
+
+    Args:
+      mean: None, or the mean to subtract.
+      deviation: The divisor of each feature.
+    """
     raise NotImplementedError
 
   def finish(
@@ -199,111 +313,153 @@ class Map(Axis):
     bias: jax.Array | None,
     dtype: Any,
   ) -> jax.Array:
-    """Normalizes, scales and shifts, with a result of type `dtype`."""
+    """Normalizes with a pair, scales and shifts.
+
+    Args:
+      x: Activations of any shape, floating.
+      mask: None, or boolean and broadcastable against `x`.
+      pair: The pair that normalizes; the arrays broadcast against `x`.
+      scale: None for 1, or broadcastable against `x`.
+      bias: None for 0, or broadcastable against `x`.
+      dtype: The type of the result, floating.
+
+    Returns:
+      An array of the shape of `x`, computed in float32 or a wider type and
+      rounded once. Masked activations are 0.
+    """
     raise NotImplementedError
 
 
 class Population(Axis):
-  """How the moments of batches become what inference normalizes with.
+  """The choice of a memory: from the moments of batches to those of inference.
 
-  The map says what is remembered (variances, covariances, matrices); the
-  population says how: averaged, pooled, accumulated, at an interval. A state is
-  a NamedTuple that begins with the fields of `Running`.
+  `Map.remember` decides which arrays are remembered: variances, covariances or
+  matrices. The population decides how to remember: by an average, a pool, an
+  accumulation, or at an interval. A state is a NamedTuple that begins with the
+  fields of `Running`. `populations.running` has the functions `first`, `moved`
+  and `adopted`, which do the three tasks of most populations.
   """
 
   @property
   def unit(self) -> Literal['share', 'batches', 'activations']:
-    """What the `weight` of a state counts; see `Running`."""
+    """The unit of the `weight` of a state; see `Running`."""
     return 'share'
 
   @property
   def state_type(self) -> type:
-    """The NamedTuple that `init` returns."""
+    """The class of the state, a NamedTuple."""
     raise NotImplementedError
 
   def init(self, map_: Map, features: Shape, dtype: Any = jnp.float32) -> State:
-    """Returns the state before the first update."""
+    """Returns the state before the first update.
+
+    Args:
+      map_: The map, whose `initial` gives the remembered moments.
+      features: The shape of the features.
+      dtype: The type of mean and variance.
+    """
     raise NotImplementedError
 
   def update(self, state: State, moments: Moments, map_: Map) -> State:
-    """Returns the state after one more batch.
+    """Returns the state after one more batch, of the same shapes and dtypes.
 
     Args:
-      state: From `init`, or from the last update.
-      moments: Of the batch: `mean` and `count` of the shape of the features.
-      map_: The map that says what is remembered.
+      state: The state from `init`, or from the last update.
+      moments: The moments of the batch, float32 or wider, without a derivative.
+        `mean` and `count` have the shape of the features, and `comoment` has
+        the shape of the `var` of the state.
+      map_: The map, whose `remember` decides which arrays are remembered.
+        Schedules of the map are already replaced by numbers.
     """
     raise NotImplementedError
 
   def adopt(
     self, state: State, moments: Moments, map_: Map, batches: jax.Array
   ) -> State:
-    """Returns the state of a population that has measured these moments.
+    """Returns the state after a measurement of a whole data set.
 
     Args:
       state: The state so far.
-      moments: Of a whole data set, shaped as for `update`.
-      map_: The map that says what is remembered.
-      batches: How many batches were measured.
+      moments: The moments of the data set, of the shapes of `update`. The state
+        remembers these moments only.
+      map_: The map, whose `remember` decides which arrays are remembered.
+      batches: The number of measured batches, ().
     """
     raise NotImplementedError
 
   def resume(self, running: Any, map_: Map) -> State:
-    """Returns the state that goes on from a `Running`.
+    """Returns the state that continues from a `Running`.
 
     Args:
-      running: Mean, variance and counts, such as of another population.
-      map_: The map that says what is remembered.
+      running: Mean, variance and counts, possibly of a different population.
+      map_: The map, whose `recall` may be needed for a longer state.
     """
     del map_
     return running
 
   def recall(self, state: State, map_: Map) -> Pair:
-    """Makes what normalizes of the state, of the shape of the features."""
+    """Makes the pair that normalizes, of the shape of the features.
+
+    Args:
+      state: The state from `init` or from an update.
+      map_: The map, whose `recall` does the work.
+    """
     return map_.recall(state.mean, state.var)
 
 
 class Gradient(Protocol):
-  """Which moments normalize, and what of their derivative is learned from.
+  """The choice of the pair that normalizes, and of the derivatives to follow.
 
-  A policy is a function, or an `Axis` that is called as one. It decides the
-  value and, with `jax.lax.stop_gradient`, what the optimizer sees of it.
+  A policy is a function, or an `Axis` with a method `__call__`. The result of
+  the policy normalizes. With `jax.lax.stop_gradient` the policy hides a
+  derivative from the optimizer.
   """
 
   def __call__(self, batch: Pair, population: Pair | None, map_: Map) -> Pair:
-    """Returns the pair that normalizes.
+    """Returns the pair that normalizes, with `steps` None or not.
 
     Args:
-      batch: What the map made of the moments of the batch.
-      population: What the map made of the state; None without a population.
-      map_: The map.
+      batch: The pair of the batch, with a derivative; `steps` is None.
+      population: The pair of the population, or None without a population.
+        `population.steps` counts the updates so far.
+      map_: The map, with `deviation` and `divided_by` for arithmetic on pairs.
     """
     ...
 
 
 class Normalizer(Protocol):
-  """What a layer may hold: a `Normalization`, or what has its calls.
+  """The methods that a layer calls.
 
-  `Chain`, `Mixture`, `Coloured` and the neighbours in `methods.statistic_free`
-  are the others.
+  A layer may hold a `Normalization`, a combination (`Chain`, `Mixture` or
+  `Coloured`), or a class of `methods.statistic_free`.
   """
 
   @property
   def remembers(self) -> bool:
-    """Whether there are moments of a population to normalize with."""
+    """Whether a population remembers moments, for use at inference."""
     ...
 
   @property
   def scales(self) -> bool:
-    """Whether a scale is taken away, for a layer to give back."""
+    """Whether the result loses the scale of the activations."""
     ...
 
   def init(self, num_features: int, dtype: Any = jnp.float32) -> State:
-    """Returns the state before the first batch; () if nothing is remembered."""
+    """Returns the state before the first batch; () without a population.
+
+    Args:
+      num_features: The size of the last axis of the activations.
+      dtype: The type of the statistics.
+    """
     ...
 
   def learned(self, num_features: int, dtype: Any = jnp.float32) -> Any:
-    """Returns what is learned beside scale and bias, a pytree of arrays."""
+    """Returns the initial parameters besides scale and bias, a pytree.
+
+    Args:
+      num_features: The size of the last axis of the activations.
+      dtype: The type of the parameters.
+    """
     ...
 
   def apply(
@@ -319,5 +475,8 @@ class Normalizer(Protocol):
     mask: jax.Array | None = None,
     dtype: Any = None,
   ) -> tuple[jax.Array, State]:
-    """Normalizes `x`; see `Normalization.apply`."""
+    """Normalizes `x`.
+
+    `Normalization.apply` describes arguments, results and errors.
+    """
     ...

@@ -19,7 +19,7 @@ from bn_research.norms.axes import (
 from bn_research.norms.pytrees import Node
 from bn_research.norms.roots.tags import tag_statistics
 from bn_research.norms.statistics import meshes
-from bn_research.norms.statistics.moments import Moments, wide_type
+from bn_research.norms.statistics.moments import Moments, wide, wide_type
 from bn_research.norms.statistics.views import View
 
 
@@ -179,7 +179,9 @@ class Normalization(Node):
       return meshes.cut_like(y, x), ()
     view = self.scope.view(x, map_)
     z, w, scale, bias = view.split_call(x, mask, scale, bias)
-    moments = self.scope.moments(view, z, w, map_)
+    # A statistic of a user's own need not know that bfloat16 is too narrow.
+    estimated = z if map_.ordinary else wide(z)
+    moments = self.scope.moments(view, estimated, w, map_)
     local, whole = tag_statistics(moments)
     if population is not None and view.cut is not None:
       mean, spread = map(view.split, population[:2])
@@ -215,6 +217,7 @@ class Normalization(Node):
     checks.not_empty(x)
     view = self.scope.view(x, self.map)
     z, w = view.split(x), view.split_mask(mask)
+    z = z if self.map.ordinary else wide(z)
     local, _ = self.scope.moments(view, z, w, self.map)
     return jax.tree.map(view.spread, local)
 

@@ -156,12 +156,6 @@ def divided(kept, epsilon):
   return kept / (2 + 5e-4 * np.mean(kept**2)) ** 0.75
 
 
-def by_median(kept, epsilon):
-  median = np.median(kept)
-  spread = 1.4826 * np.median(np.abs(kept - median))
-  return (kept - median) / np.sqrt(spread**2 + epsilon)
-
-
 def by_largest(kept, epsilon):
   return kept / np.sqrt(np.max(kept**2) + epsilon)
 
@@ -172,7 +166,7 @@ CHANGES = {
   norms.Standardize(scale=False): sets.centred,
   norms.Standardize(centre=False, scale=False): sets.unchanged,
   norms.Divide(): divided,
-  Median(epsilon=EPSILON): by_median,
+  Median(epsilon=EPSILON): sets.by_median,
   Largest(epsilon=EPSILON): by_largest,
 }
 SETS = {

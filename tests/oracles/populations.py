@@ -44,6 +44,17 @@ def about_zero(x, mask):
   return np.zeros_like(mean), var + mean**2
 
 
+def medians(x, mask):
+  """Median and squared median absolute deviation, as `sets.by_median` has."""
+  whole = np.broadcast_to(mask, x.shape)
+  columns = [x[..., c][whole[..., c]] for c in range(x.shape[-1])]
+  middle = np.array([np.median(column) for column in columns])
+  spread = [
+    np.median(np.abs(c - m)) for c, m in zip(columns, middle, strict=True)
+  ]
+  return middle, (1.4826 * np.array(spread)) ** 2
+
+
 def decaying(momentum, moments=unbiased):
   """Weights 1, m, m², ... from the latest batch back, summing to one."""
   ages = lambda steps: np.arange(steps)[::-1]

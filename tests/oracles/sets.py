@@ -57,6 +57,13 @@ def by_rms(kept, epsilon):
   return kept / np.sqrt(sum(kept**2) / len(kept) + epsilon)
 
 
+def by_median(kept, epsilon):
+  """Hampel (1974): (x - median) / √(d² + ε), d = 1.4826 median |x - median|."""
+  median = np.median(kept)
+  spread = 1.4826 * np.median(np.abs(kept - median))
+  return (kept - median) / np.sqrt(spread**2 + epsilon)
+
+
 def centred(kept, epsilon):
   """Salimans and Kingma (2016), equation 7: x - E x."""
   del epsilon

@@ -192,7 +192,6 @@ class Whiten(Map):
       W, (..., blocks, d, d), of the dtype of S; beyond the last channel the
       identity.
     """
-    size = covariance.shape[-1]
     real = self._real(covariance, channels)
     sizes = real.sum(-1)[..., None, None].astype(covariance.dtype)
     level = matrices.trace(covariance) / sizes

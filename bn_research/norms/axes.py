@@ -7,7 +7,7 @@ choice on each of four axes:
   scope        which activations are in X
   map          how the moments of X normalize x
   population   which moments are remembered for inference
-  gradient     which moments normalize, and which derivatives reach the optimizer
+  gradient     which moments normalize, and which derivatives are learned from
 
 A choice uses the three further choices through the contracts on this page only.
 A training call takes six steps:
@@ -416,7 +416,7 @@ class Gradient(Protocol):
   """
 
   def __call__(self, batch: Pair, population: Pair | None, map_: Map) -> Pair:
-    """Returns the pair that normalizes, with `steps` None or not.
+    """Returns the pair that normalizes; `steps` of the result has no effect.
 
     Args:
       batch: The pair of the batch, with a derivative; `steps` is None.

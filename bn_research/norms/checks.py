@@ -16,6 +16,15 @@ def activations(
 ) -> tuple[jax.Array, jax.Array | None, jax.Array | None, jax.Array | None]:
   """Returns the arrays of a call, checked against the activations `x`.
 
+  Args:
+    x: Activations, an array or an array-like value.
+    mask: None, or an array to cast to bool.
+    scale: None, or an array.
+    bias: None, or an array.
+
+  Returns:
+    `x`, `mask`, `scale` and `bias` as arrays of JAX; None stays None.
+
   Raises:
     TypeError: If `x` is not floating.
     ValueError: If an array does not broadcast against `x`.
@@ -30,6 +39,8 @@ def activations(
     if value is None:
       continue
     value = jnp.asarray(value, bool) if k == 0 else jnp.asarray(value)
+    # Nearly all scales and biases have the shape of the features. This case
+    # skips the loop over axes, because calls outside of jit feel the overhead.
     last = value.shape == x.shape[-1:]
     if not last and not broadcasts(value.shape, x.shape):
       raise ValueError(
@@ -53,19 +64,23 @@ def _not_floating(x: jax.Array) -> TypeError:
 
 
 def not_empty(x: jax.Array) -> None:
-  """Raises a ValueError if statistics of no activations are asked for."""
+  """Raises a ValueError if `x` has no activations to take statistics of."""
   if x.size == 0:
     raise ValueError(
-      f'x of shape {x.shape} has no activations, so it has no statistics; '
+      f'x of shape {x.shape} has no activations, and therefore no statistics; '
       'leave the empty batch out, or give full shapes and a mask.'
     )
 
 
 def result_type(x: jax.Array, dtype: Any) -> Any:
-  """Returns the type of a result: the one asked for, or None for that of `x`.
+  """Returns the type of a result.
+
+  Args:
+    x: The activations.
+    dtype: The type of the result, or None for the type of `x`.
 
   Raises:
-    TypeError: If it is not floating.
+    TypeError: If `dtype` is not floating.
   """
   if dtype is None:
     return x.dtype
@@ -74,12 +89,13 @@ def result_type(x: jax.Array, dtype: Any) -> Any:
       f'dtype={jnp.dtype(dtype)} is not floating; choose a type such as '
       'float32, or None for that of x.'
     )
-  # As JAX reads a type: of `float`, and of float64 where that is not enabled.
+  # JAX reads `float` as float32 or float64, and reads float64 as float32 unless
+  # float64 is enabled. An array of JAX has the type after this reading.
   return jnp.zeros((), dtype).dtype
 
 
 def is_array(value: Any) -> bool:
-  """Returns whether a value is an array of JAX or NumPy, traced or not."""
+  """Returns whether a value is an array of JAX (also traced) or of NumPy."""
   return isinstance(value, jax.Array | np.ndarray)
 
 
@@ -96,17 +112,18 @@ def number(
 ) -> None:
   """Checks an option that is a number, an array of shape (), or a schedule.
 
-  An array may be traced, and a schedule gives arrays: for both the range is
-  not checked.
+  Only a Python number has a check of the range. An array may be traced, and a
+  schedule returns arrays, so the value of both may be unknown.
 
   Args:
-    name: Of the option.
-    value: Of the option.
-    is_right: Whether a Python number is in range.
+    name: The name of the option.
+    value: The value of the option.
+    is_right: A function that returns whether a Python number is in range.
     range_: The range, in words.
 
   Raises:
-    ValueError: If a number is out of range, or an array is no scalar.
+    ValueError: If a number is out of range, if an array has axes, or if the
+      value is no number.
   """
   if is_array(value) and np.shape(value) != ():
     raise ValueError(
@@ -120,15 +137,20 @@ def number(
 
 
 def number_of_type(value: Any, like: jax.Array) -> Any:
-  """Casts an array to the type of `like`; a Python number takes any type."""
+  """Casts an array to the type of `like`; returns a Python number unchanged."""
+  # Next to an array, a Python number takes the type of the array anyway.
   return jnp.asarray(value, like.dtype) if is_array(value) else value
 
 
 def divisor(channels: int, **values: int) -> None:
   """Checks numbers that must divide the number of channels.
 
+  Args:
+    channels: The number of channels.
+    **values: Each option by name.
+
   Raises:
-    ValueError: If one does not, or is less than 1.
+    ValueError: If a value is no divisor, is below 1, or is no integer.
   """
   for name, value in values.items():
     is_number = isinstance(value, int)
@@ -140,7 +162,7 @@ def divisor(channels: int, **values: int) -> None:
 
 
 def broadcasts(shape: Shape, to: Shape) -> bool:
-  """Returns whether an array of one shape broadcasts to exactly another."""
+  """Returns whether an array of shape `shape` broadcasts to the shape `to`."""
   if len(shape) > len(to):
     return False
   for size, wanted in zip(shape[::-1], to[::-1], strict=False):
@@ -150,7 +172,7 @@ def broadcasts(shape: Shape, to: Shape) -> bool:
 
 
 def no_running(use_running: bool) -> None:
-  """Raises a ValueError if running statistics are asked for that are none."""
+  """Raises a ValueError if a call without running statistics needs some."""
   if use_running:
     raise ValueError(
       'use_running=True asks for running statistics, and this normalization '
@@ -162,16 +184,18 @@ def no_running(use_running: bool) -> None:
 def state(
   given: Any, features: Shape, kind: type, init: Callable[[Shape], Any]
 ) -> Any:
-  """Returns the state, checked: the one that the normalization remembers.
+  """Returns the state of the caller, after checks.
 
   Args:
-    given: By the caller; a dict of the same fields becomes a state.
-    features: Shape of the features.
-    kind: Type of the state.
-    init: Makes a state for a shape of features.
+    given: The argument of the caller. A dict with the fields of a state becomes
+      a state.
+    features: The shape of the features.
+    kind: The class of the state.
+    init: A function from a shape of features to a state.
 
   Raises:
-    ValueError: If the state is of other features, or missing, or no state.
+    ValueError: If the state is missing, is no state, or belongs to a different
+      shape of features.
   """
   if isinstance(given, tuple) and not given:
     size = features[0] if len(features) == 1 else features
@@ -183,14 +207,23 @@ def state(
     given = _restored(given, jax.eval_shape(lambda: init(features)))
   if jnp.shape(given.mean) != features:
     raise ValueError(
-      f'the state is of num_features={jnp.shape(given.mean)} and x has features'
+      f'the state has num_features={jnp.shape(given.mean)} and x has features'
       f' of shape {features}; init with the number of features of x.'
     )
   return given
 
 
 def _restored(given: Any, like: Any) -> Any:
-  """Returns a dict, as checkpoints are restored, in the form of a state."""
+  """Turns a dict from a checkpoint into a state.
+
+  Args:
+    given: A state, or a dict; the fields may be dicts, too.
+    like: A state of the same structure.
+
+  Raises:
+    ValueError: If `given` is no state and no dict with the fields of a state.
+  """
+  # Checkpoints store a NamedTuple as a dict, also inside of a longer state.
   names = getattr(like, '_fields', None)
   if names is None:
     return given
@@ -201,5 +234,5 @@ def _restored(given: Any, like: Any) -> Any:
   found = sorted(given) if isinstance(given, Mapping) else type(given).__name__
   raise ValueError(
     f'the state is {found}; this normalization needs a {type(like).__name__} '
-    f'with {", ".join(names)}, or a dict of these: see norm.init.'
+    f'with {", ".join(names)}, or a dict with the same names: see norm.init.'
   )

@@ -1,8 +1,8 @@
 """Normalizations made of normalizations.
 
-A combination has the calls of a `Normalization` and plugs in where a
-`Normalization` does. The state of a combination, and what it learns, are tuples
-of the states of its parts, and of what these learn.
+A combination has the methods of a `Normalization`, and can replace a
+`Normalization`. Each class describes the state and the learned parameters,
+which hold the states and the parameters of the parts.
 """
 
 import abc
@@ -25,44 +25,45 @@ from bn_research.norms.statistics.views import as_tuples
 
 
 class Combination(Node, abc.ABC):
-  """What surrounds the parts: checks, and what the backward pass keeps.
+  """The base class: checks of arguments, and the memory of the backward pass.
 
-  The backward pass keeps `x` and statistics. What a part makes of `x` is as
-  large as `x`, and is computed again. Nothing is rounded before the end.
+  The backward pass keeps `x` and statistics, and computes the results of the
+  parts again, because each result is as large as `x`. All arithmetic is in
+  float32 or a wider type, and only the end result is rounded.
   """
 
   @property
   @abc.abstractmethod
   def parts(self) -> tuple[Any, ...]:
-    """The normalizers that this one is made of."""
+    """The normalizers in the combination."""
 
   @abc.abstractmethod
   def with_parts(self, parts: tuple[Normalizer, ...]) -> Self:
-    """Returns the same combination of other parts."""
+    """Returns the same combination, but of the given parts."""
 
   @abc.abstractmethod
   def states(self, state: State) -> tuple[State, ...]:
-    """Returns the state of each part."""
+    """Returns the state of each part, in the order of `parts`."""
 
   @abc.abstractmethod
   def state_of(self, states: tuple[State, ...]) -> State:
-    """Undoes `states`."""
+    """Undoes `states`: returns the state of the combination."""
 
   @abc.abstractmethod
   def init(self, num_features: int, dtype: Any = jnp.float32) -> State:
-    """Returns the states of the parts."""
+    """Returns the state before the first batch, made of the parts' states."""
 
   @abc.abstractmethod
   def learned(self, num_features: int, dtype: Any = jnp.float32) -> Any:
-    """Returns what is learned beside scale and bias."""
+    """Returns the initial parameters besides scale and bias, a pytree."""
 
   @abc.abstractmethod
   def _combine(self, x, state, scale, bias, learned, mask, dtype, switches):
-    """Does what `apply` says, with arguments that were checked."""
+    """Computes the two results of `apply`, from checked arguments."""
 
   @property
   def remembers(self) -> bool:
-    """Whether a part has moments of a population."""
+    """Whether the population of a part remembers moments."""
     return any(part.remembers for part in self.parts)
 
   def apply(
@@ -78,10 +79,35 @@ class Combination(Node, abc.ABC):
     mask: jax.Array | None = None,
     dtype: Any = None,
   ) -> tuple[jax.Array, State]:
-    """Normalizes `x`; arguments as for `Normalization.apply`."""
+    """Normalizes `x`.
+
+    `Normalization.apply` describes the arguments, except for two arguments.
+
+    Args:
+      x: Activations (batch, ..., features), floating.
+      state: The result of `init`, or the state from the last call. () is enough
+        if no part has a population.
+      scale: As in `Normalization.apply`.
+      bias: As in `Normalization.apply`.
+      learned: The result of `learned`, or the parameters after training. None
+        is enough if no part has parameters.
+      use_running: As in `Normalization.apply`, for each part with a population.
+      update: As in `Normalization.apply`, for each part.
+      mask: As in `Normalization.apply`.
+      dtype: As in `Normalization.apply`.
+
+    Returns:
+      An array of the shape of `x`, and the next state.
+
+    Raises:
+      TypeError: If `x` or `dtype` is not floating.
+      ValueError: If shapes do not fit, or if `state` or `learned` is missing.
+    """
     x, mask, scale, bias = checks.activations(x, mask, scale, bias)
     dtype = checks.result_type(x, dtype)
     features = x.shape[-1]
+    # The state of parts without a population is a nest of empty tuples. The
+    # caller may give () instead.
     if isinstance(state, tuple) and state == ():
       state = _without_arrays(self.init, features, 'state', 'init')
     if learned is None:
@@ -106,13 +132,23 @@ _apply_with_arrays = jax.jit(
 
 @dataclasses.dataclass(frozen=True)
 class _Switches:
-  """The two switches of `apply`, handed to each part."""
+  """The switches `use_running` and `update` of `apply`, for each part."""
 
   use_running: bool
   update: bool
 
   def call(self, part, x, state, learned, mask, **options):
-    """Applies a part, which uses running moments if the part has any."""
+    """Applies a part.
+
+    Args:
+      part: A normalizer.
+      x: Activations.
+      state: The state of the part.
+      learned: The parameters of the part.
+      mask: None, or the mask.
+      **options: Further arguments of `Normalizer.apply`.
+    """
+    # A part without a population would refuse `use_running=True`.
     return part.apply(
       x,
       state,
@@ -125,61 +161,70 @@ class _Switches:
 
 
 def _without_arrays(make, features: int, name: str, method: str) -> Any:
-  """Returns what `make` makes, if there are no arrays in it.
+  """Returns the pytree that `make` makes, if the pytree has no arrays.
+
+  Args:
+    make: The method of the combination.
+    features: The number of features, the argument of `make`.
+    name: The name of the missing argument, for the message.
+    method: The name of `make`, for the message.
 
   Raises:
-    ValueError: If there are some.
+    ValueError: If the pytree has arrays, which only the caller can give.
   """
+  # Only the structure matters, so no array is made.
   tree = jax.eval_shape(functools.partial(make, features))
   if jax.tree.leaves(tree):
     raise ValueError(
-      f'{name} is missing; give what `{method}({features})` returns, or what'
-      ' the last call did.'
+      f'{name} is missing; give the result of `{method}({features})`, or the '
+      'latest value.'
     )
   return tree
 
 
 class _Several(Combination):
-  """A combination whose field `parts` has its parts."""
+  """A combination with a field `parts`, and with a tuple of states."""
 
   def __post_init__(self):
+    # Configs give lists. Tuples are hashable, as a static value of jit must be.
     object.__setattr__(self, 'parts', as_tuples(self.parts))
     if not self.parts:
       raise ValueError(
-        f'{type(self).__name__} has no parts; give one normalization at least.'
+        f'{type(self).__name__} has no parts; give at least one normalization.'
       )
 
   @property
   def scales(self) -> bool:
-    """Whether a part takes a scale away."""
+    """Whether a part loses the scale of the activations."""
     return any(part.scales for part in self.parts)
 
   def with_parts(self, parts: tuple[Normalizer, ...]) -> Self:
-    """Returns the same combination of other parts."""
+    """Returns the same combination, but of the given parts."""
     return dataclasses.replace(self, parts=parts)  # type: ignore[type-var]
 
   def states(self, state: State) -> tuple[State, ...]:
-    """Returns the state of each part."""
+    """Returns the state of each part, which is the state itself as a tuple."""
     return tuple(state)
 
   def state_of(self, states: tuple[State, ...]) -> State:
-    """Returns the states themselves."""
+    """Returns `states` unchanged."""
     return states
 
   def init(self, num_features: int, dtype: Any = jnp.float32) -> State:
-    """Returns the state of each part."""
+    """Returns a tuple of the initial states of the parts."""
     return tuple(part.init(num_features, dtype) for part in self.parts)
 
 
 @dataclasses.dataclass(frozen=True)
 class Chain(_Several):
-  """One normalization after the other: y = Nₖ(... N₂(N₁(x))).
+  """Normalizations in sequence: y = Nₖ(... N₂(N₁(x))) · scale + bias.
 
-  Whitening the whitened once more is the refinement of whitening: the
-  covariance of the second is near I, so that it is known to full precision.
+  A chain of two whitenings refines the whitening. The second whitening meets a
+  covariance near I, whose root has full precision.
 
   Attributes:
-    parts: First to last. Scale and bias go to the last.
+    parts: The normalizations, first to last. The last part applies scale and
+      bias.
   """
 
   parts: tuple[Any, ...] = ()
@@ -187,7 +232,7 @@ class Chain(_Several):
   def learned(
     self, num_features: int, dtype: Any = jnp.float32
   ) -> tuple[Any, ...]:
-    """Returns what is learned in each part beside scale and bias."""
+    """Returns a tuple of the initial parameters of the parts."""
     return tuple(part.learned(num_features, dtype) for part in self.parts)
 
   def _combine(self, x, state, scale, bias, learned, mask, dtype, switches):
@@ -195,6 +240,7 @@ class Chain(_Several):
     states = []
     for k, part in enumerate(self.parts):
       is_last = k == len(self.parts) - 1
+      # Only the last part rounds, so the parts before stay in a wide type.
       options = last if is_last else {'dtype': wide_type(x)}
       x, new = switches.call(part, x, state[k], learned[k], mask, **options)
       states.append(new)
@@ -203,13 +249,15 @@ class Chain(_Several):
 
 @dataclasses.dataclass(frozen=True)
 class Mixture(_Several):
-  """A learned mixture: y = Σₖ wₖ Nₖ(x) · scale + bias, w = softmax(logits).
+  """A learned mixture of the results of normalizations.
 
-  Switchable normalization and whitening mix the moments instead, before one
-  map; mixing results admits any parts, of any scope and map.
+    y = Σₖ wₖ Nₖ(x) · scale + bias,    w = softmax(logits)
+
+  Switchable normalization and switchable whitening mix the moments instead,
+  before one map. A mixture of results allows parts with any scope and any map.
 
   Attributes:
-    parts: What is mixed; equally at first.
+    parts: The normalizations, with equal weights before training.
 
   Source: after Luo et al. (2018) and Pan et al. (2019), which mix moments.
   """
@@ -219,7 +267,7 @@ class Mixture(_Several):
   def learned(
     self, num_features: int, dtype: Any = jnp.float32
   ) -> dict[str, Any]:
-    """Returns `logits` (parts,), and what is learned in each part."""
+    """Returns `logits` (parts,), zero, and `parts`, a tuple for the parts."""
     parts = tuple(part.learned(num_features, dtype) for part in self.parts)
     return {'logits': jnp.zeros(len(self.parts), dtype), 'parts': parts}
 
@@ -239,11 +287,11 @@ class Mixture(_Several):
 class Coloured(Combination):
   """A learned full matrix after a normalization: y = C N(x) · scale + bias.
 
-  What batch normalization's scale gives back to each feature, this gives to
-  all directions.
+  The scale of batch normalization gives a new scale to each feature. The matrix
+  C gives a new scale to each direction.
 
   Attributes:
-    normalization: Commonly a whitening.
+    normalization: A normalization, commonly a whitening.
 
   Source: Siarohin et al. (2019), Section 3.1.
   """
@@ -254,35 +302,41 @@ class Coloured(Combination):
 
   @property
   def parts(self) -> tuple[Any, ...]:
-    """The normalization."""
+    """The normalization, as a tuple of one part."""
     return (self.normalization,)
 
   def with_parts(self, parts: tuple[Normalizer, ...]) -> 'Coloured':
-    """Returns the colouring of another normalization."""
+    """Returns the same combination, but of the given normalization."""
     return dataclasses.replace(self, normalization=parts[0])
 
   def states(self, state: State) -> tuple[State, ...]:
-    """Returns the state of the normalization."""
+    """Returns the state of the normalization, as a tuple of one state."""
     return (state,)
 
   def state_of(self, states: tuple[State, ...]) -> State:
-    """Returns the one state."""
+    """Undoes `states`."""
     return states[0]
 
   def init(self, num_features: int, dtype: Any = jnp.float32) -> State:
-    """Returns the state of the normalization."""
+    """Returns the initial state of the normalization."""
     return self.normalization.init(num_features, dtype)
 
   def learned(
     self, num_features: int, dtype: Any = jnp.float32
   ) -> dict[str, Any]:
-    """Returns `colouring` (num_features, num_features), the identity."""
+    """Returns `colouring` (num_features, num_features), and `inner`.
+
+    The initial `colouring` is the identity. `inner` has the parameters of the
+    normalization.
+    """
     inner = self.normalization.learned(num_features, dtype)
     return {'colouring': jnp.eye(num_features, dtype=dtype), 'inner': inner}
 
   def _combine(self, x, state, scale, bias, learned, mask, dtype, switches):
     part, inner, within = self.normalization, learned['inner'], wide_type(x)
     y, state = switches.call(part, x, state, inner, mask, dtype=within)
+    # The rows of y are activations, so C N(x) is a product with Cᵀ from the
+    # right. The default precision of accelerators would round below float32.
     matrix = learned['colouring'].T.astype(within)
     y = jnp.matmul(y, matrix, precision=lax.Precision.HIGHEST)
     y = meshes.cut_like(_affine(y, scale, bias, mask), x)
@@ -290,7 +344,12 @@ class Coloured(Combination):
 
 
 def mapped(change: Callable[[Any], Any], normalizer: Any) -> Any:
-  """Applies `change` to a normalizer, or to each that a combination is of."""
+  """Applies `change` to a normalizer, or to each part of a combination.
+
+  Args:
+    change: A function from a normalizer to a normalizer.
+    normalizer: A normalizer; combinations may be nested.
+  """
   if not isinstance(normalizer, Combination):
     return change(normalizer)
   parts = tuple(mapped(change, part) for part in normalizer.parts)
@@ -300,7 +359,14 @@ def mapped(change: Callable[[Any], Any], normalizer: Any) -> Any:
 def mapped_with_states(
   change: Callable[[Any, Any], Any], normalizer: Any, state: State
 ) -> State:
-  """Returns the state with `change(normalizer, state)` for what remembers."""
+  """Returns a state with the changed states of all parts with a population.
+
+  Args:
+    change: A function from a normalizer and the state of the normalizer to a
+      state.
+    normalizer: A normalizer; combinations may be nested.
+    state: The state of the normalizer.
+  """
   if not isinstance(normalizer, Combination):
     return change(normalizer, state) if normalizer.remembers else state
   new = tuple(
@@ -313,12 +379,16 @@ def mapped_with_states(
 def with_parts_of(
   normalizer: Combination, state: State
 ) -> Iterator[tuple[Any, Any]]:
-  """Yields each part of a combination with its state."""
+  """Yields pairs: each part of a combination, and the state of the part."""
   yield from zip(normalizer.parts, normalizer.states(state), strict=True)
 
 
 def with_states(normalizer: Any, state: State) -> Iterator[tuple[Any, Any]]:
-  """Yields what remembers, with its state: parts, where it is a combination."""
+  """Yields pairs of a normalizer with a population and the state.
+
+  A combination gives a pair for each part with a population, also in nested
+  combinations.
+  """
   if isinstance(normalizer, Combination):
     for part, part_state in with_parts_of(normalizer, state):
       yield from with_states(part, part_state)
@@ -328,4 +398,5 @@ def with_states(normalizer: Any, state: State) -> Iterator[tuple[Any, Any]]:
 
 def _affine(y, scale, bias, mask) -> jax.Array:
   y = y if scale is None else y * scale.astype(y.dtype)
+  # The mask comes last, because a bias would move masked activations from 0.
   return apply_mask(mask, y if bias is None else y + bias.astype(y.dtype))

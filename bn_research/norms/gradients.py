@@ -1,10 +1,10 @@
-"""The gradient axis: which moments normalize, and what of them is learned from.
+"""The gradient axis: which moments normalize, and which derivatives pass.
 
-A gradient policy is a function of two pairs and the map. The first pair is made
-of the moments of the batch, the second of the state of the population (None if
-nothing is remembered). The policy returns the pair that normalizes. A policy
-thus decides the value and, with `stop_gradient`, what the optimizer sees of the
-statistics.
+A gradient policy is a function of two pairs and the map. The map makes the
+first pair of the moments of the batch. The population makes the second pair of
+the state; without a population the second pair is None. The policy returns the
+pair that normalizes. With `stop_gradient` a policy hides a derivative of the
+statistics from the optimizer.
 """
 
 import dataclasses
@@ -23,7 +23,9 @@ from bn_research.norms.statistics import meshes
 
 
 def through(batch: Pair, population: Pair | None, map_: Map) -> Pair:
-  """The batch's moments, differentiated: normalization as published.
+  """Returns the pair of the batch: batch normalization as published.
+
+  The gradient passes through all moments.
 
   Source: Ioffe and Szegedy (2015), Section 3.
   """
@@ -32,37 +34,48 @@ def through(batch: Pair, population: Pair | None, map_: Map) -> Pair:
 
 
 def stopped(batch: Pair, population: Pair | None, map_: Map) -> Pair:
-  """The batch's moments as constants: the mistake that Section 2 warns of.
+  """Returns the pair of the batch as a constant: a mistake to study.
 
-  A step then moves a bias that the next normalization takes out again: the
-  loss stays, the bias grows without bound. Source: Ioffe and Szegedy (2015),
-  Section 2.
+  The optimizer moves a bias before the normalization, and the normalization
+  subtracts the bias again. The loss stays the same, and the bias grows without
+  bound.
+
+  Source: Ioffe and Szegedy (2015), Section 2.
   """
   del population, map_
   return lax.stop_gradient(batch)
 
 
 def mean_only(batch: Pair, population: Pair | None, map_: Map) -> Pair:
-  """The gradient passes through the mean; the spread is a constant."""
+  """Returns the pair of the batch, with the spread as a constant.
+
+  The gradient passes through the mean only.
+  """
   del population, map_
   return batch._replace(spread=lax.stop_gradient(batch.spread))
 
 
 def spread_only(batch: Pair, population: Pair | None, map_: Map) -> Pair:
-  """The gradient passes through the spread; the mean is a constant."""
+  """Returns the pair of the batch, with the mean as a constant.
+
+  The gradient passes through the spread only.
+  """
   del population, map_
   return batch._replace(mean=lax.stop_gradient(batch.mean))
 
 
 @dataclasses.dataclass(frozen=True)
 class Ramp:
-  """A schedule: `initial` until `start`, then linear, `final` from `stop` on.
+  """A schedule that goes linearly from a first value to a last value.
+
+    initial + part · (final - initial),
+    part = (steps - start) / (stop - start) within [0, 1]
 
   Attributes:
-    initial: First value.
-    final: Last value.
-    start: Updates after which the value begins to move.
-    stop: Updates after which the value has arrived.
+    initial: The value until `start`.
+    final: The value from `stop` on.
+    start: The number of updates at which the value begins to change.
+    stop: The number of updates at which the value reaches `final`.
   """
 
   initial: float
@@ -71,7 +84,12 @@ class Ramp:
   stop: int
 
   def __call__(self, steps: jax.Array) -> jax.Array:
-    """Returns the value after that many updates, float32."""
+    """Returns the value after a number of updates, float32 ().
+
+    Args:
+      steps: The number of updates so far, ().
+    """
+    # `start` may equal `stop`: the value then jumps, and nothing divides by 0.
     part = (steps - self.start) / max(self.stop - self.start, 1)
     part = jnp.clip(part.astype(jnp.float32), 0, 1)
     return self.initial + part * (self.final - self.initial)
@@ -79,19 +97,24 @@ class Ramp:
 
 @dataclasses.dataclass(frozen=True)
 class Renormalized(Axis):
-  """The population's value, clipped, with the batch's gradient.
+  """The value of the population within bounds, and the gradient of the batch.
 
     x̂ = (x - mean) / σ · r + d,    r = σ / σ_population within [1/r_max, r_max],
                        d = (mean - mean_population) / σ_population within ±d_max
 
-  with r and d held constant in the gradient. Without clipping the value is that
-  of inference, in training too. r = 1 and d = 0 is batch normalization. A map
-  that does not centre has d = 0, a map that does not scale has σ = 1.
+  The gradient treats r and d as constants. Within the bounds, training and
+  inference compute the same value. With r = 1 and d = 0 the value is the value
+  of batch normalization. A map that does not centre has d = 0, and a map that
+  does not scale has σ = 1.
 
   Attributes:
     r_max: Bound of r, at least 1: a number, an array of shape (), or a function
-      of the updates made so far. Infinity leaves out the clipping.
-    d_max: Bound of d, at least 0; a number, an array or a function likewise.
+      of the number of updates. An infinite bound never clips.
+    d_max: Bound of d, at least 0: a number, an array of shape (), or a function
+      of the number of updates. An infinite bound never clips.
+
+  Raises:
+    ValueError: If a bound is too small.
 
   Source: Ioffe (2017), Algorithm 1.
   """
@@ -103,12 +126,13 @@ class Renormalized(Axis):
 
   def __post_init__(self):
     for name, least in (('r_max', 1), ('d_max', 0)):
+      # Infinity is in range here, unlike in the check of `Node`.
       in_range = lambda bound, least=least: bound >= least
       words = f'at least {least}'
       checks.number(name, getattr(self, name), in_range, words)
 
   def objection(self, normalization: Any) -> str | None:
-    """Returns what does not fit: no population, or features taken together."""
+    """Returns a sentence if the population is missing or the map is joint."""
     if normalization.population is None:
       return (
         f'renormalization needs running statistics, and {self} got none; give '
@@ -117,16 +141,24 @@ class Renormalized(Axis):
     if normalization.map.joint:
       return (
         f'{self} compares the deviations of single features, and '
-        f'{normalization.map} takes features together; take recalled, or a map '
-        'such as Standardize().'
+        f'{normalization.map} takes features together; take the policy '
+        'recalled, or a map such as Standardize().'
       )
     return None
 
   def __call__(self, batch: Pair, population: Pair | None, map_: Map) -> Pair:
-    """Returns the mean and deviation that give x̂ when they normalize."""
+    """Returns the pair that gives x̂.
+
+    Args:
+      batch: The pair of the batch.
+      population: The pair of the population.
+      map_: The map, which is not joint.
+    """
     assert population is not None  # or `objection` refuses
     present = self.at(population.steps)
     sigma, known = map_.deviation(batch), map_.deviation(population)
+    # σ is the number 1.0 for a map that does not scale. A float64 array as a
+    # bound must not widen the result, so the bounds take the type of the pair.
     like = jnp.asarray(sigma, jnp.result_type(batch.mean, batch.spread))
     r_max, d_max = (
       checks.number_of_type(bound, like)
@@ -134,6 +166,9 @@ class Renormalized(Axis):
     )
     r = lax.stop_gradient(jnp.clip(sigma / known, 1 / r_max, r_max))
     mean = batch.mean
+    # A map computes (x - m) / s. With s = σ / r and m = mean - d σ / r the
+    # quotient is x̂. Only r and d are constants, so the gradient still passes
+    # through the mean and through σ, as in the paper.
     if map_.centre:
       d = jnp.clip((mean - population.mean) / known, -d_max, d_max)
       mean = mean - lax.stop_gradient(d) * sigma / r
@@ -141,7 +176,7 @@ class Renormalized(Axis):
 
 
 def _needs_population(policy: Gradient) -> Gradient:
-  """Gives a function its objection to a normalization without population."""
+  """Adds an objection to a policy: a normalization needs a population."""
 
   def objection(normalization: Any) -> str | None:
     if normalization.population is not None:
@@ -157,11 +192,13 @@ def _needs_population(policy: Gradient) -> Gradient:
 
 @_needs_population
 def recalled(batch: Pair, population: Pair | None, map_: Map) -> Pair:
-  """The population's moments as constants; before the first, the batch's.
+  """Returns the pair of the population as a constant.
 
-  Training then sees what inference sees. With a population that moves at
-  intervals this is normalization at an interval (Ioffe and Szegedy, 2015,
-  Section 2).
+  Before the first update, the pair of the batch takes the place. Training and
+  inference then compute the same value. With the population `Interval`, this
+  policy gives normalization at an interval.
+
+  Source: Ioffe and Szegedy (2015), Section 2.
   """
   del map_
   assert population is not None
@@ -169,7 +206,8 @@ def recalled(batch: Pair, population: Pair | None, map_: Map) -> Pair:
   known = population._replace(steps=None)
 
   def choose(old, new):
-    # An Explicit mesh may cut the two differently, which a select refuses.
+    # An Explicit mesh may cut the two arrays differently, and `jnp.where`
+    # refuses arrays with different cuts.
     old, new = jnp.broadcast_arrays(old, new)
     return jnp.where(steps > 0, meshes.cut_like(old, new), new)
 
@@ -179,7 +217,7 @@ def recalled(batch: Pair, population: Pair | None, map_: Map) -> Pair:
 
 @_needs_population
 def frozen(batch: Pair, population: Pair | None, map_: Map) -> Pair:
-  """The population's moments as constants, in training too."""
+  """Returns the pair of the population as a constant, also before an update."""
   del batch, map_
   assert population is not None
   return lax.stop_gradient(population._replace(steps=None))
@@ -199,13 +237,19 @@ NAMES: dict[str, Gradient] = {
 
 
 def resolve(gradient: str | Gradient) -> Gradient:
-  """Returns the policy of that name, or the function itself.
+  """Returns the policy of a name, or the policy of a function.
+
+  Args:
+    gradient: A name in `NAMES`, or a function of (batch, population, map) or of
+      (batch, population).
 
   Raises:
-    ValueError: For an unknown name, with a list of the names, or for a function
-      that takes neither (batch, population, map) nor (batch, population).
+    ValueError: If the name is unknown, or if the function takes neither three
+      arguments nor two arguments.
   """
   if callable(gradient):
+    # An inspection of the signature is slow, and layers of Flax resolve the
+    # policy in eager code.
     is_ours = getattr(gradient, '__module__', '').startswith(_OURS)
     return gradient if is_ours else _of_a_user(gradient)
   if gradient not in NAMES:
@@ -218,7 +262,7 @@ def resolve(gradient: str | Gradient) -> Gradient:
 
 @dataclasses.dataclass(frozen=True)
 class WithoutMap(Axis):
-  """A policy that is a function of two pairs, and needs no map.
+  """A policy from a function of two pairs, without the map.
 
   Attributes:
     function: A function of (batch, population).
@@ -227,13 +271,16 @@ class WithoutMap(Axis):
   function: Callable[[Pair, Pair | None], Pair]
 
   def __call__(self, batch: Pair, population: Pair | None, map_: Map) -> Pair:
-    """Returns what the function returns."""
+    """Returns the result of the function for the two pairs."""
     del map_
     return self.function(batch, population)
 
 
 def _of_a_user(gradient: Callable[..., Any]) -> Gradient:
-  """Returns a policy of the right arguments, made of a function of a user.
+  """Returns a policy with three arguments, from the function of a user.
+
+  Args:
+    gradient: A function of (batch, population, map) or (batch, population).
 
   Raises:
     ValueError: If the function takes neither three arguments nor two.

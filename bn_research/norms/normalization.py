@@ -25,21 +25,23 @@ from bn_research.norms.statistics.views import View
 
 @dataclasses.dataclass(frozen=True)
 class Normalization(Node):
-  """x̂ = Norm(x, X): scope, map, population and gradient.
+  """x̂ = Norm(x, X): a scope, a map, a population and a gradient policy.
 
-  A normalization prints itself and is changed with `dataclasses.replace`. It is
-  a pytree, whose leaves are the arrays in its choices. Without arrays a
-  normalization compares, hashes, and can be a static argument of `jit`.
+  `norms.axes` describes the four axes. `dataclasses.replace` returns a changed
+  normalization. A normalization is a pytree; the leaves are the arrays in the
+  four choices. A normalization without arrays compares, hashes, and can be a
+  static argument of `jit`.
 
   Attributes:
-    scope: Which activations are in X.
-    map: What is done with the moments of X.
-    population: What is remembered for inference; None for nothing.
-    gradient: A policy of `gradients`: which moments normalize, and what of
-      their derivative is learned from.
+    scope: The choice of the activations in X.
+    map: The choice of the moments, and of the function that normalizes.
+    population: The choice of the moments for inference; None to remember
+      nothing.
+    gradient: The choice of the moments that normalize, and of the derivatives
+      to follow: a name in `gradients.NAMES`, or a policy.
 
   Raises:
-    ValueError: If two choices do not fit; the sentence names both.
+    ValueError: If two choices do not fit; the message names both choices.
   """
 
   scope: Scope
@@ -54,6 +56,7 @@ class Normalization(Node):
       raise _not_a('map', self.map, Map)
     if not isinstance(self.population, Population | None):
       raise _not_a('population', self.population, Population)
+    # A name and the policy of the name must be equal for jit to compile once.
     object.__setattr__(self, 'gradient', gradients.resolve(self.gradient))
     for choice in (self.scope, self.map, self.population, self.gradient):
       objection = getattr(choice, 'objection', None)
@@ -67,29 +70,37 @@ class Normalization(Node):
 
   @property
   def remembers(self) -> bool:
-    """Whether there are moments of a population to normalize with."""
+    """Whether a population remembers moments, for use at inference."""
     return self.population is not None
 
   @property
   def scales(self) -> bool:
-    """Whether a scale is taken away, for a layer to give back."""
+    """Whether the result loses the scale of the activations."""
     return self.map.scales
 
   def learned(
     self, num_features: int, dtype: Any = jnp.float32
   ) -> dict[str, jax.Array]:
-    """Returns what is learned beside scale and bias: nothing here."""
+    """Returns an empty dict: only scale and bias are learned.
+
+    Args:
+      num_features: Unused.
+      dtype: Unused.
+    """
     del num_features, dtype
     return {}
 
   def init(
     self, num_features: int | tuple[int, ...], dtype: Any = jnp.float32
   ) -> State:
-    """Returns the state before the first batch; () if nothing is remembered.
+    """Returns the state before the first batch; () without a population.
 
     Args:
       num_features: Number of features, or the shape of the feature axes.
-      dtype: Type of the statistics; float64 for activations of float64.
+      dtype: Type of the statistics; use float64 for activations of float64.
+
+    Returns:
+      A NamedTuple that begins with the fields of `populations.Running`.
     """
     if self.population is None:
       return ()
@@ -111,29 +122,33 @@ class Normalization(Node):
   ) -> tuple[jax.Array, State]:
     """Normalizes `x`.
 
+      y = x̂ · scale + bias
+
     Args:
       x: Activations (batch, ..., features), floating.
-      state: From `init`, or from the last call. A dict of the same fields, as a
-        restored checkpoint may hold it, is taken too.
-      scale: None, or broadcastable against `x`: multiplies the result.
-      bias: None, or broadcastable against `x`: added to the result.
-      learned: Parameters as from `learned`; none here.
-      use_running: Whether the population's moments normalize, instead of the
-        moments of `x`. Training False, inference True.
-      update: Whether the state learns from the moments of `x`. Independent of
-        `use_running`: a frozen normalization trains with (True, False).
-      mask: None, or boolean and broadcastable against `x`: where False, `x`
-        takes no part, may hold anything, and the result is 0.
-      dtype: Type of the result, to which the result is rounded once; None for
-        the type of `x`.
+      state: The state from `init`, or from the last call. A dict with the same
+        fields, for example from a checkpoint, is a state too.
+      scale: None for 1, or floating and broadcastable against `x`.
+      bias: None for 0, or floating and broadcastable against `x`.
+      learned: Unused.
+      use_running: Whether the moments of the population normalize, instead of
+        the moments of `x`: False for training, True for inference.
+      update: Whether the state learns from the moments of `x`. `update` and
+        `use_running` are independent: a frozen normalization trains with
+        `use_running=True` and `update=False`.
+      mask: None, or boolean and broadcastable against `x`. False leaves an
+        activation out of the statistics, and makes the result 0. A hidden
+        activation may have any value, also NaN.
+      dtype: Type of the result, floating; None for the type of `x`. The result
+        is rounded once.
 
     Returns:
       An array of the shape of `x`, and the next state.
 
     Raises:
       TypeError: If `x` or `dtype` is not floating.
-      ValueError: If shapes do not fit, the statistics of an empty batch are
-        asked for, or running moments where none are remembered.
+      ValueError: If shapes do not fit, if a batch without activations needs
+        statistics, or if `use_running` needs a population and finds none.
     """
     del learned
     x, mask, scale, bias = checks.activations(x, mask, scale, bias)
@@ -149,7 +164,12 @@ class Normalization(Node):
     return y, moved if update else state
 
   def _is_defined(self, shape: tuple[int, ...], use_running: bool) -> bool:
-    """Whether an empty batch needs no statistics that it does not have."""
+    """Returns whether an empty `x` has a result without statistics of `x`.
+
+    Args:
+      shape: The shape of `x`, with a size of 0.
+      use_running: Whether the moments of the population normalize.
+    """
     if use_running or not self.scope.shares:
       return True
     if not self.remembers and not self.map.needs_moments:
@@ -171,8 +191,11 @@ class Normalization(Node):
     if self.population is not None:
       if map_.is_scheduled:
         map_ = map_.at(state.steps)
+      # Most policies leave this pair unused. XLA then removes the computation,
+      # for example the root of a covariance.
       population = self._recalled(state, x, map_)
     if use_running and not update:
+      # Inference estimates nothing, so no axis is cut and no axis is pooled.
       view = View(x.shape, ())
       _, mask, scale, bias = view.split_call(x, mask, scale, bias)
       y = map_.finish(x, mask, population, scale, bias, dtype)
@@ -182,7 +205,9 @@ class Normalization(Node):
     # A statistic of a user's own need not know that bfloat16 is too narrow.
     estimated = z if map_.ordinary else wide(z)
     moments = self.scope.moments(view, estimated, w, map_)
+    # `jax.checkpoint` may then save moments, instead of repeating collectives.
     local, whole = tag_statistics(moments)
+    # A cut gives the activations one more axis, and the pair must follow.
     if population is not None and view.cut is not None:
       mean, spread = map(view.split, population[:2])
       population = population._replace(mean=mean, spread=spread)
@@ -191,14 +216,25 @@ class Normalization(Node):
       pair = self.gradient(map_.pair(local), population, map_)
     y = map_.finish(z, w, pair, scale, bias, dtype)
     y = y if view.cut is None else view.join(y)
+    # `local` may belong to a ghost batch; a population learns from all rows.
     moved = self._learn(state, whole, map_) if update else ()
+    # A map or a view may bring rows or channels together on an Explicit mesh.
+    # The result must have the sharding of `x` again.
     return meshes.cut_like(y, x), moved
 
   def _recalled(self, state: State, x: jax.Array, map_: Map) -> Pair:
-    """Returns the population's pair, which broadcasts against `x`."""
+    """Returns the pair of the population, which broadcasts against `x`.
+
+    Args:
+      state: The state of the population.
+      x: The activations.
+      map_: The map, without schedules.
+    """
     assert self.population is not None
     pair = self.population.recall(state, map_)
     mean, spread, _ = pair
+    # A float16 state must not lower the precision, and a float64 state must not
+    # raise the type of the arithmetic on `x`.
     within = wide_type(x)
     if mean is not None:
       mean = self.scope.expand(mean.astype(within), x.shape)
@@ -207,11 +243,25 @@ class Normalization(Node):
     return Pair(mean, spread, state.steps)
 
   def measure(self, x: jax.Array, mask: jax.Array | None = None) -> Moments:
-    """Returns the moments that normalize `x`, broadcastable against it.
+    """Returns the moments that normalize `x`.
 
-    They hold what a per-example normalization takes away, the absolute scale:
-    give `mean` and √`variance` to later layers as `bias` and `scale` (Li et
-    al., 2019), or as features (see `absolute_scale`).
+    A normalization of each example loses the absolute scale, and the moments
+    keep this scale. Later layers can use `mean` and √`variance` as `bias` and
+    `scale` (Li et al., 2019), or as features (see `absolute_scale`).
+
+    Args:
+      x: Activations (batch, ..., features), floating.
+      mask: None, or boolean and broadcastable against `x`. False leaves an
+        activation out of the statistics.
+
+    Returns:
+      Moments in float32 or a wider type, broadcastable against `x`.
+
+    Raises:
+      TypeError: If `x` is not floating.
+      ValueError: If shapes do not fit, or if `x` has no activations.
+
+    Source: Li et al. (2019).
     """
     x, mask, _, _ = checks.activations(x, mask, None, None)
     checks.not_empty(x)
@@ -222,14 +272,22 @@ class Normalization(Node):
     return jax.tree.map(view.spread, local)
 
   def learn(self, state: State, moments: Moments) -> State:
-    """Returns the state after one more batch, given the batch's moments."""
+    """Returns the state after one more batch, from moments of the batch.
+
+    Args:
+      state: The state, or () without a population.
+      moments: The moments of the whole batch. Each array has as many entries as
+        the matching array of the state.
+    """
     if self.population is None or (isinstance(state, tuple) and not state):
       return state
     return self._learn(state, moments, self.map.at(state.steps))
 
   def _learn(self, state: State, moments: Moments, map_: Map) -> State:
     assert self.population is not None
+    # A derivative through the state would reach back to all earlier batches.
     count, mean, comoment = lax.stop_gradient(moments)
+    # A scope keeps pooled axes with size 1, and a state has features only.
     count = jnp.broadcast_to(count, mean.shape)
     shaped = meshes.reshape_like(
       (count, mean, comoment), (state.mean, state.mean, state.var)
@@ -244,7 +302,9 @@ def _not_a(name: str, choice: Any, kind: type) -> ValueError:
   )
 
 
-# Both run inline in an outer program. Called eagerly, they compile once.
+# Both functions run inline in an outer program. Outside of jit, each function
+# compiles once per shape. Two functions are needed, because a normalization
+# with arrays is no static argument.
 _apply = jax.jit(Normalization._run, static_argnums=(0, 6, 7, 8), inline=True)
 _apply_with_arrays = jax.jit(
   Normalization._run, static_argnums=(6, 7, 8), inline=True

@@ -1,9 +1,10 @@
-"""Choices of an axis as pytrees: arrays are leaves, all else is static.
+"""Choices of an axis as pytrees: the arrays are leaves, the rest is static.
 
-A number of a choice, such as a momentum or an epsilon, may be a Python number,
-an array (a traced array too) or, where there is a count of updates, a schedule:
-a function of that count. Only arrays are leaves, so that a choice without
-arrays compares, hashes and is a static argument of `jax.jit`.
+A number of a choice, for example a momentum or an epsilon, may be a Python
+number or an array, also a traced array. With a population the number may also
+be a schedule: a function from the number of updates so far, float32 (), to the
+present value. Only arrays are leaves. A choice without arrays therefore
+compares, hashes, and can be a static argument of `jax.jit`.
 """
 
 import dataclasses
@@ -22,11 +23,13 @@ Schedule: TypeAlias = Number | Callable[[jax.Array], jax.Array]
 
 
 class Node:
-  """A frozen dataclass that is a pytree; subclasses register themselves.
+  """The base class of a frozen dataclass that is a pytree.
+
+  JAX learns about a subclass from `__init_subclass__`, without a registration.
 
   Attributes:
-    numbers: The fields that are numbers: each must be in [0, inf), unless the
-      subclass overrides `__post_init__`.
+    numbers: The names of the fields that are numbers. Each number must be in
+      [0, inf), unless the subclass overrides `__post_init__`.
   """
 
   numbers: ClassVar[tuple[str, ...]] = ()
@@ -38,17 +41,19 @@ class Node:
   def __post_init__(self):
     for name in self.numbers:
       value = getattr(self, name)
+      # Layers of Flax build choices in eager code, so the usual case is short.
       if not isinstance(value, float) or not 0 <= value < math.inf:
         checks.number(name, value, checks.is_non_negative)
 
   @cached_property
   def is_scheduled(self) -> bool:
-    """Whether a number is a function of the count of updates."""
+    """Whether a number is a schedule."""
     return any(map(callable, map(partial(getattr, self), self.numbers)))
 
   @cached_property
   def is_static(self) -> bool:
-    """Whether there is no array, so that this can be a static argument."""
+    """Whether the choice has no array, and can be a static argument of jit."""
+    # Arrays do not hash, at any depth of the fields.
     try:
       hash(self)
     except TypeError:
@@ -56,10 +61,10 @@ class Node:
     return True
 
   def at(self, steps: jax.Array) -> Self:
-    """Returns this choice with each schedule replaced by its present value.
+    """Returns this choice with the present value in place of each schedule.
 
     Args:
-      steps: Updates made so far, ().
+      steps: The number of updates so far, float32 ().
     """
     if not self.is_scheduled:
       return self
@@ -69,6 +74,9 @@ class Node:
 
 
 def _is_child(value: Any) -> bool:
+  # A tuple is a child if each element is a child, like the parts of a
+  # combination. A tuple of names must stay static, because JAX has no string
+  # leaves. `()` stays static, too.
   if isinstance(value, tuple):
     return bool(value) and all(map(_is_child, value))
   return isinstance(value, Node) or is_array(value)
@@ -85,7 +93,8 @@ def _flatten(node: Any):
 def _unflattener(cls: type) -> Callable[..., Any]:
   def unflatten(auxiliary, children):
     names, static = auxiliary
-    # JAX unflattens with placeholders too, which no check would accept.
+    # JAX also unflattens with placeholders, which the checks of `__post_init__`
+    # would refuse.
     node: Any = object.__new__(cls)
     for name, value in (*zip(names, children, strict=True), *static):
       object.__setattr__(node, name, value)

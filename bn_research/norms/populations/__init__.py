@@ -1,7 +1,7 @@
-"""The population axis: what is remembered of batches for inference.
+"""The population axis: the memory of batches, for inference.
 
-The map says what is remembered, a population says how. Every state begins with
-the fields of `Running`.
+The map decides which arrays are remembered, and a population decides how. Every
+state begins with the fields of `Running`.
 """
 
 from bn_research.norms.populations.averages import Cumulative, Ema, Fixed

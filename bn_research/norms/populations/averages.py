@@ -1,4 +1,4 @@
-"""Averages of the moments of batches, decaying or cumulative, and none."""
+"""Averages of the moments of batches, and moments that never change."""
 
 import dataclasses
 from typing import Any, ClassVar, Literal
@@ -24,23 +24,28 @@ class Ema(Population):
 
     old · momentum + new · (1 - momentum)
 
-  With `debias`, the initial value has no weight at all: each update is divided
-  by the sum w of the weights of the updates made so far,
+  With `debias` the initial value has no weight. The rate of an update is then
+  divided by w, the sum of the weights of all updates so far:
 
     w ← w + (1 - momentum) (1 - w),    rate = (1 - momentum) / w,
+    old · (1 - rate) + new · rate
 
-  which is right for a momentum that changes, too. For a constant momentum, w is
-  1 - momentumᵗ after t updates.
+  The formula is exact also for a changing momentum. For a constant momentum, w
+  is 1 - momentumᵗ after t updates.
 
   Attributes:
-    momentum: Weight of the old value, in [0, 1]: a number, an array of shape
-      (), or a function of the updates made so far. PyTorch's `momentum` is one
-      minus this.
-    debias: Whether the initial value is forgotten exactly.
-    unbiased: Whether variances are multiplied by n / (n - 1), n being the
-      number of activations, as in Ioffe and Szegedy (2015), Algorithm 2. One
-      activation tells nothing of a variance: the update of such a batch is
-      skipped. The mean square about zero is unbiased as it is.
+    momentum: Weight of the old value: a number, an array of shape (), or a
+      function of the number of updates, in [0, 1], and below 1 for a number
+      with `debias`. The `momentum` of PyTorch is 1 minus this momentum.
+    debias: Whether the initial value has no weight.
+    unbiased: Whether to multiply variances by n / (n - 1), for n activations. A
+      batch with a single activation of a feature gives no variance, and the
+      population skips the update. A mean square about zero needs no factor.
+
+  Raises:
+    ValueError: If `momentum` is out of range.
+
+  Source: Ioffe and Szegedy (2015), Algorithm 2, for n / (n - 1).
   """
 
   numbers: ClassVar[tuple[str, ...]] = ('momentum',)
@@ -50,6 +55,7 @@ class Ema(Population):
   unbiased: bool = True
 
   def __post_init__(self):
+    # Layers of Flax build choices in eager code, so the usual case is short.
     if isinstance(self.momentum, float) and 0 <= self.momentum < 1:
       return
     if checks.is_array(self.momentum) or callable(self.momentum):
@@ -80,11 +86,12 @@ class Ema(Population):
     momentum = self.momentum
     if not isinstance(momentum, float):
       momentum = checks.number_of_type(self.at(state.steps).momentum, like)
-    # Of a Python number, 1 - momentum is exact to float64 before it is rounded.
+    # For a Python number, 1 - momentum is computed in float64 and rounded once.
     share = jnp.asarray(1 - momentum, like.dtype)
     weight = state.weight.astype(like.dtype)
     weight = weight + share * (1 - weight)
     rate = share
+    # A schedule may begin with a momentum of 1, which gives 0 / 0 at first.
     if self.debias:
       rate = share / jnp.where(weight > 0, weight, 1)
     return moved(state, moments, map_, rate, weight, self.unbiased)
@@ -92,16 +99,19 @@ class Ema(Population):
   def adopt(
     self, state: Running, moments: Moments, map_: Map, batches: jax.Array
   ) -> Running:
-    """Returns the state of an average that has long forgotten its start."""
+    """Returns the state with weight 1, as after very many updates."""
+    # With less weight, the next debiased update would replace the measurement.
     return adopted(state, moments, map_, batches, jnp.ones_like(state.weight))
 
 
 @dataclasses.dataclass(frozen=True)
 class Cumulative(Population):
-  """The average of the moments of all batches, each of the same weight.
+  """The average of the moments of all batches, with equal weights.
+
+    old + (new - old) / t    for the update number t
 
   Attributes:
-    unbiased: Whether variances are multiplied by n / (n - 1).
+    unbiased: Whether to multiply variances by n / (n - 1), for n activations.
 
   Source: Ioffe and Szegedy (2015), Algorithm 2, lines 10 and 11.
   """
@@ -110,7 +120,7 @@ class Cumulative(Population):
 
   @property
   def unit(self) -> Literal['batches']:
-    """Batches: each weighs as much as another."""
+    """'batches', because all batches have the same weight."""
     return 'batches'
 
   @property
@@ -130,39 +140,40 @@ class Cumulative(Population):
   def adopt(
     self, state: Running, moments: Moments, map_: Map, batches: jax.Array
   ) -> Running:
-    """Returns the state of an average of that many batches."""
+    """Returns the state of an average of `batches` batches."""
     return adopted(state, moments, map_, batches, batches)
 
 
 @dataclasses.dataclass(frozen=True)
 class Fixed(Population):
-  """Moments that no batch moves.
+  """Moments that no batch changes.
 
   Attributes:
-    population: None for a state of mean and variance; or the population whose
-      state is kept, and which recalls the state in a way of its own.
+    population: None for a state `Running`. A population with a longer state,
+      for example `Interval`, must be given, because only this population can
+      read the state.
   """
 
   population: Population | None = None
 
   @property
   def unit(self) -> Literal['share', 'batches', 'activations']:
-    """The unit of the population whose state is kept."""
+    """The unit of the population in `population`, or 'share'."""
     return 'share' if self.population is None else self.population.unit
 
   @property
   def state_type(self) -> type:
-    """The type of the state that is kept."""
+    """The class of the state of `population`, or `Running`."""
     return Running if self.population is None else self.population.state_type
 
   def init(self, map_: Map, features: Shape, dtype: Any = jnp.float32) -> Any:
-    """Returns the state, which stays."""
+    """Returns the state, which no update changes."""
     if self.population is not None:
       return self.population.init(map_, features, dtype)
     return first(map_, features, dtype)
 
   def update(self, state: Any, moments: Moments, map_: Map) -> Any:
-    """Returns the same state."""
+    """Returns the state unchanged."""
     del moments, map_
     return state
 
@@ -175,13 +186,13 @@ class Fixed(Population):
     return adopted(state, moments, map_, batches, jnp.ones_like(state.weight))
 
   def resume(self, running: Running, map_: Map) -> Any:
-    """Returns the state that goes on from a `Running`, and stays."""
+    """Returns the state made of a `Running`, which no update changes."""
     if self.population is not None:
       return self.population.resume(running, map_)
     return running
 
   def recall(self, state: Any, map_: Map) -> Pair:
-    """Makes what normalizes of the state."""
+    """Makes the pair that normalizes, from the state."""
     if self.population is not None:
       return self.population.recall(state, map_)
     return map_.recall(state.mean, state.var)

@@ -1,4 +1,4 @@
-"""What normalizes is renewed at an interval, and constant in between."""
+"""A population with a pair that is constant between renewals."""
 
 import dataclasses
 from typing import Any, Literal, NamedTuple
@@ -16,7 +16,7 @@ from bn_research.norms.statistics.moments import Moments, Shape
 
 
 class IntervalRunning(NamedTuple):
-  """`Running`, an average that every batch moves, and what normalizes now.
+  """The state of `Interval`: a `Running` that every batch updates, and a pair.
 
   Attributes:
     mean: As in `Running`.
@@ -24,8 +24,8 @@ class IntervalRunning(NamedTuple):
     steps: As in `Running`.
     skipped: As in `Running`.
     weight: As in `Running`.
-    pair: What the map made of the average at the last renewal, such as the mean
-      and the whitening matrices.
+    pair: The pair that normalizes, made of the average at the last renewal: for
+      example the mean (features,) and the whitening matrices (blocks, d, d).
   """
 
   mean: jax.Array
@@ -43,15 +43,19 @@ jax.export.register_namedtuple_serialization(
 
 @dataclasses.dataclass(frozen=True)
 class Interval(Population):
-  """Renews what normalizes every so many updates; constant in between.
+  """An average, with a pair that the population renews at an interval.
 
-  The moments are averaged at every update, so that collectives are the same at
-  every step. Only what the map makes of the average, such as the root of a
-  covariance, is computed at the interval.
+  Every update changes the average. At the interval the map makes a new pair of
+  the average; for a whitening, only the renewal computes the root of the
+  covariance.
 
   Attributes:
-    every: Updates from one renewal to the next; the first update renews.
-    population: How to average, `Ema` or `Cumulative`.
+    every: Number of updates from a renewal to the next renewal. The first
+      update renews the pair.
+    population: The average, `Ema` or `Cumulative`.
+
+  Raises:
+    ValueError: If `every` is below 1, or if `population` is no average.
 
   Source: Ioffe and Szegedy (2015), Section 2: "at every training step or at
   some interval".
@@ -83,6 +87,8 @@ class Interval(Population):
   ) -> IntervalRunning:
     """Returns the state after one more batch."""
     average = self.population.update(running_of(state), moments, map_)
+    # A skipped update leaves the average unchanged, so the renewal waits for
+    # the next update.
     is_due = (average.steps > state.steps) & (state.steps % self.every == 0)
 
     def renewed():
@@ -93,7 +99,8 @@ class Interval(Population):
         state.pair,
       )
 
-    # No collective is inside of the branch: devices may not part ways there.
+    # The collectives of the moments are outside of the branch: each device must
+    # take part in every collective.
     pair = lax.cond(is_due, renewed, lambda: state.pair)
     return IntervalRunning(**average._asdict(), pair=pair)
 
@@ -104,17 +111,18 @@ class Interval(Population):
     map_: Map,
     batches: jax.Array,
   ) -> IntervalRunning:
-    """Returns the adopted average, and what the map makes of the average."""
+    """Returns the adopted average, with a new pair."""
     average = self.population.adopt(running_of(state), moments, map_, batches)
     return self.resume(average, map_)
 
   def resume(self, running: Running, map_: Map) -> IntervalRunning:
-    """Returns the average, and what the map makes of the average."""
-    # Copies: one buffer could not be donated twice.
+    """Returns the average, with a pair that the map makes of the average."""
+    # The pair may hold the mean of the average: jit cannot donate one buffer
+    # twice.
     pair = jax.tree.map(jnp.copy, self.population.recall(running, map_))
     return IntervalRunning(**running._asdict(), pair=pair)
 
   def recall(self, state: IntervalRunning, map_: Map) -> Pair:
-    """Returns what was made at the last renewal."""
+    """Returns the pair of the last renewal."""
     del map_
     return state.pair

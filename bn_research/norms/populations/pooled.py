@@ -1,4 +1,4 @@
-"""The exact moments of all batches together, and of micro-batches."""
+"""Populations that merge the moments of batches, or of micro-batches."""
 
 import dataclasses
 from typing import Any, Literal, NamedTuple
@@ -29,25 +29,28 @@ def _objection_to_what_does_not_merge(population, map_: Map) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class Pooled(Population):
-  """The moments of all activations of all batches together, exactly.
+  """The exact moments of all activations of all batches.
 
-  The differences between the means of batches are part of the variance, which
-  no average of variances has. For re-estimation over a training set.
+  The merge of moments adds the variance between the means of the batches, which
+  an average of variances lacks. `Pooled` is for re-estimation over a training
+  set.
+
+  Source: Chan, Golub and LeVeque (1979), for the merge.
   """
 
   def objection(self, normalization: Any) -> str | None:
-    """Returns what does not fit: statistics that cannot be pooled."""
+    """Returns a sentence if the map remembers arrays that do not merge."""
     map_ = normalization.map
     if map_.remembering_moments() != map_:
       return (
-        f'{self} pools moments, and {map_} remembers what it makes of them; '
-        f'take {map_.remembering_moments()}, or the population Ema().'
+        f'{self} pools moments, and {map_} remembers a function of the '
+        f'moments; take {map_.remembering_moments()}, or the population Ema().'
       )
     return _objection_to_what_does_not_merge(self, map_)
 
   @property
   def unit(self) -> Literal['activations']:
-    """Activations of each feature."""
+    """'activations', counted for each feature."""
     return 'activations'
 
   @property
@@ -58,6 +61,8 @@ class Pooled(Population):
   def init(self, map_: Map, features: Shape, dtype: Any = jnp.float32):
     """Returns the state before the first update."""
     start = first(map_, features, dtype)
+    # A mask may hide different features of each example, so each feature needs
+    # a count.
     return start._replace(weight=jnp.zeros(features, dtype))
 
   def update(self, state: Running, moments: Moments, map_: Map) -> Running:
@@ -66,23 +71,25 @@ class Pooled(Population):
       lambda leaf: leaf.astype(moments.mean.dtype),
       Moments(state.weight, state.mean, state.var),
     )
+    # A state holds a variance, and the merge needs the sum of squares.
     both = joined(wide.with_variance(wide.comoment), moments, map_.merge)
     # A batch without activations must count as skipped, though the union of
     # all batches has some.
     is_empty = jnp.any(moments.count < 1)
     both = both._replace(count=jnp.where(is_empty, 0, both.count))
+    # The union replaces the old moments, hence a rate of 1.
     one = jnp.ones((), both.mean.dtype)
     return moved(state, both, map_, one, both.count, unbiased=False)
 
   def adopt(
     self, state: Running, moments: Moments, map_: Map, batches: jax.Array
   ) -> Running:
-    """Returns the state of the pool of these moments alone."""
+    """Returns the state of a pool that holds only the given moments."""
     return adopted(state, moments, map_, batches, moments.count)
 
 
 class AccumulatedRunning(NamedTuple):
-  """`Running`, with the micro-batches that wait for the rest of their batch.
+  """The state of `Accumulated`: a `Running`, and the pending micro-batches.
 
   Attributes:
     mean: As in `Running`.
@@ -90,8 +97,9 @@ class AccumulatedRunning(NamedTuple):
     steps: As in `Running`.
     skipped: As in `Running`.
     weight: As in `Running`.
-    pending: Moments of the micro-batches seen since the last update.
-    seen: float32 (), the number of micro-batches that are pending.
+    pending: Moments of the micro-batches since the last update, of the shapes
+      and the dtypes of `mean` and `var`; the count has the shape of `mean`.
+    seen: The number of pending micro-batches, float32 ().
   """
 
   mean: jax.Array
@@ -110,13 +118,20 @@ jax.export.register_namedtuple_serialization(
 
 @dataclasses.dataclass(frozen=True)
 class Accumulated(Population):
-  """Merges micro-batches of gradient accumulation into one update.
+  """An average of batches, each merged from micro-batches.
 
-  The update after `every` micro-batches is the update of the one big batch.
+  Gradient accumulation divides a batch into micro-batches.
+  The update after `every` micro-batches equals the update of one large batch
+  with the same activations.
 
   Attributes:
-    every: Micro-batches of a batch.
-    population: `Ema` or `Cumulative`: what learns from the big batch.
+    every: Number of micro-batches in a batch.
+    population: The average that learns from the batch, `Ema` or `Cumulative`.
+
+  Raises:
+    ValueError: If `every` is below 1, or if `population` is no average.
+
+  Source: Chan, Golub and LeVeque (1979), for the merge.
   """
 
   every: int
@@ -127,7 +142,7 @@ class Accumulated(Population):
     require_average(self, self.population)
 
   def objection(self, normalization: Any) -> str | None:
-    """Returns what does not fit: statistics that do not merge."""
+    """Returns a sentence if the statistics of the map do not merge."""
     return _objection_to_what_does_not_merge(self, normalization.map)
 
   @property
@@ -150,6 +165,8 @@ class Accumulated(Population):
     """Returns the state after one more micro-batch."""
     pending = joined(state.pending, moments, map_.merge)
     running = running_of(state)
+    # `seen` may be traced, so every call computes the update, and a select
+    # drops the update of an incomplete batch.
     after = self.population.update(running, pending, map_)
     seen = state.seen + 1
     is_full = seen == self.every
@@ -158,6 +175,7 @@ class Accumulated(Population):
       (after, jax.tree.map(jnp.zeros_like, pending)),
       (running, pending),
     )
+    # The merge is in float32 or wider. A loop of jit needs a state of one type.
     held = jax.tree.map(
       lambda leaf, like: leaf.astype(like.dtype), held, state.pending
     )
@@ -186,13 +204,13 @@ class Accumulated(Population):
 
 
 def require_every(every: int, unit: str) -> None:
-  """Raises for a number of steps below one."""
+  """Raises a ValueError if `every` is no integer, or is below 1."""
   if not isinstance(every, int) or every < 1:
     raise ValueError(f'every={every} must be at least 1 {unit}.')
 
 
 def require_average(outer: Population, inner: Any) -> None:
-  """Raises where the population inside of another is not an average."""
+  """Raises a ValueError if the inner population is not an average."""
   if not isinstance(inner, Ema | Cumulative):
     raise ValueError(
       f'{type(outer).__name__} needs an average inside, and got {inner}; give '

@@ -11,38 +11,40 @@ from bn_research.norms.statistics.moments import Moments, Shape
 
 
 class Running(NamedTuple):
-  """What is remembered of the moments.
-
-  All counts are floating, because people average whole collections of
-  statistics over devices: an integer would come out as another type.
+  """The remembered moments, and counts of the updates.
 
   Attributes:
-    mean: Of the shape of the features, float32 by default.
-    var: What the map remembers beside the mean: variances of the shape of the
-      features, or covariances or matrices W of blocks of d channels,
-      (blocks, d, d).
-    steps: float32 (), how many updates were made.
-    skipped: float32 (), how many updates were not made, because the moments
-      were of too few activations, or not finite in the type of the state.
-    weight: float32, what all updates so far weigh, as the population counts:
-      shares of an average, () in [0, 1]; batches, (); or activations, of the
-      shape of the features.
+    mean: The mean, of the shape of the features, float32 by default.
+    var: The second remembered array of the map, of the type of `mean`:
+      variances of the shape of the features, or covariances or matrices W of
+      blocks of d channels, (blocks, d, d).
+    steps: The number of updates, float32 ().
+    skipped: The number of batches without an update, float32 (). The moments of
+      a skipped batch were of too few activations, or were not finite in the
+      type of the state.
+    weight: The total weight of all updates, in float32 or a wider type. The
+      unit depends on the population: 'share' is a share of an average, () in
+      [0, 1]; 'batches' is a number of batches, (); 'activations' is a number of
+      activations, of the shape of the features.
   """
 
   mean: jax.Array
   var: jax.Array
+  # Counts are floating, because users average whole collections of statistics
+  # over devices. An average would change the type of an integer.
   steps: jax.Array
   skipped: jax.Array
   weight: jax.Array
 
 
+# `jax.export` refuses a NamedTuple without a registered name.
 jax.export.register_namedtuple_serialization(
   Running, serialized_name='bn_research.norms.Running'
 )
 
 
 def running_of(state: Any) -> Running:
-  """Returns the part of a longer state that is a `Running`."""
+  """Returns the first fields of a longer state, as a `Running`."""
   return Running(*state[: len(Running._fields)])
 
 
@@ -50,13 +52,16 @@ def first(map_: Map, features: Shape, dtype: Any) -> Running:
   """Returns the state before the first update.
 
   Args:
-    map_: Says what is remembered before the first batch.
-    features: Shape of the features.
-    dtype: Type of mean and variance.
+    map_: The map, whose `initial` gives mean and variance.
+    features: The shape of the features.
+    dtype: The type of mean and variance.
+
+  Returns:
+    A state with counts of 0.
   """
   initial = map_.initial(features, dtype)
   wide = jnp.promote_types(dtype, jnp.float32)
-  # An array of its own for each count: one buffer could not be donated twice.
+  # Each count needs a separate array: jit cannot donate one buffer twice.
   counts = (jnp.zeros((), t) for t in (jnp.float32, jnp.float32, wide))
   return Running(initial.mean, initial.variance, *counts)
 
@@ -69,27 +74,37 @@ def moved(
   weight: jax.Array,
   unbiased: bool,
 ) -> Any:
-  """Returns old + rate · (new - old), or the old state with one more skipped.
+  """Returns the state after an update, or after a skipped update.
+
+    (1 - rate) · old + rate · new
+
+  An update needs more than ddof activations for each feature, and finite
+  moments. Otherwise only `skipped` changes.
 
   Args:
-    state: Begins with the fields of `Running`.
-    moments: Of the batch, of the shape of the features.
-    map_: Says what of the moments is remembered.
-    rate: (), the weight of the new value.
+    state: A state that begins with the fields of `Running`.
+    moments: The moments of the batch, of the shape of the features.
+    map_: The map, whose `remember` decides which arrays are remembered.
+    rate: The weight of the new value, ().
     weight: The next `weight` of the state.
-    unbiased: Whether variances are multiplied by n / (n - ddof).
+    unbiased: Whether to multiply variances by n / (n - ddof).
+
+  Returns:
+    A state of the class, the shapes and the dtypes of `state`.
   """
   ddof = map_.ddof if unbiased else 0
   remembered = map_.remember(moments.unbiased(ddof) if ddof else moments)
   mean = _stored_like(remembered.mean, state.mean)
   var = _stored_like(remembered.variance, state.var)
+  # An average never forgets a NaN, so one bad batch would end all inference.
   sound = jnp.all(moments.count >= 1 + ddof) & _are_finite(mean, var)
 
   def move(old, new):
+    # A float16 state is rounded once, after arithmetic in a wider type.
     wide = jnp.promote_types(old.dtype, rate.dtype)
     share = rate.astype(wide)
     change = (1 - share) * old.astype(wide) + share * new.astype(wide)
-    # At rate 1 even an infinite old value is forgotten.
+    # A rate of 1 forgets the old value, but 0 · inf would be NaN.
     change = jnp.where(share == 1, new.astype(wide), change)
     return jnp.where(sound, change.astype(old.dtype), old)
 
@@ -109,14 +124,24 @@ def adopted(
   batches: jax.Array,
   weight: jax.Array,
 ) -> Running:
-  """Returns the state with measured moments, and the counts that fit them.
+  """Returns the state with measured moments.
 
-  `steps` does not fall, because schedules of a trained model read it.
+  Args:
+    state: The state so far, whose `skipped` stays.
+    moments: The measured moments, of the shape of the features.
+    map_: The map, whose `remember` decides which arrays are remembered.
+    batches: The number of measured batches, ().
+    weight: The next `weight` of the state, or ().
+
+  Returns:
+    A state of the shapes and the dtypes of `state`. `steps` is the larger of
+    `batches` and the old `steps`.
   """
   remembered = map_.remember(moments)
   return state._replace(
     mean=_stored_like(remembered.mean, state.mean),
     var=_stored_like(remembered.variance, state.var),
+    # Schedules of a trained model read `steps`, which must not fall.
     steps=jnp.maximum(state.steps, batches.astype(state.steps.dtype)),
     weight=jnp.broadcast_to(weight, state.weight.shape).astype(
       state.weight.dtype
@@ -125,11 +150,12 @@ def adopted(
 
 
 def _stored_like(new: jax.Array, old: jax.Array) -> jax.Array:
-  """Casts to the type of the state, and cuts as the state is cut.
+  """Casts an array to the type of the state, with the sharding of the state.
 
-  The cast comes before the check for finite numbers: a variance that float32
-  holds may be infinite in float16. The cut matters on an Explicit mesh, where
-  moments of features on several devices meet a state that each device has.
+  The cast comes before the check for finite numbers: a variance may be finite
+  in float32 and infinite in float16. The sharding matters on an Explicit mesh:
+  the moments may be spread over devices by features, while each device has the
+  whole state.
   """
   new = new.astype(old.dtype)
   is_cut = any(jax.typeof(new).sharding.spec) or any(
@@ -141,7 +167,8 @@ def _stored_like(new: jax.Array, old: jax.Array) -> jax.Array:
 def _are_finite(mean: jax.Array, var: jax.Array) -> jax.Array:
   size, spread = jnp.abs(mean), jnp.abs(var)
   if size.shape == spread.shape:
-    # One pass: a layer of few features feels each launch of a reduction.
+    # One reduction instead of two: with few features, a reduction costs little
+    # more than the launch of a kernel.
     return jnp.isfinite(jnp.max(jnp.maximum(size, spread), initial=0))
   largest = jnp.maximum(jnp.max(size, initial=0), jnp.max(spread, initial=0))
   return jnp.isfinite(largest)

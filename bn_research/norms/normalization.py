@@ -202,7 +202,7 @@ class Normalization(Node):
       return meshes.cut_like(y, x), ()
     view = self.scope.view(x, map_)
     z, w, scale, bias = view.split_call(x, mask, scale, bias)
-    # A statistic of a user's own need not know that bfloat16 is too narrow.
+    # A new statistic need not handle bfloat16, which is too narrow for sums.
     estimated = z if map_.ordinary else wide(z)
     moments = self.scope.moments(view, estimated, w, map_)
     # `jax.checkpoint` may then save moments, instead of repeating collectives.

@@ -16,7 +16,7 @@ from bn_research.norms.statistics.moments import Moments, Shape
 
 
 class IntervalRunning(NamedTuple):
-  """The state of `Interval`: a `Running` that every batch updates, and a pair.
+  """The state of `Interval`: a `Running`, and a pair.
 
   Attributes:
     mean: As in `Running`.
@@ -87,7 +87,7 @@ class Interval(Population):
   ) -> IntervalRunning:
     """Returns the state after one more batch."""
     average = self.population.update(running_of(state), moments, map_)
-    # A skipped update leaves the average unchanged, so the renewal waits for
+    # A skipped update leaves the average unchanged, and the renewal waits for
     # the next update.
     is_due = (average.steps > state.steps) & (state.steps % self.every == 0)
 

@@ -50,7 +50,9 @@ def _frozen(normalization: Any) -> Any:
   # latest mean and variance. `Fixed` must then recall like the `Interval`.
   assert population is not None
   recalls_itself = type(population).recall is not Population.recall
-  fixed = Fixed(population if recalls_itself else None)
+  fixed = population
+  if not isinstance(population, Fixed):
+    fixed = Fixed(population if recalls_itself else None)
   return dataclasses.replace(
     normalization, population=fixed, gradient=gradients.frozen
   )

@@ -212,6 +212,25 @@ def test_linen_carries_values_into_partitions():
   np.testing.assert_array_equal(to_plain['params']['scale'].value, 3)
 
 
+def test_linen_carries_the_statistics_of_a_layer_whole():
+  """An interval normalizes by what an average has not."""
+  x = jnp.asarray(np.random.default_rng(0).standard_normal((8, 4)) + 3, 'f4')
+  average, interval = (
+    linen_layers.Norm(
+      norms.Normalization(norms.Batch(), norms.Standardize(), population),
+      use_running_average=False,
+    )
+    for population in (norms.Ema(0.5), norms.Interval(9, norms.Ema(0.5)))
+  )
+  variables = average.init(jax.random.key(0), x)
+  _, moved = average.apply(variables, x, mutable=['batch_stats'])
+  fresh = interval.init(jax.random.key(0), x)
+  carried = linen_surgery.carry({**variables, **moved}, fresh)
+  jax.tree.map(np.testing.assert_array_equal, carried, fresh)
+  back = linen_surgery.carry(fresh, {**variables, **moved})['batch_stats']
+  np.testing.assert_array_equal(back['mean'], 0)
+
+
 def batches(count=4, features=6):
   rng = np.random.default_rng(0)
   return [
@@ -337,3 +356,9 @@ def test_a_state_goes_on_in_another_population(old, new):
   )
   expected = rates.get(new, 1.0 if is_old else shares)
   np.testing.assert_allclose(rate, expected, rtol=1e-3)
+
+
+def test_to_freeze_the_frozen_changes_nothing():
+  for norm in (norms.batch_norm(), norms.batch_whitening('zca', every=2)):
+    frozen = norms.freeze(norm)
+    assert norms.freeze(frozen) == frozen

@@ -22,6 +22,8 @@ Variables = Mapping[str, Any]
 
 # Counts of a layer, which belong to the mean and variance of the same layer.
 _COUNTS = ('steps', 'weight')
+# Statistics that a layer may start without: they count, or wait for a batch.
+_LATER = {'steps', 'skipped', 'weight', 'pending', 'seen'}
 
 
 def carry(old: Variables, new: Variables) -> Variables:
@@ -61,6 +63,8 @@ def _carried(path: Path, leaf: Any, known: dict[Path, Any], fits) -> Any:
   # default is True, because a combination has no array with the name `mean`.
   if is_statistic and not (fits.get(mean, True) and fits.get(var, True)):
     return leaf
+  if is_statistic and mean in known and _lacks_some(path[:-1], known, fits):
+    return leaf
   if fits[path]:
     return _in_the_box_of(leaf, known[path])
   if is_statistic and path[-1] in _COUNTS and mean in known:
@@ -70,6 +74,16 @@ def _carried(path: Path, leaf: Any, known: dict[Path, Any], fits) -> Any:
     weight = jnp.broadcast_to(calls.weight_of(*arrays), jnp.shape(leaf))
     return weight.astype(leaf.dtype)
   return leaf
+
+
+def _lacks_some(layer: Path, known: dict[Path, Any], fits) -> bool:
+  """Returns whether a layer normalizes with what the old layer has not.
+
+  A layer that renews its matrices at an interval would normalize with initial
+  matrices until the next renewal, though its mean and variance are trained.
+  """
+  needed = (p for p in fits if p[:-1] == layer and p[-1] not in _LATER)
+  return any(path not in known for path in needed)
 
 
 def _in_the_box_of(new: Any, old: Any) -> Any:

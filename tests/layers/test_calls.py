@@ -157,8 +157,17 @@ MESHED = {
 }
 
 
-@pytest.mark.parametrize('inside', [True, False])
-@pytest.mark.parametrize('spec', [P(None, 'm'), P('d', 'm'), P('d')])
+@pytest.mark.parametrize(
+  ('spec', 'inside'),
+  [
+    (P(None, 'm'), True),
+    *(
+      pytest.param(spec, inside, marks=pytest.mark.slow)
+      for spec in (P(None, 'm'), P('d', 'm'), P('d'))
+      for inside in (True, False)
+    ),
+  ],
+)
 @pytest.mark.parametrize('name', MESHED)
 def test_channels_cut_over_an_explicit_mesh(name, spec, inside):
   if name == 'evonorm':

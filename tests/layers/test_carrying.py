@@ -328,8 +328,17 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize('new', OTHERS)
-@pytest.mark.parametrize('old', OTHERS)
+@pytest.mark.parametrize(
+  ('old', 'new'),
+  [
+    *(('ema', 'cumulative'), ('cumulative', 'interval'), ('fixed', 'ema')),
+    *(
+      pytest.param(old, new, marks=pytest.mark.slow)
+      for old in OTHERS
+      for new in OTHERS
+    ),
+  ],
+)
 def test_a_state_goes_on_in_another_population(old, new):
   """Inference stays; the next batch moves as the new population says."""
   make = lambda name: norms.Normalization(

@@ -227,10 +227,16 @@ def _restored(given: Any, like: Any) -> Any:
   names = getattr(like, '_fields', None)
   if names is None:
     return given
-  if isinstance(given, Mapping) and given.keys() == set(names):
-    return type(like)(*(_restored(given[n], getattr(like, n)) for n in names))
   if isinstance(given, type(like)):
     return given
+  if isinstance(given, list | tuple) and len(given) == len(names):
+    given = dict(zip(names, given, strict=True))
+  # A checkpoint leaves out a field that is None.
+  needed = {n for n in names if getattr(like, n) is not None}
+  if isinstance(given, Mapping) and needed <= given.keys() <= set(names):
+    return type(like)(
+      *(_restored(given.get(n), getattr(like, n)) for n in names)
+    )
   found = sorted(given) if isinstance(given, Mapping) else type(given).__name__
   raise ValueError(
     f'the state is {found}; this normalization needs a {type(like).__name__} '

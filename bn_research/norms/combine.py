@@ -8,7 +8,7 @@ which hold the states and the parameters of the parts.
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 import jax
@@ -114,6 +114,7 @@ class Combination(Node, abc.ABC):
       learned = _without_arrays(self.learned, features, 'learned', 'learned')
     run = _apply if self.is_static else _apply_with_arrays
     switches = bool(use_running), bool(update)
+    state = self.state_of(self.states(state))
     return run(self, x, state, scale, bias, learned, mask, dtype, switches)
 
   def _run(self, x, state, scale, bias, learned, mask, dtype, switches):
@@ -203,7 +204,23 @@ class _Several(Combination):
     return dataclasses.replace(self, parts=parts)  # type: ignore[type-var]
 
   def states(self, state: State) -> tuple[State, ...]:
-    """Returns the state of each part, which is the state itself as a tuple."""
+    """Returns the state of each part.
+
+    A checkpoint may hold the states as a list, or as a dict with the numbers of
+    the parts for keys.
+
+    Raises:
+      ValueError: If there is not one state for each part.
+    """
+    count = len(self.parts)
+    if isinstance(state, Mapping):
+      by_number = {str(key): part for key, part in state.items()}
+      state = [by_number.get(str(k)) for k in range(count)]
+    if not isinstance(state, list | tuple) or len(state) != count:
+      raise ValueError(
+        f'the state is a {type(state).__name__}; {type(self).__name__} needs a '
+        f'tuple of the states of its {count} parts: see init.'
+      )
     return tuple(state)
 
   def state_of(self, states: tuple[State, ...]) -> State:

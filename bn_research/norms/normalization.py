@@ -152,7 +152,7 @@ class Normalization(Node):
     """
     del learned
     x, mask, scale, bias = checks.activations(x, mask, scale, bias)
-    if x.size == 0 and self._is_defined(x.shape, use_running):
+    if x.size == 0 and (not update or self._is_defined(x.shape, use_running)):
       return jnp.zeros(x.shape, checks.result_type(x, dtype)), state
     state = self._checked(x, state, use_running)
     dtype = checks.result_type(x, dtype)

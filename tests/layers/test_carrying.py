@@ -302,6 +302,31 @@ def test_a_step_after_reestimation_moves_and_does_not_forget(name):
   )
 
 
+def test_reestimation_of_a_trained_model_keeps_its_count_of_updates():
+  """Schedules, such as the bounds of renormalization, read the count."""
+  model = nnx.Sequential(layers.Norm(norms.batch_norm(), 6, rngs=nnx.Rngs(0)))
+  data = batches(3)
+  for x in (*data, *data):
+    model(x)
+  reestimation.reestimate(model, lambda: data, lambda m, x: m(x))
+  assert model.layers[0].statistics.steps[...] == 6
+
+
+def test_norms_with_arrays_are_reestimated_and_frozen():
+  model = nnx.Sequential(
+    layers.Norm(norms.batch_norm(jnp.float32(0.5)), 6, rngs=nnx.Rngs(0))
+  )
+  data = batches(3)
+  reestimation.reestimate(model, lambda: data, lambda m, x: m(x))
+  whole = np.concatenate(data).astype(np.float64)
+  mean = model.layers[0].statistics.mean
+  np.testing.assert_allclose(mean[...], whole.mean(0), rtol=1e-5)
+  surgery.replace(model, norms.freeze)
+  model(data[0])
+  mean = model.layers[0].statistics.mean
+  np.testing.assert_allclose(mean[...], whole.mean(0), rtol=1e-5)
+
+
 def test_an_interval_normalizes_by_what_was_measured():
   norm = norms.batch_whitening('zca', every=5, epsilon=1e-3)
   model = nnx.Sequential(layers.Norm(norm, 6, rngs=nnx.Rngs(0)))

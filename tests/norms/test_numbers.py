@@ -148,6 +148,37 @@ def test_an_epsilon_may_be_a_schedule_of_the_count():
     np.testing.assert_allclose(y, expected, atol=1e-5)
 
 
+def test_an_epsilon_may_be_a_schedule_at_an_interval():
+  epsilon = lambda steps: jnp.where(steps < 1, 4.0, 1e-5)
+  for map_ in (
+    norms.Whiten('zca', epsilon=epsilon),
+    norms.Whiten('zca', epsilon=epsilon, average='matrix'),
+    norms.Divide(offset=epsilon),
+  ):
+    interval = norms.Interval(1, norms.Ema(0.5))
+    norm = norms.Normalization(norms.Batch(), map_, interval)
+    state = after(norm, [X, X])
+    assert np.isfinite(state.pair.spread).all()
+    adopted = interval.adopt(
+      state,
+      norms.Moments(*(leaf[0] for leaf in norm.measure(X))),
+      map_,
+      state.steps,
+    )
+    assert np.isfinite(adopted.pair.spread).all()
+
+
+def test_numbers_of_numpy_are_numbers():
+  x = X[:3]
+  norm = norms.batch_norm(np.float32(0.5), np.float64(1e-3))
+  found, expected = (
+    n.apply(x, n.init(4)) for n in (norm, norms.batch_norm(0.5, 1e-3))
+  )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected
+  )
+
+
 REFUSED = {
   'has a schedule.*without a population': lambda: norms.layer_norm(
     lambda steps: 1e-5

@@ -123,9 +123,22 @@ def test_many_devices_are_as_one(map_, form):
   run, axis_name = FORMS[form]
   norm, _ = normalize(map_, axis_name=axis_name)
   x, mask = draw(), jnp.arange(16)[:, None] % 5 != 1
+  x = jnp.where(mask, x, 1e3)
   np.testing.assert_allclose(
     run(norm, x, mask), expected(map_, x, mask), atol=1e-5
   )
+
+
+@each_map
+@pytest.mark.parametrize('spec', [P(None, 'd'), P(None, None, 'd')])
+def test_positions_and_features_may_be_cut(map_, spec):
+  norm, _ = normalize(map_)
+  x = draw(16, 4 * 4).reshape(16, 4, 4)
+  mesh = jax.make_mesh((2,), ('d',), axis_types=(AxisType.Explicit,))
+  apply = lambda x: norm.apply(x, norm.init(4))[0]
+  with jax.set_mesh(mesh):
+    y = jax.jit(apply)(jax.device_put(x, NamedSharding(mesh, spec)))
+  np.testing.assert_allclose(y, apply(x), atol=1e-5)
 
 
 @each_map

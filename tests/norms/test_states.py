@@ -50,6 +50,60 @@ def test_a_restored_dict_is_a_state(norm):
   )
 
 
+def as_lists(state):
+  """What a checkpoint holds that has no tuples."""
+  return (
+    [as_lists(leaf) for leaf in state] if isinstance(state, tuple) else state
+  )
+
+
+def without_none(state):
+  """What a checkpoint holds that leaves out what is None."""
+  if not hasattr(state, '_asdict'):
+    return state
+  fields = state._asdict().items()
+  return {k: without_none(v) for k, v in fields if v is not None}
+
+
+@each
+@pytest.mark.parametrize('restore', [as_lists, without_none])
+def test_lists_and_what_is_left_out_are_restored(norm, restore):
+  state = norm.apply(X, norm.init(4))[1]
+  same(norm.apply(X, restore(state)), norm.apply(X, state))
+
+
+def test_states_of_a_chain_may_be_a_list_or_a_dict():
+  chain = norms.Chain([NORMS['ema'], norms.layer_norm(), NORMS['interval']])
+  state = chain.apply(X, chain.init(4))[1]
+  expected = chain.apply(X, state)
+  same(chain.apply(X, list(state)), expected)
+  same(chain.apply(X, {str(k): s for k, s in enumerate(state)}), expected)
+  with pytest.raises(ValueError, match='states of its 3 parts'):
+    chain.apply(X, state[:2])
+
+
+@pytest.mark.parametrize('axis_name', [None, 'i'])
+@each
+def test_states_under_a_shard_map_that_checks(norm, axis_name):
+  mesh = jax.make_mesh((2,), ('i',), axis_types=(AxisType.Auto,))
+  if axis_name is not None:
+    norm = norms.sync(norm, axis_name)
+  local = lambda x, state: jax.tree.map(
+    lambda leaf: leaf[None], norm.apply(x[0], state)[1]
+  )
+  mapped = jax.shard_map(
+    local, mesh=mesh, in_specs=(P('i'), P()), out_specs=P('i')
+  )
+  state = norm.init(4)
+  both = jax.jit(mapped)(jnp.stack([X, X]), state)
+  alone = norms.sync(norm, None).apply(X, state)[1]
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a[0], b, atol=1e-4),
+    (both.mean, both.steps),
+    (alone.mean, alone.steps),
+  )
+
+
 WRONG = ({'mean': 0}, {}, [1, 2], jnp.zeros(4), 3.0)
 
 
@@ -163,6 +217,14 @@ def test_an_empty_batch_is_normalized_to_an_empty_batch(name, jit):
   apply = lambda x: norm.apply(x, state, learned=learned, **switches)[0]
   y = (jax.jit(apply) if jit else apply)(x)
   assert (y.shape, y.dtype) == (x.shape, x.dtype)
+
+
+def test_an_empty_batch_from_which_nothing_learns_is_normalized():
+  for norm in (norms.batch_norm(), norms.EvoNormB0()):
+    y, _ = norm.apply(
+      jnp.zeros((0, 2, 4)), norm.init(4), learned=norm.learned(4), update=False
+    )
+    assert y.shape == (0, 2, 4)
 
 
 def test_an_empty_batch_has_no_statistics():

@@ -422,6 +422,17 @@ def test_interval_is_not_renewed_by_a_batch_that_is_skipped():
   np.testing.assert_array_equal(state.pair.spread, start.pair.spread)
 
 
+def test_interval_that_is_due_is_not_renewed_by_a_batch_that_is_skipped():
+  norm = norms.batch_whitening('zca', every=2, momentum=0.5, epsilon=1e-1)
+  state = norm.init(3)
+  for seed in range(2):
+    x = jnp.asarray(correlated(16, 3, seed=seed), jnp.float32)
+    _, state = norm.apply(x, state)
+  _, after = norm.apply(x * jnp.nan, state)
+  assert (after.steps, after.skipped) == (2, 1)
+  jax.tree.map(np.testing.assert_array_equal, after.pair, state.pair)
+
+
 def test_interval_has_no_gradient_of_statistics():
   norm = norms.batch_whitening('zca', every=2)
   x = jnp.asarray(correlated(16, 3), jnp.float32)

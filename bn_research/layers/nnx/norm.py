@@ -126,7 +126,7 @@ class Norm(nnx.Module):
     # arrays stays static, and is compared as a part of the graph definition.
     has_arrays = any(map(is_array, jax.tree.leaves(normalization)))
     self.normalization = (
-      nnx.data(normalization) if has_arrays else normalization
+      nnx.data(normalization) if has_arrays else nnx.static(normalization)
     )
     state = initial_statistics(self, normalization, leading)
     self.statistics = nnx.data(jax.tree.map(nnx.BatchStat, state))

@@ -216,6 +216,8 @@ class EvoNormB0(Node):
     """
     x, mask, scale, bias = checks.activations(x, mask, scale, bias)
     state = checks.state(state, x.shape[-1:], Running, self._batch.init)
+    if x.size == 0 and not update:
+      return jnp.zeros(x.shape, checks.result_type(x, dtype)), state
     moments = self._batch.measure(x, mask)
     # The running variance replaces the variance of the batch only. The variance
     # of the instance is the same in training and inference.
@@ -293,6 +295,8 @@ class EvoNormS0(Node):
     del update  # there is no state to update
     x, mask, scale, bias = checks.activations(x, mask, scale, bias)
     checks.no_running(use_running)
+    if x.size == 0:
+      return jnp.zeros(x.shape, checks.result_type(x, dtype)), state
     group = Normalization(
       Example('all', self.num_groups), Standardize(epsilon=self.epsilon)
     ).measure(x, mask)

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bn_research.norms import checks
 from bn_research.norms.axes import Map, Pair, Population
@@ -60,7 +61,7 @@ class Ema(Population):
       return
     if checks.is_array(self.momentum) or callable(self.momentum):
       return checks.number('momentum', self.momentum, checks.is_non_negative)
-    is_number = isinstance(self.momentum, int | float)
+    is_number = isinstance(self.momentum, int | float | np.number)
     if (
       not is_number
       or not 0 <= self.momentum <= 1

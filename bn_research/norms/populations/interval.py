@@ -12,6 +12,7 @@ from bn_research.norms.populations.averages import Cumulative, Ema
 from bn_research.norms.populations.pooled import require_average, require_every
 from bn_research.norms.populations.running import Running, running_of
 from bn_research.norms.statistics import meshes
+from bn_research.norms.statistics.collectives import vary_like
 from bn_research.norms.statistics.moments import Moments, Shape
 
 
@@ -91,17 +92,23 @@ class Interval(Population):
     # the next update.
     is_due = (average.steps > state.steps) & (state.steps % self.every == 0)
 
+    # Both branches must have results of one type, under `shard_map` too, where
+    # the type tells over which mesh axes an array varies.
+    old = jax.tree.map(lambda leaf: vary_like(leaf, average.mean), state.pair)
+
     def renewed():
       pair = self.population.recall(average, map_)
       return jax.tree.map(
-        lambda new, old: meshes.cut_like(new.astype(old.dtype), old),
+        lambda new, old: vary_like(
+          meshes.cut_like(new.astype(old.dtype), old), old
+        ),
         pair,
-        state.pair,
+        old,
       )
 
     # The collectives of the moments are outside of the branch: each device must
     # take part in every collective.
-    pair = lax.cond(is_due, renewed, lambda: state.pair)
+    pair = lax.cond(is_due, renewed, lambda: old)
     return IntervalRunning(**average._asdict(), pair=pair)
 
   def adopt(
@@ -119,7 +126,8 @@ class Interval(Population):
     """Returns the average, with a pair that the map makes of the average."""
     # The pair may hold the mean of the average: jit cannot donate one buffer
     # twice.
-    pair = jax.tree.map(jnp.copy, self.population.recall(running, map_))
+    present = map_.at(running.steps)
+    pair = jax.tree.map(jnp.copy, self.population.recall(running, present))
     return IntervalRunning(**running._asdict(), pair=pair)
 
   def recall(self, state: IntervalRunning, map_: Map) -> Pair:

@@ -137,7 +137,7 @@ def adopted(
     A state of the shapes and the dtypes of `state`. `steps` is the larger of
     `batches` and the old `steps`.
   """
-  remembered = map_.remember(moments)
+  remembered = map_.at(state.steps).remember(moments)
   return state._replace(
     mean=_stored_like(remembered.mean, state.mean),
     var=_stored_like(remembered.variance, state.var),

@@ -16,7 +16,7 @@ from bn_research.norms.statistics.moments import (
   apply_mask,
   wide,
 )
-from bn_research.norms.statistics.views import View, canonical_axes
+from bn_research.norms.statistics.views import View, as_tuples, canonical_axes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Neighbourhood(Scope):
   border: Literal['exclude', 'zeros'] = 'exclude'
 
   def __post_init__(self):
+    object.__setattr__(self, 'axes', as_tuples(self.axes))
     if self.size < 1 or self.size % 2 == 0:
       raise ValueError(f'size={self.size} must be odd, to have a middle.')
     if self.sigma is not None and not 0 < self.sigma < math.inf:

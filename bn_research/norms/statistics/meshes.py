@@ -62,12 +62,9 @@ def whole_features(x: jax.Array) -> jax.Array:
   return jax.sharding.reshard(x, cut(x, *spec[:-1], None))
 
 
-def whole_rows(x: jax.Array) -> jax.Array:
-  """Brings all rows to each device, if Explicit axes cut the rows."""
-  spec = explicit_spec(x)
-  if not spec or spec[0] is None:
-    return x
-  return jax.sharding.reshard(x, cut(x, None, *spec[1:]))
+def whole(x: jax.Array) -> jax.Array:
+  """Brings all of an array to each device, if Explicit axes cut the array."""
+  return jax.sharding.reshard(x, cut(x)) if explicit_spec(x) else x
 
 
 def cut_like(y: jax.Array, x: jax.Array) -> jax.Array:

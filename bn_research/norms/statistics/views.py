@@ -41,7 +41,7 @@ class View:
     if x.ndim < len(self.shape):
       x = x.reshape((1,) * (len(self.shape) - x.ndim) + x.shape)
     if self.rows_together:
-      x = meshes.whole_rows(x)
+      x = meshes.whole(x)
     if self.cut is None:
       return x
     axis, outer = self.cut

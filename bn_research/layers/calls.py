@@ -53,7 +53,7 @@ def apply(
     # The statistics of a narrow x would be less precise than the result. The
     # check comes first, because the cast would turn integers into floats.
     x = checks.activations(x, None, None, None)[0]
-    x = x.astype(jnp.promote_types(x.dtype, checks.result_type(x, dtype)))
+    x = x.astype(checks.wider(x.dtype, checks.result_type(x, dtype)))
   # An array along the last axis broadcasts without a reshape, and an eager call
   # spends time on every operation.
   last = x.shape[-1:] if features == (x.ndim - 1,) else None

@@ -136,6 +136,17 @@ def number(
     raise ValueError(f'{name}={value!r} must be {range_}.')
 
 
+def wider(dtype: Any, than: Any = jnp.float32) -> Any:
+  """Returns the wider of two floating types.
+
+  `jnp.promote_types` fails if the user has forbidden silent promotion.
+  """
+  dtype, than = jnp.dtype(dtype), jnp.dtype(than)
+  if dtype.itemsize == than.itemsize and dtype != than:
+    return jnp.dtype('float32')  # of float16 and bfloat16 neither holds both
+  return dtype if dtype.itemsize > than.itemsize else than
+
+
 def number_of_type(value: Any, like: jax.Array) -> Any:
   """Casts an array to the type of `like`; returns a Python number unchanged."""
   # Next to an array, a Python number takes the type of the array anyway.

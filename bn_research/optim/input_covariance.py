@@ -10,6 +10,7 @@ import optax
 from jax import lax
 
 from bn_research import errors, norms, ranges
+from bn_research.norms import checks
 from bn_research.norms.inputs import coordinates
 from bn_research.norms.roots import matrices
 from bn_research.optim import by_layer
@@ -162,7 +163,7 @@ class _Rule:
     size = math.prod(kernel.shape[:-1])
     is_full = self.covariance == 'full'
     inverse = jnp.eye(size) if is_full else jnp.ones(size)
-    dtype = jnp.promote_types(kernel.dtype, jnp.float32)
+    dtype = checks.wider(kernel.dtype)
     average = self._population.init(self._map, (size,), dtype)
     return LayerState(jnp.zeros(size), inverse, average)
 

@@ -6,6 +6,7 @@ from flax import linen as nn
 
 from bn_research.layers import calls, flax_words
 from bn_research.layers.linen.parameters import normalize
+from bn_research.norms import checks
 
 
 class BatchNorm(nn.BatchNorm):
@@ -89,4 +90,4 @@ class BatchNorm(nn.BatchNorm):
   def _type_of_statistics(self, x: jax.Array):
     """Returns the type that Flax gives the running statistics in an update."""
     least = jnp.float32 if self.force_float32_reductions else self.param_dtype
-    return jnp.promote_types(self.dtype or x.dtype, least)
+    return checks.wider(self.dtype or x.dtype, least)

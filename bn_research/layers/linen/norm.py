@@ -10,7 +10,7 @@ from flax.typing import Dtype, Initializer
 
 from bn_research.layers import calls
 from bn_research.layers.linen.parameters import parameter
-from bn_research.norms import Normalizer
+from bn_research.norms import Normalizer, checks
 
 
 class Norm(nn.Module):
@@ -87,7 +87,7 @@ class Norm(nn.Module):
     if self.is_initializing():
       # A sample input must not move statistics, and no axis name is bound.
       norm, update = calls.on_one_device(norm), False
-    wide = jnp.promote_types(self.param_dtype, jnp.float32)
+    wide = checks.wider(self.param_dtype)
     state, variables = self._remembered(norm.init(x.shape[-1], wide))
     learned = norm.learned(x.shape[-1], self.param_dtype)
     # Without an empty entry, the parameters have the tree of a layer of Flax.

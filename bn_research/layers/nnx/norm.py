@@ -10,8 +10,7 @@ from flax.typing import Dtype, Initializer
 
 from bn_research.layers import calls
 from bn_research.layers.nnx.promotion import value
-from bn_research.norms import Normalizer
-from bn_research.norms.checks import is_array
+from bn_research.norms import Normalizer, checks
 
 
 def _is_variable(node) -> bool:
@@ -35,7 +34,7 @@ def initial_statistics(
   Returns:
     The state, with arrays of `param_dtype`, but float32 at least.
   """
-  wide = jnp.promote_types(norm.param_dtype, jnp.float32)
+  wide = checks.wider(norm.param_dtype)
   return _stacked(normalization.init(norm.num_features, wide), leading)
 
 
@@ -124,7 +123,7 @@ class Norm(nnx.Module):
     """
     # A normalization with arrays is data of the module. A normalization without
     # arrays stays static, and is compared as a part of the graph definition.
-    has_arrays = any(map(is_array, jax.tree.leaves(normalization)))
+    has_arrays = any(map(checks.is_array, jax.tree.leaves(normalization)))
     self.normalization = (
       nnx.data(normalization) if has_arrays else nnx.static(normalization)
     )

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bn_research.norms import checks
 from bn_research.norms.axes import Map
 from bn_research.norms.statistics import meshes
 from bn_research.norms.statistics.moments import Moments, Shape
@@ -60,7 +61,7 @@ def first(map_: Map, features: Shape, dtype: Any) -> Running:
     A state with counts of 0.
   """
   initial = map_.initial(features, dtype)
-  wide = jnp.promote_types(dtype, jnp.float32)
+  wide = checks.wider(dtype)
   # Each count needs a separate array: jit cannot donate one buffer twice.
   counts = (jnp.zeros((), t) for t in (jnp.float32, jnp.float32, wide))
   return Running(initial.mean, initial.variance, *counts)
@@ -97,11 +98,17 @@ def moved(
   mean = _stored_like(remembered.mean, state.mean)
   var = _stored_like(remembered.variance, state.var)
   # An average never forgets a NaN, so one bad batch would end all inference.
-  sound = jnp.all(moments.count >= 1 + ddof) & _are_finite(mean, var)
+  # One reduction instead of two where shapes allow it: with few features, a
+  # reduction costs little more than the launch of a kernel.
+  size, spread = jnp.abs(mean), jnp.abs(var)
+  if size.shape != spread.shape:
+    size, spread = jnp.max(size, initial=0), jnp.max(spread, initial=0)
+  largest = jnp.max(jnp.maximum(size, spread), initial=0)
+  sound = jnp.all(moments.count >= 1 + ddof) & jnp.isfinite(largest)
 
   def move(old, new):
     # A float16 state is rounded once, after arithmetic in a wider type.
-    wide = jnp.promote_types(old.dtype, rate.dtype)
+    wide = checks.wider(old.dtype, rate.dtype)
     share = rate.astype(wide)
     change = (1 - share) * old.astype(wide) + share * new.astype(wide)
     # A rate of 1 forgets the old value, but 0 · inf would be NaN.
@@ -162,13 +169,3 @@ def _stored_like(new: jax.Array, old: jax.Array) -> jax.Array:
     jax.typeof(old).sharding.spec
   )
   return meshes.cut_like(new, old) if is_cut else new
-
-
-def _are_finite(mean: jax.Array, var: jax.Array) -> jax.Array:
-  size, spread = jnp.abs(mean), jnp.abs(var)
-  if size.shape == spread.shape:
-    # One reduction instead of two: with few features, a reduction costs little
-    # more than the launch of a kernel.
-    return jnp.isfinite(jnp.max(jnp.maximum(size, spread), initial=0))
-  largest = jnp.maximum(jnp.max(size, initial=0), jnp.max(spread, initial=0))
-  return jnp.isfinite(largest)

@@ -33,7 +33,11 @@ def prepare(matrix: jax.typing.ArrayLike) -> jax.Array:
     raise ValueError(f'matrices must be (..., d, d), not {matrix.shape}')
   if jnp.iscomplexobj(matrix):
     raise TypeError(f'matrices must be real, not {matrix.dtype}')
-  dtype = jnp.promote_types(matrix.dtype, jnp.float32)
+  # `jnp.promote_types` fails if the user has forbidden silent promotion.
+  is_narrow = matrix.dtype.itemsize < 4 or not jnp.issubdtype(
+    matrix.dtype, jnp.floating
+  )
+  dtype = jnp.dtype('float32') if is_narrow else matrix.dtype
   return symmetrize(matrix.astype(dtype))
 
 

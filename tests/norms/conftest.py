@@ -19,17 +19,15 @@ def x64():
     yield
 
 
-# At least one for each scope, map, population and gradient. All others are
-# tested by `scripts/test -m slow`.
+# One for each kind of moments and of view; test_product.py pairs all choices.
+# All other rows are tested by `scripts/test -m slow`.
 QUICK = {
   'batch_norm',
   'batch_norm/uneven_ghosts',
   'batch_renorm',
   'batch_whitening',
-  'divisive_norm',
   'group_norm',
   'layer_norm',
-  'virtual_batch_norm',
 }
 
 

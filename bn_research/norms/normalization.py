@@ -155,7 +155,8 @@ class Normalization(Node):
     if x.size == 0 and (not update or self._is_defined(x.shape, use_running)):
       return jnp.zeros(x.shape, checks.result_type(x, dtype)), state
     state = self._checked(x, state, use_running)
-    dtype = checks.result_type(x, dtype)
+    if dtype != x.dtype:
+      dtype = checks.result_type(x, dtype)
     run = _apply if self.is_static else _apply_with_arrays
     update = bool(update) and self.population is not None
     y, moved = run(

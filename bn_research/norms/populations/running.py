@@ -108,7 +108,9 @@ def moved(
 
   def move(old, new):
     # A float16 state is rounded once, after arithmetic in a wider type.
-    wide = checks.wider(old.dtype, rate.dtype)
+    wide = rate.dtype
+    if old.dtype != wide:
+      wide = checks.wider(old.dtype, wide)
     share = rate.astype(wide)
     change = (1 - share) * old.astype(wide) + share * new.astype(wide)
     # A rate of 1 forgets the old value, but 0 · inf would be NaN.

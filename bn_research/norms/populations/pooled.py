@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bn_research.norms import checks
 from bn_research.norms.axes import Map, Population
 from bn_research.norms.populations.averages import Cumulative, Ema
 from bn_research.norms.populations.running import (
@@ -63,7 +64,8 @@ class Pooled(Population):
     start = first(map_, features, dtype)
     # A mask may hide different features of each example, so each feature needs
     # a count.
-    return start._replace(weight=jnp.zeros(features, dtype))
+    wide = checks.wider(dtype)  # a float16 count of activations overflows
+    return start._replace(weight=jnp.zeros(features, wide))
 
   def update(self, state: Running, moments: Moments, map_: Map) -> Running:
     """Returns the state after one more batch."""

@@ -58,6 +58,11 @@ class Normalization(Node):
       raise _not_a('population', self.population, Population)
     # A name and the policy of the name must be equal for jit to compile once.
     object.__setattr__(self, 'gradient', gradients.resolve(self.gradient))
+    if self.population is not None and not self.scope.shares:
+      raise ValueError(
+        'a population remembers statistics that examples share; '
+        f'{self.scope} shares no statistics: leave {self.population} out.'
+      )
     for choice in (self.scope, self.map, self.population, self.gradient):
       objection = getattr(choice, 'objection', None)
       if objection is not None and (sentence := objection(self)) is not None:

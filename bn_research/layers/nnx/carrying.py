@@ -10,6 +10,7 @@ from flax import nnx
 from bn_research import norms
 from bn_research.layers import calls, flax_words
 from bn_research.layers.nnx.norm import Norm, initial_statistics
+from bn_research.layers.nnx.promotion import array_of, is_variable
 from bn_research.norms import combine
 
 Shape = tuple[int, ...]
@@ -179,7 +180,7 @@ def _meaning_of(part: Any, statistics: Any) -> tuple[Any, ...]:
 def _keep_alike(old: Any, new: Any) -> None:
   """Copies the variables of a tree to a tree with the same shapes, if any."""
   shapes = [
-    jax.tree.map(jnp.shape, jax.tree.map(_value, tree, is_leaf=_is_variable))
+    jax.tree.map(jnp.shape, jax.tree.map(array_of, tree, is_leaf=is_variable))
     for tree in (old, new)
   ]
   if shapes[0] == shapes[1]:
@@ -188,20 +189,12 @@ def _keep_alike(old: Any, new: Any) -> None:
 
 
 def _variables(tree: Any) -> list[Any]:
-  return jax.tree.leaves(tree, is_leaf=_is_variable)
-
-
-def _is_variable(node: Any) -> bool:
-  return isinstance(node, nnx.Variable)
-
-
-def _value(variable: nnx.Variable) -> jax.Array:
-  return variable[...]
+  return jax.tree.leaves(tree, is_leaf=is_variable)
 
 
 def state_of(norm: Norm) -> Any:
   """Returns the state of the normalization of a layer, a pytree of arrays."""
-  return jax.tree.map(_value, norm.statistics, is_leaf=_is_variable)
+  return jax.tree.map(array_of, norm.statistics, is_leaf=is_variable)
 
 
 def set_state(norm: Norm, state: Any) -> None:

@@ -9,16 +9,8 @@ from flax.nnx.nn import dtypes
 from flax.typing import Dtype, Initializer
 
 from bn_research.layers import calls
-from bn_research.layers.nnx.promotion import value
+from bn_research.layers.nnx.promotion import array_of, is_variable, value
 from bn_research.norms import Normalizer, checks
-
-
-def _is_variable(node) -> bool:
-  return isinstance(node, nnx.Variable)
-
-
-def _value(variable: nnx.Variable) -> jax.Array:
-  return variable[...]
 
 
 def initial_statistics(
@@ -169,7 +161,7 @@ class Norm(nnx.Module):
     if update is None:
       update = not use_running_average
     state, learned = jax.tree.map(
-      _value, (self.statistics, self.learned), is_leaf=_is_variable
+      array_of, (self.statistics, self.learned), is_leaf=is_variable
     )
     scale, bias = value(self.scale), value(self.bias)
     # The types of the statistics count, as in `nnx.BatchNorm`.
@@ -192,7 +184,7 @@ class Norm(nnx.Module):
         lambda variable, value: variable.set_value(value),
         self.statistics,
         new,
-        is_leaf=_is_variable,
+        is_leaf=is_variable,
       )
     return y
 

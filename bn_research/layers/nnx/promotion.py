@@ -41,3 +41,13 @@ def promote(
 def value(parameter: nnx.Param | None) -> jax.Array | None:
   """Returns the array of a parameter, or None if the layer has no parameter."""
   return None if parameter is None else parameter[...]
+
+
+def is_variable(node: Any) -> bool:
+  """Returns whether a node of a tree is a variable, where trees end."""
+  return isinstance(node, nnx.Variable)
+
+
+def array_of(variable: nnx.Variable) -> jax.Array:
+  """Returns the array of a variable."""
+  return variable[...]

@@ -9,6 +9,7 @@ from flax.typing import Dtype, Initializer
 from jax import lax
 
 from bn_research import norms
+from bn_research.layers.nnx.promotion import array_of, is_variable
 from bn_research.norms.inputs import coordinates
 from bn_research.norms.roots.matrices import matmul
 
@@ -125,7 +126,7 @@ class WhitenedDense(nnx.Module):
     Returns:
       Whether the coordinates are new, bool ().
     """
-    average = jax.tree.map(_value, self.average, is_leaf=_is_variable)
+    average = jax.tree.map(array_of, self.average, is_leaf=is_variable)
     learned = self.population.update(average, moments, self.whiten)
     mean, second = coordinates.second_moments(
       learned.mean, learned.var, self.bias is not None
@@ -153,7 +154,7 @@ class WhitenedDense(nnx.Module):
     new, weights = lax.cond(is_due, moved, lambda: (old, weights))
     self.mean.set_value(new.mean)
     self.basis.set_value(new.basis)
-    jax.tree.map(_set_value, self.average, learned, is_leaf=_is_variable)
+    jax.tree.map(_set_value, self.average, learned, is_leaf=is_variable)
     for layer, w in zip(layers, weights, strict=True):
       layer.kernel.set_value(w.kernel)
       if layer.bias is not None:
@@ -164,14 +165,6 @@ class WhitenedDense(nnx.Module):
   def _weights(self) -> coordinates.Affine:
     bias = None if self.bias is None else self.bias[...]
     return coordinates.Affine(self.kernel[...], bias)
-
-
-def _is_variable(node) -> bool:
-  return isinstance(node, nnx.Variable)
-
-
-def _value(variable: nnx.Variable) -> jax.Array:
-  return variable[...]
 
 
 def _set_value(variable: nnx.Variable, value: jax.Array) -> None:

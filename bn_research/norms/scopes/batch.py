@@ -12,6 +12,7 @@ from bn_research.norms.axes import Map, Scope
 from bn_research.norms.scopes.pooling import estimate_over_devices
 from bn_research.norms.statistics import meshes
 from bn_research.norms.statistics.collectives import (
+  ONE_DEVICE,
   AxisNames,
   Devices,
   IndexGroups,
@@ -142,7 +143,7 @@ class Batch(Scope):
   ) -> tuple[Moments, Moments]:
     """Returns the moments of each group, and of the whole batch."""
     if self.axis_name is None and view.cut is None:
-      moments = map_.estimate(x, mask, view.axes, _ALONE)
+      moments = map_.estimate(x, mask, view.axes, ONE_DEVICE)
       return moments, moments
     devices = Devices.along(self.axis_name, self.axis_index_groups)
     if view.cut is None:
@@ -150,7 +151,7 @@ class Batch(Scope):
       return moments, moments
     if not map_.merges:
       return _moments_of_apart_groups(view, x, mask, map_)
-    blocks = map_.estimate(x, mask, view.axes, _ALONE)
+    blocks = map_.estimate(x, mask, view.axes, ONE_DEVICE)
     # One collective for count, mean and co-moment. Afterwards every device
     # holds all blocks, and the merges below need no communication.
     blocks = move_as_one_array(meshes.everywhere, blocks)
@@ -178,9 +179,6 @@ class Batch(Scope):
     return move_as_one_array(meshes.everywhere, jax.tree.map(hand_back, merged))
 
 
-_ALONE = Devices()
-
-
 def _moments_of_apart_groups(view, x, mask, map_) -> tuple[Moments, Moments]:
   """Estimates the moments of each group and of the whole batch.
 
@@ -190,17 +188,20 @@ def _moments_of_apart_groups(view, x, mask, map_) -> tuple[Moments, Moments]:
   # Axis 0 of the view counts groups, so the joined array has one axis fewer.
   joined_mask = None if mask is None else view.spread(mask)
   pooled = tuple(a - 1 for a in view.axes)
-  whole = map_.estimate(view.join(x), joined_mask, pooled, _ALONE)
+  whole = map_.estimate(view.join(x), joined_mask, pooled, ONE_DEVICE)
   whole = jax.tree.map(lambda leaf: leaf[None], whole)
   if not view.padding:
-    return map_.estimate(x, mask, view.axes, _ALONE), whole
+    return map_.estimate(x, mask, view.axes, ONE_DEVICE), whole
   # The last group has fewer rows, hence another shape and a second estimate.
   rest = x.shape[1] - view.padding
   full = map_.estimate(
-    x[:-1], None if mask is None else mask[:-1], view.axes, _ALONE
+    x[:-1], None if mask is None else mask[:-1], view.axes, ONE_DEVICE
   )
   last = map_.estimate(
-    x[-1:, :rest], None if mask is None else mask[-1:, :rest], view.axes, _ALONE
+    x[-1:, :rest],
+    None if mask is None else mask[-1:, :rest],
+    view.axes,
+    ONE_DEVICE,
   )
   both = map(_with_count_of_each, (full, last))
   return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *both), whole

@@ -63,12 +63,7 @@ class Example(Scope):
       )
 
   def objection(self, normalization: Any) -> str | None:
-    """Returns the sentence on a population or a map that does not fit."""
-    if normalization.population is not None:
-      return (
-        'a population remembers statistics that examples share; '
-        f'{self} shares no statistics: leave {normalization.population} out.'
-      )
+    """Returns the sentence on a map that does not fit."""
     map_ = normalization.map
     if map_.joint and not self._keeps_features:
       return (

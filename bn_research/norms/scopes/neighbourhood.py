@@ -60,12 +60,7 @@ class Neighbourhood(Scope):
       raise ValueError(f"border={self.border!r} must be 'exclude' or 'zeros'.")
 
   def objection(self, normalization: Any) -> str | None:
-    """Returns the sentence on a population or a map that does not fit."""
-    if normalization.population is not None:
-      return (
-        'a population remembers statistics that examples share; '
-        f'{self} shares no statistics: leave {normalization.population} out.'
-      )
+    """Returns the sentence on a map that does not fit."""
     map_ = normalization.map
     if map_.joint or not map_.ordinary:
       return (

@@ -6,10 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from bn_research.norms.axes import Map
-from bn_research.norms.statistics.collectives import Devices
+from bn_research.norms.statistics.collectives import ONE_DEVICE, Devices
 from bn_research.norms.statistics.moments import Axes, Moments, gathered
-
-_ALONE = Devices()
 
 
 def estimate_over_devices(
@@ -35,7 +33,7 @@ def estimate_over_devices(
   if map_.ordinary or not devices.names:
     return map_.estimate(x, mask, axes, devices)
   if map_.merges:
-    local = map_.estimate(x, mask, axes, _ALONE)
+    local = map_.estimate(x, mask, axes, ONE_DEVICE)
     blocks = gathered(_with_leading_axis(local), devices)
     return _first(map_.merge(blocks, 0))
   if mask is not None:
@@ -45,7 +43,7 @@ def estimate_over_devices(
     mask = bits.astype(bool)
   # The gather adds a leading axis of devices, which is pooled like the axes.
   everywhere = (0, *(axis + 1 for axis in axes))
-  return _first(map_.estimate(devices.gather(x), mask, everywhere, _ALONE))
+  return _first(map_.estimate(devices.gather(x), mask, everywhere, ONE_DEVICE))
 
 
 def _with_leading_axis(tree: Any) -> Any:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from bn_research.norms.axes import Map, Scope
-from bn_research.norms.statistics.collectives import Devices
+from bn_research.norms.statistics.collectives import ONE_DEVICE
 from bn_research.norms.statistics.moments import Moments, Shape, joined
 from bn_research.norms.statistics.views import View
 
@@ -65,7 +65,7 @@ class Reference(Scope):
         f'x has {x.shape[0]} rows, fewer than the reference batch of '
         f'size={self.size}; put the reference rows first in every batch.'
       )
-    rows = map_.estimate(x, mask, view.axes, Devices())
+    rows = map_.estimate(x, mask, view.axes, ONE_DEVICE)
     # Devices may hold the rows in parts. An addition and a select keep the
     # sharding of the rows, but a broadcast and a slice would not.
     rows = rows._replace(count=jnp.zeros_like(rows.mean) + rows.count)

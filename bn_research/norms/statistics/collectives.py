@@ -47,7 +47,7 @@ class Devices:
         devices. The message names the fix.
     """
     if names is None:
-      return _ONE_DEVICE
+      return ONE_DEVICE
     names = (names,) if isinstance(names, str) else tuple(names)
     for name in names:
       _require_bound(name)
@@ -126,7 +126,7 @@ class Devices:
     return self.names[0] in varying(lax.axis_index(self.names[0]))
 
 
-_ONE_DEVICE = Devices()
+ONE_DEVICE = Devices()
 
 
 def _require_bound(name: str) -> None:

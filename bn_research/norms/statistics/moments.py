@@ -17,13 +17,16 @@ from jax import lax
 
 from bn_research.norms.roots.tags import tag_statistics
 from bn_research.norms.statistics import meshes
-from bn_research.norms.statistics.collectives import Devices, vary_like
+from bn_research.norms.statistics.collectives import (
+  ONE_DEVICE,
+  Devices,
+  vary_like,
+)
 from bn_research.norms.statistics.memory import rematerialized
 
 Axes: TypeAlias = tuple[int, ...]
 Shape: TypeAlias = tuple[int, ...]
 
-_ONE_DEVICE = Devices()
 _FLOAT32 = jnp.dtype('float32')
 
 
@@ -218,7 +221,7 @@ def estimate(
   x: jax.Array,
   mask: jax.Array | None,
   axes: Axes,
-  devices: Devices = _ONE_DEVICE,
+  devices: Devices = ONE_DEVICE,
   centre: bool = True,
   groups: int | None = None,
 ) -> Moments:

@@ -59,6 +59,13 @@ def batch_norm(layer: Any, ndim: int) -> tuple[Normalization, Axes]:
 
 @_remember
 def _batch_norm(axis, epsilon, momentum, axis_name, groups):
+  for name, value in (('epsilon', epsilon), ('momentum', momentum)):
+    if callable(value):
+      raise ValueError(
+        f'{name}={value} is a schedule, and a BatchNorm with the variables of '
+        'Flax counts no updates; use the layer Norm with '
+        'norms.batch_norm(...), which counts the updates.'
+      )
   return Normalization(
     Batch(axis=axis, axis_name=axis_name, axis_index_groups=groups),
     Standardize(epsilon=epsilon),

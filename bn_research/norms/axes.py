@@ -30,7 +30,7 @@ A new policy is a function with the arguments of `Gradient.__call__`.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -336,14 +336,10 @@ class Population(Axis):
   `Map.remember` decides which arrays are remembered: variances, covariances or
   matrices. The population decides how to remember: by an average, a pool, an
   accumulation, or at an interval. A state is a NamedTuple that begins with the
-  fields of `Running`. `populations.running` has the functions `first`, `moved`
-  and `adopted`, which do the three tasks of most populations.
+  fields of `Running`. A population whose state is exactly a `Running` may
+  subclass `populations.running.RunningPopulation` and override `update` only;
+  the function `moved` of the same module does the work of most updates.
   """
-
-  @property
-  def unit(self) -> Literal['share', 'batches', 'activations']:
-    """The unit of the `weight` of a state; see `Running`."""
-    return 'share'
 
   @property
   def state_type(self) -> type:

@@ -164,7 +164,7 @@ def divisor(channels: int, **values: int) -> None:
     ValueError: If a value is no divisor, is below 1, or is no integer.
   """
   for name, value in values.items():
-    is_number = isinstance(value, int)
+    is_number = isinstance(value, int | np.integer)
     if not is_number or value < 1 or channels % value:
       raise ValueError(
         f'{name}={value} does not divide the number of channels, {channels}; '
@@ -215,7 +215,7 @@ def state(
       f'apply(x, norm.init({size})).'
     )
   if type(given) is not kind:
-    given = _restored(given, jax.eval_shape(lambda: init(features)))
+    given = restored(given, jax.eval_shape(lambda: init(features)))
   if jnp.shape(given.mean) != features:
     raise ValueError(
       f'the state has num_features={jnp.shape(given.mean)} and x has features'
@@ -224,7 +224,7 @@ def state(
   return given
 
 
-def _restored(given: Any, like: Any) -> Any:
+def restored(given: Any, like: Any) -> Any:
   """Turns a dict from a checkpoint into a state.
 
   Args:
@@ -246,7 +246,7 @@ def _restored(given: Any, like: Any) -> Any:
   needed = {n for n in names if getattr(like, n) is not None}
   if isinstance(given, Mapping) and needed <= given.keys() <= set(names):
     return type(like)(
-      *(_restored(given.get(n), getattr(like, n)) for n in names)
+      *(restored(given.get(n), getattr(like, n)) for n in names)
     )
   found = sorted(given) if isinstance(given, Mapping) else type(given).__name__
   raise ValueError(

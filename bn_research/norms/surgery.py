@@ -77,7 +77,8 @@ def sync(normalization: Normalization, axis_name: AxisNames) -> Normalization:
   Args:
     normalization: A normalization with a scope that has an `axis_name`, for
       example `Batch`.
-    axis_name: Names of the mesh axes; None to remove all names.
+    axis_name: Names of the mesh axes; None to remove all names. Groups of
+      devices are removed too.
 
   Raises:
     ValueError: If the scope has no `axis_name`, or if the normalization is no
@@ -100,7 +101,10 @@ def _synced(normalization: Any, axis_name: AxisNames) -> Normalization:
       f'{scope} shares nothing over devices; only Batch and Example have an '
       'axis_name.'
     )
-  scope = dataclasses.replace(scope, axis_name=axis_name)
+  # The old groups are of the devices along the old axes.
+  scope = dataclasses.replace(
+    scope, axis_name=axis_name, axis_index_groups=None
+  )
   return dataclasses.replace(normalization, scope=scope)
 
 
@@ -166,13 +170,16 @@ def fold(
   scale: jax.Array | None = None,
   bias: jax.Array | None = None,
   feature_group_count: int | None = None,
+  *,
+  transpose_kernel: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
   """Folds a normalization into the dense layer or convolution before it.
 
     (x K + k) D + e = x (K D) + (k D + e)
 
   Args:
-    kernel: K, (..., inputs, features), floating.
+    kernel: K, (..., inputs, features), floating; (..., features, inputs) with
+      `transpose_kernel`.
     kernel_bias: k, (features,), or None for 0.
     normalization: The normalization after the kernel.
     state: The state of the normalization.
@@ -181,6 +188,8 @@ def fold(
     feature_group_count: Number of feature groups of the convolution. None is
       enough for a dense layer, and for a normalization that treats each output
       separately.
+    transpose_kernel: Whether the outputs are the second to last axis of the
+      kernel, as in a transposed convolution with this option of Flax.
 
   Returns:
     A kernel of the shape of K and a bias (features,), both of the dtype of K.
@@ -190,9 +199,13 @@ def fold(
     ValueError: If the normalization mixes outputs that see different inputs, if
       `feature_group_count` is needed and missing, or if `affine_of` raises.
   """
+  if transpose_kernel:
+    kernel = jnp.swapaxes(kernel, -1, -2)
   _require_shared_inputs(kernel, normalization, state, feature_group_count)
   slope, shift = affine_of(normalization, state, scale, bias)
   folded = jnp.matmul(kernel, slope, precision=lax.Precision.HIGHEST)
+  if transpose_kernel:
+    folded = jnp.swapaxes(folded, -1, -2)
   if kernel_bias is not None:
     shift = shift + jnp.matmul(
       kernel_bias, slope, precision=lax.Precision.HIGHEST

@@ -61,7 +61,8 @@ def classes_of(base):
 def choices(base):
   """One instance or several of each class of an axis."""
   for cls in dict.fromkeys(classes_of(base)):
-    if cls is not base:
+    is_abstract = getattr(cls, 'update', None) is axes.Population.update
+    if cls is not base and not is_abstract:
       yield from VARIANTS.get(cls) or (cls(),)
 
 

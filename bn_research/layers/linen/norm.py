@@ -136,4 +136,5 @@ class Norm(nn.Module):
       for name, leaf in initial._asdict().items()
     }
     values = {name: variable.value for name, variable in variables.items()}
-    return initial._replace(**values), variables
+    # A restored checkpoint has dicts in place of named tuples in the fields.
+    return checks.restored(values, initial), variables

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bn_research.layers import calls, flax_words
+from bn_research.layers.nnx.attributes import TakesArrays
 from bn_research.layers.nnx.promotion import promote
 
 
-class BatchNorm(nnx.BatchNorm):
+class BatchNorm(TakesArrays, nnx.BatchNorm):
   """Batch normalization with the arguments and variables of `nnx.BatchNorm`.
 
     y = (x - E x) / √(Var x + ε) · scale + bias

@@ -1,6 +1,7 @@
 """Keeps the variables of a layer whose normalization changes."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from bn_research.layers import calls, flax_words
 from bn_research.layers.nnx.norm import Norm, initial_statistics
 from bn_research.layers.nnx.promotion import array_of, is_variable
 from bn_research.norms import combine
+from bn_research.norms.populations.running import continued, running_of
 
 Shape = tuple[int, ...]
 
@@ -50,7 +52,7 @@ def as_norm(layer: nnx.Module) -> Norm:
     rngs=nnx.Rngs(0),  # The next lines replace all initial values.
   )
   if layer.mean[...].shape != layer.var[...].shape:
-    raise _unexplained(layer.num_features, [layer.mean[...], layer.var[...]])
+    raise _mismatch(layer.num_features, [layer.mean[...], layer.var[...]])
   # Shared variables keep metadata, such as a sharding.
   norm.scale, norm.bias = nnx.data(layer.scale), nnx.data(layer.bias)
   weight = calls.weight_of(layer.mean[...], layer.var[...])
@@ -65,8 +67,9 @@ def as_norm(layer: nnx.Module) -> Norm:
 def with_normalization(old: Norm, normalization: norms.Normalizer) -> Norm:
   """Returns a copy of a layer with a different normalization.
 
-  Scale and bias carry over. Statistics and learned arrays carry over if the
-  shapes, and the meaning of the statistics, are the same.
+  Both layers share the variables of scale and bias, because further layers of
+  the model may share these variables too. Statistics and learned arrays carry
+  over if the shapes, and the meaning of the statistics, are the same.
 
   Args:
     old: The layer, which is not changed.
@@ -78,49 +81,51 @@ def with_normalization(old: Norm, normalization: norms.Normalizer) -> Norm:
   Raises:
     ValueError: If the arrays of the layer have unexpected shapes.
   """
-  leading = _stacked_along(old)
+  leading = stacked_along(old)
   new = nnx.clone(old)
   new.set_normalization(normalization, leading)
-  _keep_alike(old.learned, new.learned)
-  if _meaning(old) == _meaning(new):
-    for was, now in zip(_states(old), _states(new), strict=True):
-      _carry_state(*was, *now)
+  new.scale, new.bias = nnx.data(old.scale), nnx.data(old.bias)
+  if _shapes(old.learned) == _shapes(new.learned):
+    new.learned = nnx.data(old.learned)
+  was, now = map(_states, (old, new))
+  if [_meaning(*part) for part in was] == [_meaning(*part) for part in now]:
+    for (_, before), (part, after) in zip(was, now, strict=True):
+      _carry_state(before, part, after)
   return new
 
 
-def _carry_state(old_part: Any, was: Any, part: Any, now: Any) -> None:
-  """Copies the variables of a state, and makes the state fit its population."""
-  population = getattr(part, 'population', None)
-  unit, old_unit = (
-    getattr(getattr(p, 'population', None), 'unit', 'share')
-    for p in (part, old_part)
-  )
-  if unit == 'activations' != old_unit:
-    return  # Nobody knows how many activations an average has seen.
-  count = len(norms.Running._fields)
-  for before, after in zip(was[:count], now[:count], strict=True):
-    if before.shape == after.shape:
+def _carry_state(was: Any, part: Any, now: Any) -> None:
+  """Copies the variables of a state, and makes the state fit its population.
+
+  Args:
+    was: The state of the old part, a tree of variables.
+    part: The new part of the normalization.
+    now: The state of the new part, a tree of variables, which is changed.
+  """
+  if _shapes(was) == _shapes(now) and type(was) is type(now):
+    for before, after in zip(_variables(was), _variables(now), strict=True):
       after.copy_from(before)
-  if unit != old_unit:
-    # A share of an average is not a number of batches.
-    steps = now.steps[...]
-    now.weight.set_value(
-      jnp.copy(steps) if unit == 'batches' else jnp.minimum(steps, 1)
-    )
-  if type(was) is type(now):
-    _keep_alike(was[count:], now[count:])
-  elif population is not None:
-    # What a population keeps beside the average must fit the average.
-    running = norms.Running(*(variable[...] for variable in now[:count]))
-    state = population.resume(running, part.map)
-    for variable, leaf in zip(
-      _variables(now[count:]), jax.tree.leaves(state[count:]), strict=True
-    ):
-      variable.set_value(leaf)
+    return
+  old, fresh = (running_of(jax.tree.map(array_of, s)) for s in (was, now))
+  running = continued(old, fresh)
+  if running is fresh:
+    return
+  for before, after in zip(was[: len(running)], now, strict=False):
+    if before.shape == after.shape:
+      after.copy_from(before)  # with metadata, such as a sharding
+  # A longer state, or a different weight, must fit the average.
+  state = part.population.resume(running, part.map)
+  for variable, leaf in zip(
+    _variables(now), jax.tree.leaves(state), strict=True
+  ):
+    variable.set_value(leaf)
 
 
-def _stacked_along(norm: Norm) -> Shape:
+def stacked_along(norm: Norm) -> Shape:
   """Returns the leading axes along which models are stacked, () for one model.
+
+  Args:
+    norm: The layer.
 
   Raises:
     ValueError: If the arrays do not all have the same leading axes.
@@ -140,11 +145,11 @@ def _stacked_along(norm: Norm) -> Shape:
     for leaf, like in zip(found, expected, strict=True)
   }
   if None in leading or len(leading) > 1:
-    raise _unexplained(norm.num_features, found)
+    raise _mismatch(norm.num_features, found)
   return leading.pop() if leading else ()  # type: ignore[return-value]
 
 
-def _unexplained(num_features: int, found: list[jax.Array]) -> ValueError:
+def _mismatch(num_features: int, found: list[jax.Array]) -> ValueError:
   return ValueError(
     f'the arrays of a layer of num_features={num_features} have shapes '
     f'{[leaf.shape for leaf in found]}; change a layer only as the constructor '
@@ -157,19 +162,12 @@ def _states(norm: Norm) -> list[tuple[Any, Any]]:
   return list(combine.with_states(norm.normalization, norm.statistics))
 
 
-def _meaning(norm: Norm) -> list[tuple[Any, ...]]:
-  """Returns the meaning of `mean` and `var` in each part of a layer.
+def _meaning(part: Any, statistics: Any) -> tuple[Any, ...]:
+  """Returns the meaning of `mean` and `var` in a part of a layer.
 
   Shapes alone do not show the meaning: variances and mean squares have the same
   shape, and covariances and whitening matrices do too.
   """
-  return [
-    _meaning_of(*part)
-    for part in combine.with_states(norm.normalization, norm.statistics)
-  ]
-
-
-def _meaning_of(part: Any, statistics: Any) -> tuple[Any, ...]:
   map_ = getattr(part, 'map', None)
   var = getattr(statistics, 'var', None)
   shape = None if var is None else var.shape
@@ -177,15 +175,9 @@ def _meaning_of(part: Any, statistics: Any) -> tuple[Any, ...]:
   return type(map_), *about, shape
 
 
-def _keep_alike(old: Any, new: Any) -> None:
-  """Copies the variables of a tree to a tree with the same shapes, if any."""
-  shapes = [
-    jax.tree.map(jnp.shape, jax.tree.map(array_of, tree, is_leaf=is_variable))
-    for tree in (old, new)
-  ]
-  if shapes[0] == shapes[1]:
-    for was, now in zip(_variables(old), _variables(new), strict=True):
-      now.copy_from(was)
+def _shapes(tree: Any) -> Any:
+  arrays = jax.tree.map(array_of, tree, is_leaf=is_variable)
+  return jax.tree.map(jnp.shape, arrays)
 
 
 def _variables(tree: Any) -> list[Any]:
@@ -210,7 +202,20 @@ def set_state(norm: Norm, state: Any) -> None:
     variable.set_value(leaf)
 
 
-def forget(norm: Norm) -> None:
-  """Resets the statistics of a layer to the state before the first batch."""
-  start = initial_statistics(norm, norm.normalization, _stacked_along(norm))
-  set_state(norm, start)
+def forget(norm: Norm, which: Callable[[Any], bool]) -> None:
+  """Resets statistics of a layer to the state before the first batch.
+
+  Args:
+    norm: The layer, which is changed in place.
+    which: A function from a part of the normalization to whether the statistics
+      of the part are reset.
+  """
+  start = initial_statistics(norm, norm.normalization, stacked_along(norm))
+  starts = iter(combine.with_states(norm.normalization, start))
+
+  def reset(part, state):
+    _, fresh = next(starts)
+    return fresh if which(part) else state
+
+  state = state_of(norm)
+  set_state(norm, combine.mapped_with_states(reset, norm.normalization, state))

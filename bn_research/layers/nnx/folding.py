@@ -1,11 +1,9 @@
 """Folds the normalizations of an nnx model into the preceding layers."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from bn_research import norms
@@ -25,7 +23,8 @@ def fold(model: nnx.Module, pairs: Mapping[Path, Path]) -> None:
     (x K + k) D + e = x (K D) + (k D + e)
 
   At inference a normalization with a population is the affine map y = x D + e.
-  Either all pairs are folded, or the model is unchanged.
+  Either all pairs are folded, or the model is unchanged. The layers get new
+  variables: a further layer with the same kernel or bias keeps the old values.
 
   Args:
     model: The model. Each folded normalization becomes `norms.none()`.
@@ -62,19 +61,16 @@ def _folded(
   """
   norm, layer = as_norm(at(model, norm_path)), at(model, layer_path)
   _require_foldable(model, norm, norm_path, layer, layer_path)
-  # `norms.fold` expects the outputs on the last axis. A transposed kernel has
-  # the outputs before the inputs.
-  is_transposed = getattr(layer, 'transpose_kernel', False)
-  turn = partial(jnp.swapaxes, axis1=-1, axis2=-2) if is_transposed else _same
   normalization: Any = norm.normalization
   kernel, bias = norms.fold(
-    turn(_masked_kernel(layer)),
+    _masked_kernel(layer),
     value(layer.bias),
     normalization,
     state_of(norm),
     value(norm.scale),
     value(norm.bias),
     getattr(layer, 'feature_group_count', 1),
+    transpose_kernel=getattr(layer, 'transpose_kernel', False),
   )
   none = Norm(
     norms.none(),
@@ -85,11 +81,12 @@ def _folded(
   )
 
   def write() -> None:
-    layer.kernel.set_value(turn(kernel))
+    # New variables, because a further layer may use the old variables.
+    layer.kernel = layer.kernel.replace(kernel)
     if layer.bias is None:
       layer.bias, layer.use_bias = nnx.data(nnx.Param(bias)), True
     else:
-      layer.bias.set_value(bias)
+      layer.bias = layer.bias.replace(bias)
     if getattr(layer, 'mask', None) is not None:
       # The folded kernel contains the mask. A whitening adds the kernels of
       # neighbouring outputs, at masked weights too, and a second mask would
@@ -97,10 +94,6 @@ def _folded(
       layer.mask = None
 
   return ((norm_path,), none), write
-
-
-def _same(kernel: jax.Array) -> jax.Array:
-  return kernel
 
 
 def _masked_kernel(layer: Any) -> jax.Array:

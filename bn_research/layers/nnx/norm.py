@@ -9,6 +9,7 @@ from flax.nnx.nn import dtypes
 from flax.typing import Dtype, Initializer
 
 from bn_research.layers import calls
+from bn_research.layers.nnx.attributes import TakesArrays
 from bn_research.layers.nnx.promotion import array_of, is_variable, value
 from bn_research.norms import Normalizer, checks
 
@@ -36,7 +37,7 @@ def _stacked(tree: Any, leading: tuple[int, ...]) -> Any:
   )
 
 
-class Norm(nnx.Module):
+class Norm(TakesArrays, nnx.Module):
   """Any normalization as a layer, with a learned scale and bias.
 
     y = Norm(x, X) · scale + bias
@@ -113,12 +114,7 @@ class Norm(nnx.Module):
       normalization: The new normalization.
       leading: The sizes of leading axes along which models are stacked.
     """
-    # A normalization with arrays is data of the module. A normalization without
-    # arrays stays static, and is compared as a part of the graph definition.
-    has_arrays = any(map(checks.is_array, jax.tree.leaves(normalization)))
-    self.normalization = (
-      nnx.data(normalization) if has_arrays else nnx.static(normalization)
-    )
+    self.normalization = normalization
     state = initial_statistics(self, normalization, leading)
     self.statistics = nnx.data(jax.tree.map(nnx.BatchStat, state))
     learned = normalization.learned(self.num_features, self.param_dtype)

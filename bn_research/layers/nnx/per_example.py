@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bn_research.layers import calls, flax_words
+from bn_research.layers.nnx.attributes import TakesArrays
 from bn_research.layers.nnx.promotion import promote, value
 from bn_research.norms import checks
 
 
-class LayerNorm(nnx.LayerNorm):
+class LayerNorm(TakesArrays, nnx.LayerNorm):
   """Layer normalization with the arguments and variables of `nnx.LayerNorm`.
 
     y = (x - E x) / √(Var x + ε) · scale + bias
@@ -44,7 +45,7 @@ class LayerNorm(nnx.LayerNorm):
     return _normalize(self, flax_words.layer_norm, x, mask)
 
 
-class RMSNorm(nnx.RMSNorm):
+class RMSNorm(TakesArrays, nnx.RMSNorm):
   """Root mean square normalization, with the arguments of `nnx.RMSNorm`.
 
     y = x / √(E x² + ε) · scale
@@ -73,7 +74,7 @@ class RMSNorm(nnx.RMSNorm):
     return _normalize(self, flax_words.rms_norm, x, mask)
 
 
-class GroupNorm(nnx.GroupNorm):
+class GroupNorm(TakesArrays, nnx.GroupNorm):
   """Group normalization with the arguments and variables of `nnx.GroupNorm`.
 
     y = (x - E x) / √(Var x + ε) · scale + bias
@@ -133,7 +134,7 @@ class GroupNorm(nnx.GroupNorm):
     return _normalize(self, read, x, mask)
 
 
-class InstanceNorm(nnx.InstanceNorm):
+class InstanceNorm(TakesArrays, nnx.InstanceNorm):
   """Instance normalization, with the arguments of `nnx.InstanceNorm`.
 
     y = (x - E x) / √(Var x + ε) · scale + bias

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from bn_research import norms
 from bn_research.layers.nnx import carrying, surgery
@@ -37,7 +38,7 @@ def reestimate(
   of a combination, such as a refined whitening, are always measured together.
 
   Training can continue after the call: the measured moments have the weight of
-  the average of a trained model.
+  the average of a trained model. A frozen normalization keeps its moments.
 
   Args:
     model: A model with `Norm` or `BatchNorm` layers.
@@ -47,28 +48,43 @@ def reestimate(
     in_order: Whether the layers are measured separately, first to last.
 
   Raises:
-    ValueError: If no layer has running statistics, if running statistics are
-      not of a `norms.Normalization` or do not merge, or if a layer met no
-      batch.
+    ValueError: If no layer has running statistics to measure, if running
+      statistics are not of a `norms.Normalization` or do not merge, if a layer
+      met no batch, or with `in_order` if `nnx.scan` calls stacked layers one
+      after another. The model is unchanged after an error.
 
   Source: Ioffe and Szegedy (2015), Algorithm 2.
   """
-  paths = [
-    path
-    for path, layer in normalizations(model)
-    if not isinstance(layer, Norm) or layer.normalization.remembers
-  ]
+  paths = [p for p, layer in normalizations(model) if _learns(layer)]
   if not paths:
     raise ValueError(
-      'no normalization in the model has running statistics; give a model with '
-      'a normalization such as norms.batch_norm().'
+      'no normalization in the model has running statistics that may change; '
+      'give a model with a normalization such as norms.batch_norm().'
     )
+  # A copy takes the moments of each pass, because an error in a later pass must
+  # leave the model unchanged.
+  copy = nnx.clone(model)
   if not in_order:
-    _adopt(model, _measured(model, set(paths), set(), batches, call))
-    return
-  paths = _in_order_of_calls(model, paths, batches, call)
-  for k, path in enumerate(paths):
-    _adopt(model, _measured(model, {path}, set(paths[:k]), batches, call))
+    measured = _measured(copy, set(paths), set(), batches, call)
+  else:
+    measured = {}
+    for path in _in_order_of_calls(copy, paths, batches, call):
+      found = _measured(copy, {path}, set(measured), batches, call)
+      _adopt(copy, found)
+      measured |= found
+  _adopt(model, measured)
+
+
+def _learns(layer: nnx.Module) -> bool:
+  """Returns whether a layer has moments that are not frozen."""
+  if not isinstance(layer, Norm):
+    return True
+  parts = combine.with_states(layer.normalization, layer.statistics)
+  return not all(_is_fixed(part) for part, _ in parts)
+
+
+def _is_fixed(part: Any) -> bool:
+  return isinstance(getattr(part, 'population', None), norms.Fixed)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,9 +98,12 @@ class _Noted:
   def __getattr__(self, name: str) -> Any:
     return getattr(self.normalizer, name)
 
-  def apply(self, *args: Any, **options: Any) -> Any:
+  def apply(self, x: jax.Array, *args: Any, **options: Any) -> Any:
     self.calls.append(self.path)
-    return self.normalizer.apply(*args, **options)
+    # The name marks the place of the call in the traced program.
+    return self.normalizer.apply(
+      checkpoint_name(x, str(self.path)), *args, **options
+    )
 
 
 def _in_order_of_calls(model, paths, batches, call) -> list[Path]:
@@ -102,9 +121,41 @@ def _in_order_of_calls(model, paths, batches, call) -> list[Path]:
     call(nnx.merge(graphdef, state, copy=True), batch)
 
   for batch in batches():
-    jax.eval_shape(run, state, batch)
+    program = jax.make_jaxpr(run)(state, batch)
+    _require_no_scan(model, paths, _names_in_loops(program.jaxpr))
     break
   return list(dict.fromkeys((*noted, *paths)))
+
+
+def _require_no_scan(model, paths, names: set[str]) -> None:
+  """Raises a ValueError if a loop calls the slices of a stacked layer.
+
+  The slices of a layer are measured together. In a loop, a later slice needs
+  the moments of the slices before.
+  """
+  for path in paths:
+    layer = carrying.as_norm(at(model, path))
+    if str(path) in names and carrying.stacked_along(layer):
+      raise ValueError(
+        f'the layers stacked at {path} are called one after another by a loop '
+        'such as nnx.scan, and cannot be measured in order; call reestimate '
+        'with in_order=False.'
+      )
+
+
+def _names_in_loops(jaxpr: Any, is_in_loop: bool = False) -> set[str]:
+  """Returns the names that `checkpoint_name` gives inside of loops."""
+  names: set[str] = set()
+  for equation in jaxpr.eqns:
+    kind = equation.primitive.name
+    if kind == 'name' and is_in_loop:
+      names.add(equation.params['name'])
+    is_inside = is_in_loop or kind in ('scan', 'while')
+    for inner in jax.tree.leaves(list(equation.params.values())):
+      program = getattr(inner, 'jaxpr', inner)
+      if hasattr(program, 'eqns'):
+        names |= _names_in_loops(program, is_inside)
+  return names
 
 
 def _measured(model, measured, frozen, batches, call) -> dict[Path, Norm]:
@@ -114,7 +165,7 @@ def _measured(model, measured, frozen, batches, call) -> dict[Path, Norm]:
   surgery.replace(probe, _pooled, measured.__contains__)
   # The fields of the old average carry over to the pool, and must not count.
   for path in measured:
-    carrying.forget(at(probe, path))
+    carrying.forget(at(probe, path), _is_pool)
   if frozen:
     surgery.replace(probe, norms.freeze, frozen.__contains__)
   graphdef, state = nnx.split(probe)
@@ -137,7 +188,8 @@ def _measured(model, measured, frozen, batches, call) -> dict[Path, Norm]:
 
 def _require_moved(path: Path, layer: Norm) -> None:
   parts = combine.with_states(layer.normalization, carrying.state_of(layer))
-  if not all(bool(jnp.all(state.steps > 0)) for _, state in parts):
+  pools = [state for part, state in parts if _is_pool(part)]
+  if not all(bool(jnp.all(pool.steps > 0)) for pool in pools):
     raise ValueError(
       f'the normalization at {path} met no batch with finite moments; '
       '`batches` must return batches at every call, and `call` must run the '
@@ -149,8 +201,12 @@ def _pooled(normalizer: Any) -> Any:
   return combine.mapped(_pooled_part, normalizer)
 
 
+def _is_pool(part: Any) -> bool:
+  return isinstance(part.population, norms.Pooled)
+
+
 def _pooled_part(part: Any) -> Any:
-  if not part.remembers:
+  if not part.remembers or _is_fixed(part):
     return part
   if not isinstance(part, norms.Normalization):
     raise ValueError(
@@ -185,6 +241,8 @@ def _adopt(model: nnx.Module, measured: dict[Path, Norm]) -> None:
 
     def adopted(part, state, pools=pools):
       pool = next(pools)
+      if _is_fixed(part):
+        return state
       moments = norms.Moments(pool.weight, pool.mean, pool.var)
       moments = moments.with_variance(pool.var)
       return part.population.adopt(state, moments, part.map, pool.steps)

@@ -1,7 +1,7 @@
 """Averages of the moments of batches, and moments that never change."""
 
 import dataclasses
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,7 @@ from bn_research.norms import checks
 from bn_research.norms.axes import Map, Pair, Population
 from bn_research.norms.populations.running import (
   Running,
-  adopted,
-  first,
+  RunningPopulation,
   moved,
 )
 from bn_research.norms.pytrees import Schedule
@@ -20,7 +19,7 @@ from bn_research.norms.statistics.moments import Moments, Shape
 
 
 @dataclasses.dataclass(frozen=True)
-class Ema(Population):
+class Ema(RunningPopulation):
   """A decaying average of the moments of batches.
 
     old · momentum + new · (1 - momentum)
@@ -72,15 +71,6 @@ class Ema(Population):
         'old value. To freeze a state, call with update=False.'
       )
 
-  @property
-  def state_type(self) -> type:
-    """`Running`."""
-    return Running
-
-  def init(self, map_: Map, features: Shape, dtype: Any = jnp.float32):
-    """Returns the state before the first update."""
-    return first(map_, features, dtype)
-
   def update(self, state: Running, moments: Moments, map_: Map) -> Running:
     """Returns the state after one more batch."""
     like = moments.mean
@@ -97,19 +87,14 @@ class Ema(Population):
       rate = share / jnp.where(weight > 0, weight, 1)
     return moved(state, moments, map_, rate, weight, self.unbiased)
 
-  def adopt(
-    self, state: Running, moments: Moments, map_: Map, batches: jax.Array
-  ) -> Running:
-    """Returns the state with weight 1, as after very many updates."""
-    # With less weight, the next debiased update would replace the measurement.
-    return adopted(state, moments, map_, batches, jnp.ones_like(state.weight))
-
 
 @dataclasses.dataclass(frozen=True)
-class Cumulative(Population):
+class Cumulative(RunningPopulation):
   """The average of the moments of all batches, with equal weights.
 
     old + (new - old) / t    for the update number t
+
+  `steps` counts the updates, and the `weight` of the average is 1.
 
   Attributes:
     unbiased: Whether to multiply variances by n / (n - 1), for n activations.
@@ -119,30 +104,11 @@ class Cumulative(Population):
 
   unbiased: bool = True
 
-  @property
-  def unit(self) -> Literal['batches']:
-    """'batches', because all batches have the same weight."""
-    return 'batches'
-
-  @property
-  def state_type(self) -> type:
-    """`Running`."""
-    return Running
-
-  def init(self, map_: Map, features: Shape, dtype: Any = jnp.float32):
-    """Returns the state before the first update."""
-    return first(map_, features, dtype)
-
   def update(self, state: Running, moments: Moments, map_: Map) -> Running:
     """Returns the state after one more batch."""
-    weight = state.weight.astype(moments.mean.dtype) + 1
-    return moved(state, moments, map_, 1 / weight, weight, self.unbiased)
-
-  def adopt(
-    self, state: Running, moments: Moments, map_: Map, batches: jax.Array
-  ) -> Running:
-    """Returns the state of an average of `batches` batches."""
-    return adopted(state, moments, map_, batches, batches)
+    rate = 1 / (state.steps.astype(moments.mean.dtype) + 1)
+    one = jnp.ones_like(state.weight)
+    return moved(state, moments, map_, rate, one, self.unbiased)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,20 +124,18 @@ class Fixed(Population):
   population: Population | None = None
 
   @property
-  def unit(self) -> Literal['share', 'batches', 'activations']:
-    """The unit of the population in `population`, or 'share'."""
-    return 'share' if self.population is None else self.population.unit
+  def _reader(self) -> Population:
+    """The population that makes and reads the state."""
+    return Cumulative() if self.population is None else self.population
 
   @property
   def state_type(self) -> type:
     """The class of the state of `population`, or `Running`."""
-    return Running if self.population is None else self.population.state_type
+    return self._reader.state_type
 
   def init(self, map_: Map, features: Shape, dtype: Any = jnp.float32) -> Any:
     """Returns the state, which no update changes."""
-    if self.population is not None:
-      return self.population.init(map_, features, dtype)
-    return first(map_, features, dtype)
+    return self._reader.init(map_, features, dtype)
 
   def update(self, state: Any, moments: Moments, map_: Map) -> Any:
     """Returns the state unchanged."""
@@ -182,18 +146,27 @@ class Fixed(Population):
     self, state: Any, moments: Moments, map_: Map, batches: jax.Array
   ) -> Any:
     """Returns the state with these moments."""
-    if self.population is not None:
-      return self.population.adopt(state, moments, map_, batches)
-    return adopted(state, moments, map_, batches, jnp.ones_like(state.weight))
+    return self._reader.adopt(state, moments, map_, batches)
 
   def resume(self, running: Running, map_: Map) -> Any:
     """Returns the state made of a `Running`, which no update changes."""
-    if self.population is not None:
-      return self.population.resume(running, map_)
-    return running
+    return self._reader.resume(running, map_)
 
   def recall(self, state: Any, map_: Map) -> Pair:
     """Makes the pair that normalizes, from the state."""
-    if self.population is not None:
-      return self.population.recall(state, map_)
-    return map_.recall(state.mean, state.var)
+    return self._reader.recall(state, map_)
+
+
+def require_every(every: int, unit: str) -> None:
+  """Raises a ValueError if `every` is no integer, or is below 1."""
+  if not isinstance(every, int | np.integer) or every < 1:
+    raise ValueError(f'every={every} must be at least 1 {unit}.')
+
+
+def require_average(outer: Population, inner: Any) -> None:
+  """Raises a ValueError if the inner population is not an average."""
+  if not isinstance(inner, Ema | Cumulative):
+    raise ValueError(
+      f'{type(outer).__name__} needs an average inside, and got {inner}; give '
+      'Ema() or Cumulative().'
+    )

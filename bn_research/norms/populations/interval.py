@@ -1,15 +1,19 @@
 """A population with a pair that is constant between renewals."""
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from bn_research.norms.axes import Map, Pair, Population
-from bn_research.norms.populations.averages import Cumulative, Ema
-from bn_research.norms.populations.pooled import require_average, require_every
+from bn_research.norms.populations.averages import (
+  Cumulative,
+  Ema,
+  require_average,
+  require_every,
+)
 from bn_research.norms.populations.running import Running, running_of
 from bn_research.norms.statistics import meshes
 from bn_research.norms.statistics.collectives import vary_like
@@ -68,11 +72,6 @@ class Interval(Population):
   def __post_init__(self):
     require_every(self.every, 'step')
     require_average(self, self.population)
-
-  @property
-  def unit(self) -> Literal['share', 'batches', 'activations']:
-    """The unit of the average inside."""
-    return self.population.unit
 
   @property
   def state_type(self) -> type:

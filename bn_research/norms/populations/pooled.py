@@ -1,25 +1,31 @@
 """Populations that merge the moments of batches, or of micro-batches."""
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from bn_research.norms import checks
 from bn_research.norms.axes import Map, Population
-from bn_research.norms.populations.averages import Cumulative, Ema
+from bn_research.norms.populations.averages import (
+  Cumulative,
+  Ema,
+  require_average,
+  require_every,
+)
 from bn_research.norms.populations.running import (
   Running,
+  RunningPopulation,
   adopted,
-  first,
   moved,
   running_of,
 )
 from bn_research.norms.statistics.moments import Moments, Shape, joined
 
 
-def _objection_to_what_does_not_merge(population, map_: Map) -> str | None:
+def _objection_without_merge(population, map_: Map) -> str | None:
   if map_.merges:
     return None
   return (
@@ -29,7 +35,7 @@ def _objection_to_what_does_not_merge(population, map_: Map) -> str | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pooled(Population):
+class Pooled(RunningPopulation):
   """The exact moments of all activations of all batches.
 
   The merge of moments adds the variance between the means of the batches, which
@@ -47,21 +53,11 @@ class Pooled(Population):
         f'{self} pools moments, and {map_} remembers a function of the '
         f'moments; take {map_.remembering_moments()}, or the population Ema().'
       )
-    return _objection_to_what_does_not_merge(self, map_)
-
-  @property
-  def unit(self) -> Literal['activations']:
-    """'activations', counted for each feature."""
-    return 'activations'
-
-  @property
-  def state_type(self) -> type:
-    """`Running`."""
-    return Running
+    return _objection_without_merge(self, map_)
 
   def init(self, map_: Map, features: Shape, dtype: Any = jnp.float32):
     """Returns the state before the first update."""
-    start = first(map_, features, dtype)
+    start = super().init(map_, features, dtype)
     # A mask may hide different features of each example, so each feature needs
     # a count.
     wide = checks.wider(dtype)  # a float16 count of activations overflows
@@ -100,7 +96,8 @@ class AccumulatedRunning(NamedTuple):
     skipped: As in `Running`.
     weight: As in `Running`.
     pending: Moments of the micro-batches since the last update, of the shapes
-      and the dtypes of `mean` and `var`; the count has the shape of `mean`.
+      of `mean` and `var`, in float32 or a wider type; the count has the shape
+      of `mean`.
     seen: The number of pending micro-batches, float32 ().
   """
 
@@ -145,12 +142,7 @@ class Accumulated(Population):
 
   def objection(self, normalization: Any) -> str | None:
     """Returns a sentence if the statistics of the map do not merge."""
-    return _objection_to_what_does_not_merge(self, normalization.map)
-
-  @property
-  def unit(self) -> Literal['share', 'batches', 'activations']:
-    """The unit of the average inside."""
-    return self.population.unit
+    return _objection_without_merge(self, normalization.map)
 
   @property
   def state_type(self) -> type:
@@ -200,21 +192,8 @@ class Accumulated(Population):
     """Returns the average, with no micro-batch pending."""
     del map_
     mean, var = running.mean, running.var
-    pending = jax.tree.map(jnp.zeros_like, Moments(mean, mean, var))
+    # A float16 count or sum of squares overflows.
+    zeros = partial(jnp.zeros_like, dtype=checks.wider(mean.dtype))
+    pending = jax.tree.map(zeros, Moments(mean, mean, var))
     seen = jnp.zeros_like(running.steps)
     return AccumulatedRunning(**running._asdict(), pending=pending, seen=seen)
-
-
-def require_every(every: int, unit: str) -> None:
-  """Raises a ValueError if `every` is no integer, or is below 1."""
-  if not isinstance(every, int) or every < 1:
-    raise ValueError(f'every={every} must be at least 1 {unit}.')
-
-
-def require_average(outer: Population, inner: Any) -> None:
-  """Raises a ValueError if the inner population is not an average."""
-  if not isinstance(inner, Ema | Cumulative):
-    raise ValueError(
-      f'{type(outer).__name__} needs an average inside, and got {inner}; give '
-      'Ema() or Cumulative().'
-    )

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from bn_research.norms import checks
-from bn_research.norms.axes import Map
+from bn_research.norms.axes import Map, Population
 from bn_research.norms.statistics import meshes
 from bn_research.norms.statistics.moments import Moments, Shape
 
@@ -24,9 +24,9 @@ class Running(NamedTuple):
       a skipped batch were of too few activations, or were not finite in the
       type of the state.
     weight: The total weight of all updates, in float32 or a wider type. The
-      unit depends on the population: 'share' is a share of an average, () in
-      [0, 1]; 'batches' is a number of batches, (); 'activations' is a number of
-      activations, of the shape of the features.
+      weight of an average is a share, () in [0, 1]: 0 before the first update.
+      The weight of a pool is a number of activations, of the shape of the
+      features.
   """
 
   mean: jax.Array
@@ -49,22 +49,53 @@ def running_of(state: Any) -> Running:
   return Running(*state[: len(Running._fields)])
 
 
-def first(map_: Map, features: Shape, dtype: Any) -> Running:
-  """Returns the state before the first update.
+class RunningPopulation(Population):
+  """The base class of a population whose state is a `Running`.
+
+  A subclass overrides `update`.
+  """
+
+  @property
+  def state_type(self) -> type:
+    """`Running`."""
+    return Running
+
+  def init(self, map_: Map, features: Shape, dtype: Any = jnp.float32):
+    """Returns the state before the first update, with counts of 0."""
+    initial = map_.initial(features, dtype)
+    wide = checks.wider(dtype)
+    # Each count needs a separate array: jit cannot donate one buffer twice.
+    counts = (jnp.zeros((), t) for t in (jnp.float32, jnp.float32, wide))
+    return Running(initial.mean, initial.variance, *counts)
+
+  def adopt(
+    self, state: Any, moments: Moments, map_: Map, batches: jax.Array
+  ) -> Any:
+    """Returns the state with weight 1, as after very many updates."""
+    # With less weight, the next debiased update would replace the measurement.
+    return adopted(state, moments, map_, batches, jnp.ones_like(state.weight))
+
+
+def continued(old: Running, fresh: Running) -> Running:
+  """Returns the moments of one population, with the weight of another.
 
   Args:
-    map_: The map, whose `initial` gives mean and variance.
-    features: The shape of the features.
-    dtype: The type of mean and variance.
+    old: The state of a population, with moments that the new population can
+      use.
+    fresh: The initial state of the new population, with the shapes of `old`
+      except perhaps for `weight`.
 
   Returns:
-    A state with counts of 0.
+    The state that the new population continues from: `fresh` if the new
+    population counts activations and the old population does not.
   """
-  initial = map_.initial(features, dtype)
-  wide = checks.wider(dtype)
-  # Each count needs a separate array: jit cannot donate one buffer twice.
-  counts = (jnp.zeros((), t) for t in (jnp.float32, jnp.float32, wide))
-  return Running(initial.mean, initial.variance, *counts)
+  if old.weight.shape == fresh.weight.shape:
+    return old
+  if fresh.weight.shape == fresh.mean.shape:
+    return fresh  # Nobody knows how many activations an average has seen.
+  # An average of one update or more has the full weight.
+  share = jnp.minimum(old.steps, 1).astype(fresh.weight.dtype)
+  return old._replace(weight=share)
 
 
 def moved(

@@ -16,6 +16,7 @@ from bn_research.norms.statistics.collectives import (
   AxisNames,
   Devices,
   IndexGroups,
+  require_names,
 )
 from bn_research.norms.statistics.moments import (
   Axes,
@@ -60,6 +61,7 @@ class Batch(Scope):
       value = getattr(self, name)
       if value is not None and not isinstance(value, int | str):
         object.__setattr__(self, name, as_tuples(value))
+    require_names(self.axis_name, self.axis_index_groups)
     if self.group_size is not None and self.group_size < 1:
       raise ValueError(
         f'group_size={self.group_size} must be at least 1 example, or None '
@@ -106,25 +108,25 @@ class Batch(Scope):
     # small, so one collective can move all blocks afterwards.
     features = canonical_axes(self.axis, x.ndim)
     pooled = tuple(sorted(set(range(x.ndim)).difference(features)))
+    # Statistics without a merge need all rows of a group in one estimate. A cut
+    # at device boundaries would leave only parts of a group.
+    whole = () if map_.merges else tuple(range(x.ndim))
     if 0 in features:
       if self.group_size:
         raise ValueError(
           f'axis={self.axis} makes features of axis 0; group_size needs the '
           'examples on axis 0: move the features to another axis.'
         )
-      return View(x.shape, pooled)
-    # Statistics without a merge need all rows of a group in one estimate. A cut
-    # at device boundaries would leave only parts of a group.
-    rows_together = not map_.merges
-    shards = 1 if rows_together else meshes.num_shards(x)
+      return View(x.shape, pooled, whole_axes=whole)
+    shards = 1 if whole else meshes.num_shards(x)
     if self.group_size is None and shards == 1:
-      return View(x.shape, pooled, rows_together=rows_together)
+      return View(x.shape, pooled, whole_axes=whole)
     # With named devices a group may continue on the next device. Padding would
     # then separate rows of one group, so this case needs small blocks too.
     spans_devices = self.group_size is not None and self.axis_name is not None
     is_one_group = _is_at_least(self.group_size, x.shape[0])
     if shards == 1 and is_one_group and not spans_devices:
-      return View(x.shape, pooled, rows_together=rows_together)
+      return View(x.shape, pooled, whole_axes=whole)
     # The cut turns axis 0 into two axes, so each pooled axis moves up by one.
     within = tuple(a + 1 for a in pooled)
     if shards == 1 and not spans_devices:
@@ -133,7 +135,7 @@ class Batch(Scope):
       groups = -(-x.shape[0] // size)
       padding = groups * size - x.shape[0]
       cut = (0, groups)
-      return View(x.shape, within, cut, False, padding, rows_together)
+      return View(x.shape, within, cut, False, padding, whole)
     # The largest block size that divides the rows of a device and a group.
     size = math.gcd(x.shape[0] // shards, self.group_size or x.shape[0])
     return View(x.shape, within, (0, x.shape[0] // size))
@@ -150,7 +152,7 @@ class Batch(Scope):
       moments = estimate_over_devices(map_, x, mask, view.axes, devices)
       return moments, moments
     if not map_.merges:
-      return _moments_of_apart_groups(view, x, mask, map_)
+      return _moments_without_merge(view, x, mask, map_)
     blocks = map_.estimate(x, mask, view.axes, ONE_DEVICE)
     # One collective for count, mean and co-moment. Afterwards every device
     # holds all blocks, and the merges below need no communication.
@@ -179,7 +181,7 @@ class Batch(Scope):
     return move_as_one_array(meshes.everywhere, jax.tree.map(hand_back, merged))
 
 
-def _moments_of_apart_groups(view, x, mask, map_) -> tuple[Moments, Moments]:
+def _moments_without_merge(view, x, mask, map_) -> tuple[Moments, Moments]:
   """Estimates the moments of each group and of the whole batch.
 
   A user-defined statistic may ignore masks. The function therefore cuts off the

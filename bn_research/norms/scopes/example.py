@@ -13,6 +13,7 @@ from bn_research.norms.statistics.collectives import (
   AxisNames,
   Devices,
   IndexGroups,
+  require_names,
 )
 from bn_research.norms.statistics.moments import Axes, Moments, Shape
 from bn_research.norms.statistics.views import View, as_tuples, canonical_axes
@@ -56,6 +57,7 @@ class Example(Scope):
     # Configs give lists. Tuples are hashable, as a static value of jit must be.
     for name in ('axes', 'axis_name', 'axis_index_groups'):
       object.__setattr__(self, name, as_tuples(getattr(self, name)))
+    require_names(self.axis_name, self.axis_index_groups)
     if self.num_groups is not None and self.group_size is not None:
       raise ValueError(
         f'num_groups={self.num_groups} and group_size={self.group_size} were '
@@ -90,20 +92,23 @@ class Example(Scope):
     groups = self._groups(x.shape, pooled)
     last = x.ndim - 1
     positions = tuple(a for a in pooled if a != last)
+    # Statistics without a merge need all activations of a set in one estimate.
+    whole = () if map_.merges else pooled
     if last not in pooled:
-      return View(x.shape, pooled)
+      return View(x.shape, pooled, whole_axes=whole)
     if map_.joint and groups > 1:
       # In group whitening the groups are the features, and the channels inside
       # a group are samples. The axis of groups must therefore come last, and
       # the view pools the axis of the channels inside a group.
-      return View(x.shape, pooled, (last, groups), outer_last=True)
+      return View(x.shape, pooled, (last, groups), True, whole_axes=whole)
     # Only sums can be taken in two steps; a median of medians, for example, is
     # no median. `moments` recognizes this case by the axes of the view.
     if map_.ordinary and _are_many(x.shape, positions):
       return View(x.shape, positions)
     if groups == 1:
-      return View(x.shape, pooled)
-    return View(x.shape, (*positions, x.ndim), (last, groups))
+      return View(x.shape, pooled, whole_axes=whole)
+    inner = (*positions, x.ndim)
+    return View(x.shape, inner, (last, groups), whole_axes=whole)
 
   def moments(
     self, view: View, x: jax.Array, mask: jax.Array | None, map_: Map

@@ -60,7 +60,8 @@ class Reference(Scope):
     self, view: View, x: jax.Array, mask: jax.Array | None, map_: Map
   ) -> tuple[Moments, Moments]:
     """Returns the moments of the reference with each row, and without."""
-    if x.shape[0] < self.size:
+    # A symbolic number of rows, as `jax.export` gives, may not compare.
+    if isinstance(x.shape[0], int) and x.shape[0] < self.size:
       raise ValueError(
         f'x has {x.shape[0]} rows, fewer than the reference batch of '
         f'size={self.size}; put the reference rows first in every batch.'

@@ -72,10 +72,7 @@ class Devices:
     # Groups of devices get different results, so groups need a varying result.
     to = 'invarying' if self._tracked() and not self.groups else 'varying'
     stacked = lax.all_gather(
-      x,
-      self.names,
-      to=to,
-      axis_index_groups=self.groups,
+      x, self.names, to=to, axis_index_groups=self.groups
     )
     return stacked.reshape((-1, *x.shape))
 
@@ -127,6 +124,15 @@ class Devices:
 
 
 ONE_DEVICE = Devices()
+
+
+def require_names(names: AxisNames, groups: IndexGroups) -> None:
+  """Raises a ValueError if groups of devices come without an axis name."""
+  if groups is not None and names is None:
+    raise ValueError(
+      f'axis_index_groups={groups} divides the devices of an axis, and '
+      'axis_name is None; give axis_name, or leave axis_index_groups out.'
+    )
 
 
 def _require_bound(name: str) -> None:

@@ -24,7 +24,8 @@ class View:
       of the last axis allows this order.
     padding: Number of rows of zeros that fill the last group, after a cut of
       axis 0.
-    rows_together: Whether each device of an Explicit mesh needs all rows.
+    whole_axes: Axes, as numbered before the cut, that each device of an
+      Explicit mesh needs whole.
   """
 
   shape: Shape
@@ -32,7 +33,7 @@ class View:
   cut: tuple[int, int] | None = None
   outer_last: bool = False
   padding: int = 0
-  rows_together: bool = False
+  whole_axes: Axes = ()
 
   def split(self, x: Any) -> Any:
     """Cuts an array that broadcasts against the activations; keeps None."""
@@ -40,8 +41,8 @@ class View:
       return None
     if x.ndim < len(self.shape):
       x = x.reshape((1,) * (len(self.shape) - x.ndim) + x.shape)
-    if self.rows_together:
-      x = meshes.whole(x)
+    if self.whole_axes:
+      x = meshes.whole(x, self.whole_axes)
     if self.cut is None:
       return x
     axis, outer = self.cut
@@ -75,7 +76,7 @@ class View:
     Returns:
       The arrays in the same order; None stays None.
     """
-    if self.cut is not None or self.rows_together:
+    if self.cut is not None or self.whole_axes:
       mask = self.split_mask(mask)
       return self.split(x), mask, self.split(scale), self.split(bias)
     # Without a cut only the number of axes can differ. These branches repeat

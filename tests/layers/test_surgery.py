@@ -381,6 +381,12 @@ def test_untrained_moments_of_flax_are_forgotten():
     (norms.batch_norm(), norms.batch_whitening()),
     (norms.batch_norm(), norms.power_norm()),
     (norms.batch_whitening(), norms.iter_norm()),
+    (
+      norms.batch_norm(),
+      norms.Normalization(
+        norms.Batch(), norms.Standardize(centre=False), norms.Ema()
+      ),
+    ),
   ],
 )
 def test_moments_of_another_meaning_start_afresh(old, new):

@@ -122,6 +122,35 @@ def test_a_function_of_both_pairs_is_a_policy(halfway):
   np.testing.assert_allclose(y, x - 1, rtol=1e-6)
 
 
+def renormalized(x, mean, std, r_max, d_max):
+  """Ioffe (2017), Algorithm 1, with constants r and d."""
+  sigma = jnp.sqrt(x.var(0) + EPSILON)
+  r = jax.lax.stop_gradient(jnp.clip(sigma / std, 1 / r_max, r_max))
+  d = jax.lax.stop_gradient(jnp.clip((x.mean(0) - mean) / std, -d_max, d_max))
+  return (x - x.mean(0)) / sigma * r + d
+
+
+@pytest.mark.parametrize('bounds', [(np.inf, np.inf), (1.2, 0.1), (9.0, 0.3)])
+def test_renormalization_is_the_formula_with_constants(bounds, x64):
+  rng = np.random.default_rng(0)
+  x, weights = jnp.asarray(rng.normal(size=(2, 16, 4)) * 2 + 1)
+  norm = norms.Normalization(
+    norms.Batch(),
+    norms.Standardize(epsilon=EPSILON),
+    norms.Ema(),
+    norms.Renormalized(*bounds),
+  )
+  state = norm.init(4, jnp.float64)._replace(
+    mean=jnp.asarray([0.5, 1.0, 2.0, -1.0]), var=jnp.asarray([0.3, 4.0, 9.0, 2])
+  )
+  loss = lambda f: lambda x: jnp.sum(weights * jnp.sin(f(x)))
+  ours = lambda x: norm.apply(x, state)[0]
+  std = jnp.sqrt(state.var + EPSILON)
+  plain = lambda x: renormalized(x, state.mean, std, *bounds)
+  for of in (lambda f: f(x), lambda f: jax.grad(loss(f))(x)):
+    np.testing.assert_allclose(of(ours), of(plain), rtol=0, atol=1e-11)
+
+
 def test_section_2_the_bias_grows_where_the_mean_is_stopped():
   """Ioffe and Szegedy (2015), Section 2: b grows and the loss stays."""
   u = jnp.linspace(-1, 1, 64)[:, None]

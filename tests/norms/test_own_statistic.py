@@ -76,6 +76,18 @@ def test_ghosts_are_groups_estimated_apart(map_, group_size):
   np.testing.assert_allclose(state.var, whole.var, rtol=1e-5)
 
 
+@each_map
+def test_a_mask_hides_rows_of_the_last_ghost_too(map_):
+  x, mask = draw(), jnp.arange(16)[:, None] % 5 != 0  # row 15 is hidden
+  filled = jnp.where(mask, x, 1e3)
+  norm, state = normalize(map_, group_size=6)
+  y, _ = norm.apply(filled, state, mask=mask)
+  groups = [
+    expected(map_, x[k : k + 6], mask[k : k + 6]) for k in range(0, 16, 6)
+  ]
+  np.testing.assert_allclose(y, np.concatenate(groups), atol=1e-5)
+
+
 def over_shard_map(norm, x, mask):
   mesh = jax.make_mesh((8,), ('i',), axis_types=(AxisType.Auto,))
   apply = lambda x, mask: norm.apply(x, norm.init(3), mask=mask)[0]
@@ -139,6 +151,28 @@ def test_positions_and_features_may_be_cut(map_, spec):
   with jax.set_mesh(mesh):
     y = jax.jit(apply)(jax.device_put(x, NamedSharding(mesh, spec)))
   np.testing.assert_allclose(y, apply(x), atol=1e-5)
+
+
+EXAMPLES = {
+  'features': norms.Example(),
+  'positions': norms.Example('positions'),
+  'groups': norms.Example('all', num_groups=2),
+}
+
+
+@each_map
+@pytest.mark.parametrize('scope', EXAMPLES.values(), ids=EXAMPLES)
+@pytest.mark.parametrize('spec', [P('d'), P(None, 'd'), P(None, None, 'd')])
+def test_pooled_axes_of_an_example_may_be_cut(map_, scope, spec):
+  norm = norms.Normalization(scope, map_)
+  x = draw(16, 4 * 4).reshape(16, 4, 4)
+  mask = jnp.arange(16).reshape(16, 1, 1) % 5 != 1
+  apply = lambda x, mask: norm.apply(x, mask=mask)[0]
+  mesh = jax.make_mesh((2,), ('d',), axis_types=(AxisType.Explicit,))
+  with jax.set_mesh(mesh):
+    y = jax.jit(apply)(jax.device_put(x, NamedSharding(mesh, spec)), mask)
+  assert y.sharding.is_equivalent_to(NamedSharding(mesh, spec), 3)
+  np.testing.assert_allclose(y, apply(x, mask), atol=1e-5)
 
 
 @each_map

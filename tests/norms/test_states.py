@@ -252,6 +252,74 @@ def test_groups_of_devices_that_are_none_are_told(groups):
     jax.pmap(lambda x: norm.apply(x)[0], 'i')(jnp.ones((8, 2, 3)))
 
 
+@pytest.mark.parametrize('scope', [norms.Batch, norms.Example])
+def test_groups_of_devices_need_an_axis(scope):
+  with pytest.raises(ValueError, match='axis_name is None; give axis_name'):
+    scope(axis_index_groups=[[0, 1]])
+
+
+def test_an_axis_is_removed_with_its_groups():
+  scope = norms.Batch(axis_name='i', axis_index_groups=[[0, 1]])
+  norm = norms.Normalization(scope, norms.Standardize(), norms.Ema())
+  assert norms.sync(norm, None).scope == norms.Batch()
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
+def test_micro_batches_of_a_narrow_state_are_counted_exactly(dtype):
+  """2,000 micro-batches of 64 rows: bfloat16 counts to 256, float16 to 65504.
+
+  Means and variances travel in float32 until the average is stored.
+  """
+  norm = norms.Normalization(
+    norms.Batch(), norms.Standardize(), norms.Accumulated(2000, norms.Ema(0.0))
+  )
+  step = jax.jit(lambda state, x: norm.apply(x, state)[1])
+  state, x = norm.init(4, dtype), jnp.tile(X, (8, 1)) + 3
+  assert state.pending.count.dtype == jnp.float32
+  state, _ = jax.lax.scan(lambda s, _: (step(s, x), None), state, None, 2000)
+  assert state.steps == 1
+  assert state.mean.dtype == dtype
+  resolution = float(jnp.finfo(dtype).eps)
+  np.testing.assert_allclose(
+    np.asarray(state.mean, np.float64), np.asarray(x).mean(0), resolution
+  )
+  variance = np.asarray(x, np.float64).var(0, ddof=1)
+  np.testing.assert_allclose(
+    np.asarray(state.var, np.float64), variance, resolution + 0.02
+  )
+
+
+def test_integers_of_numpy_are_integers():
+  two = np.int64(2)
+  interval = norms.Interval(two, norms.Ema())
+  norm = norms.Normalization(
+    norms.Batch(two), norms.Whiten('zca', two), interval
+  )
+  same(
+    norm.apply(X, norm.init(4)),
+    norms.Normalization(
+      norms.Batch(2), norms.Whiten('zca', 2), norms.Interval(2, norms.Ema())
+    ).apply(X, norm.init(4)),
+  )
+  assert norms.group_norm(two).apply(X)[0].shape == X.shape
+
+
+def test_a_reference_batch_serves_any_number_of_rows():
+  norm = norms.Normalization(
+    norms.Reference(3), norms.Standardize(), norms.Ema()
+  )
+  step = jax.jit(lambda x, state: norm.apply(x, state))
+  kinds = jax.ShapeDtypeStruct(jax.export.symbolic_shape('b, 4'), 'float32')
+  state = norm.init(4)
+  exported = jax.export.export(step)(kinds, jax.eval_shape(lambda: state))
+  for rows in (4, 8):
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+      exported.call(X[:rows], state),
+      step(X[:rows], state),
+    )
+
+
 def test_more_axes_than_letters_of_an_octave():
   x = jnp.asarray(
     np.random.default_rng(0).standard_normal((3, 2, 1, 2, 1, 2, 1, 2, 1, 3)),

@@ -162,6 +162,8 @@ def _state(normalization: norms.Normalization, statistics: dict[str, Any]):
 
 
 def _pop(flat: dict[Path, Any], prefix: Path) -> dict[str, Any]:
-  """Removes the arrays directly below a path, and returns them by name."""
-  names = [path for path in flat if path[:-1] == prefix]
-  return {path[-1]: nn.meta.unbox(flat.pop(path)) for path in names}
+  """Removes the arrays below a path, and returns them as nested dicts."""
+  below = [path for path in flat if path[: len(prefix)] == prefix]
+  return traverse_util.unflatten_dict(
+    {path[len(prefix) :]: nn.meta.unbox(flat.pop(path)) for path in below}
+  )

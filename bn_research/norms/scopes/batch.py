@@ -110,23 +110,23 @@ class Batch(Scope):
     pooled = tuple(sorted(set(range(x.ndim)).difference(features)))
     # Statistics without a merge need all rows of a group in one estimate. A cut
     # at device boundaries would leave only parts of a group.
-    whole = () if map_.merges else tuple(range(x.ndim))
+    is_whole = not map_.merges
     if 0 in features:
       if self.group_size:
         raise ValueError(
           f'axis={self.axis} makes features of axis 0; group_size needs the '
           'examples on axis 0: move the features to another axis.'
         )
-      return View(x.shape, pooled, whole_axes=whole)
-    shards = 1 if whole else meshes.num_shards(x)
+      return View(x.shape, pooled, is_whole=is_whole)
+    shards = 1 if is_whole else meshes.num_shards(x)
     if self.group_size is None and shards == 1:
-      return View(x.shape, pooled, whole_axes=whole)
+      return View(x.shape, pooled, is_whole=is_whole)
     # With named devices a group may continue on the next device. Padding would
     # then separate rows of one group, so this case needs small blocks too.
     spans_devices = self.group_size is not None and self.axis_name is not None
     is_one_group = _is_at_least(self.group_size, x.shape[0])
     if shards == 1 and is_one_group and not spans_devices:
-      return View(x.shape, pooled, whole_axes=whole)
+      return View(x.shape, pooled, is_whole=is_whole)
     # The cut turns axis 0 into two axes, so each pooled axis moves up by one.
     within = tuple(a + 1 for a in pooled)
     if shards == 1 and not spans_devices:
@@ -135,7 +135,7 @@ class Batch(Scope):
       groups = -(-x.shape[0] // size)
       padding = groups * size - x.shape[0]
       cut = (0, groups)
-      return View(x.shape, within, cut, False, padding, whole)
+      return View(x.shape, within, cut, False, padding, is_whole)
     # The largest block size that divides the rows of a device and a group.
     size = math.gcd(x.shape[0] // shards, self.group_size or x.shape[0])
     return View(x.shape, within, (0, x.shape[0] // size))

@@ -92,23 +92,24 @@ class Example(Scope):
     groups = self._groups(x.shape, pooled)
     last = x.ndim - 1
     positions = tuple(a for a in pooled if a != last)
-    # Statistics without a merge need all activations of a set in one estimate.
-    whole = () if map_.merges else pooled
+    # A statistic without a merge needs all activations of a set at once. Most
+    # functions of JAX, such as `jnp.median`, also refuse cut arrays.
+    is_whole = not map_.merges
     if last not in pooled:
-      return View(x.shape, pooled, whole_axes=whole)
+      return View(x.shape, pooled, is_whole=is_whole)
     if map_.joint and groups > 1:
       # In group whitening the groups are the features, and the channels inside
       # a group are samples. The axis of groups must therefore come last, and
       # the view pools the axis of the channels inside a group.
-      return View(x.shape, pooled, (last, groups), True, whole_axes=whole)
+      return View(x.shape, pooled, (last, groups), True, is_whole=is_whole)
     # Only sums can be taken in two steps; a median of medians, for example, is
     # no median. `moments` recognizes this case by the axes of the view.
     if map_.ordinary and _are_many(x.shape, positions):
       return View(x.shape, positions)
     if groups == 1:
-      return View(x.shape, pooled, whole_axes=whole)
+      return View(x.shape, pooled, is_whole=is_whole)
     inner = (*positions, x.ndim)
-    return View(x.shape, inner, (last, groups), whole_axes=whole)
+    return View(x.shape, inner, (last, groups), is_whole=is_whole)
 
   def moments(
     self, view: View, x: jax.Array, mask: jax.Array | None, map_: Map

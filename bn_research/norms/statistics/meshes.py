@@ -55,23 +55,16 @@ def explicit_spec(x: jax.Array) -> tuple[Any, ...]:
 
 
 def whole_features(x: jax.Array) -> jax.Array:
-  """Brings the whole last axis to each device, if Explicit axes cut it."""
-  return whole(x, (x.ndim - 1,))
-
-
-def whole(x: jax.Array, axes: Iterable[int]) -> jax.Array:
-  """Brings whole axes of `x` to each device, if Explicit axes cut them.
-
-  Args:
-    x: An array.
-    axes: Axes of `x`, from the front.
-  """
+  """Brings the whole last axis to each device, if Explicit axes cut `x`."""
   spec = explicit_spec(x)
-  axes = set(axes)
-  if not any(name for a, name in enumerate(spec) if a in axes):
+  if not spec or spec[-1] is None:
     return x
-  kept = (None if a in axes else name for a, name in enumerate(spec))
-  return jax.sharding.reshard(x, cut(x, *kept))
+  return jax.sharding.reshard(x, cut(x, *spec[:-1], None))
+
+
+def whole(x: jax.Array) -> jax.Array:
+  """Brings all of an array to each device, if Explicit axes cut the array."""
+  return jax.sharding.reshard(x, cut(x)) if explicit_spec(x) else x
 
 
 def cut_like(y: jax.Array, x: jax.Array) -> jax.Array:

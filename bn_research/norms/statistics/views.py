@@ -24,8 +24,7 @@ class View:
       of the last axis allows this order.
     padding: Number of rows of zeros that fill the last group, after a cut of
       axis 0.
-    whole_axes: Axes, as numbered before the cut, that each device of an
-      Explicit mesh needs whole.
+    is_whole: Whether each device of an Explicit mesh needs all activations.
   """
 
   shape: Shape
@@ -33,7 +32,7 @@ class View:
   cut: tuple[int, int] | None = None
   outer_last: bool = False
   padding: int = 0
-  whole_axes: Axes = ()
+  is_whole: bool = False
 
   def split(self, x: Any) -> Any:
     """Cuts an array that broadcasts against the activations; keeps None."""
@@ -41,8 +40,8 @@ class View:
       return None
     if x.ndim < len(self.shape):
       x = x.reshape((1,) * (len(self.shape) - x.ndim) + x.shape)
-    if self.whole_axes:
-      x = meshes.whole(x, self.whole_axes)
+    if self.is_whole:
+      x = meshes.whole(x)
     if self.cut is None:
       return x
     axis, outer = self.cut
@@ -76,7 +75,7 @@ class View:
     Returns:
       The arrays in the same order; None stays None.
     """
-    if self.cut is not None or self.whole_axes:
+    if self.cut is not None or self.is_whole:
       mask = self.split_mask(mask)
       return self.split(x), mask, self.split(scale), self.split(bias)
     # Without a cut only the number of axes can differ. These branches repeat

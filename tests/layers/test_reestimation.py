@@ -1,0 +1,123 @@
+"""Re-estimation of models that are frozen in part, looped, or that raise."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from bn_research import norms
+from bn_research.layers import nnx as layers
+from bn_research.layers.nnx import reestimation, surgery
+
+
+def batches():
+  rng = np.random.default_rng(0)
+  return [
+    jnp.asarray(rng.standard_normal((50, 4)) * (k + 1) + 3 * k, 'f4')
+    for k in range(3)
+  ]
+
+
+def call(model, x):
+  return model(x)
+
+
+def mean_of(layer):
+  return np.asarray(layer.statistics.mean[...])
+
+
+def test_frozen_moments_stay():
+  first, second = (
+    layers.Norm(norms.batch_norm(0.5), 4, rngs=nnx.Rngs(0)) for _ in range(2)
+  )
+  model = nnx.Sequential(first, second)
+  model(batches()[0])
+  surgery.replace(model, norms.freeze, lambda path: path == ('layers', 0))
+  first = model.layers[0]
+  before = mean_of(first)
+  for in_order in (True, False):
+    reestimation.reestimate(model, batches, call, in_order=in_order)
+    np.testing.assert_array_equal(mean_of(first), before)
+    # A frozen layer works as at inference, in every pass.
+    hidden = first(jnp.concatenate(batches()))
+    mean = np.asarray(hidden, np.float64).mean(0)
+    np.testing.assert_allclose(mean_of(model.layers[1]), mean, atol=1e-5)
+  surgery.replace(model, norms.freeze)
+  with pytest.raises(ValueError, match='no normalization in the model has run'):
+    reestimation.reestimate(model, batches, call)
+
+
+def test_frozen_parts_of_a_combination_stay():
+  chain = norms.Chain((norms.freeze(norms.batch_norm()), norms.batch_norm()))
+  model = nnx.Sequential(layers.Norm(chain, 4, rngs=nnx.Rngs(0)))
+  (layer,) = model.layers
+  layer.statistics[0].mean.set_value(jnp.full(4, 2.0))
+  reestimation.reestimate(model, batches, call)
+  fixed, measured = layer.statistics
+  np.testing.assert_array_equal(fixed.mean[...], 2)
+  assert fixed.steps[...] == 0
+  whole = np.concatenate(batches()).astype(np.float64)
+  expected = (whole.mean(0) - 2) / np.sqrt(1 + 1e-5)
+  np.testing.assert_allclose(measured.mean[...], expected, atol=1e-5)
+
+
+class _Branches(nnx.Module):
+  def __init__(self):
+    rngs = nnx.Rngs(0)
+    self.used, self.unused = (
+      layers.Norm(norms.batch_norm(), 4, rngs=rngs) for _ in range(2)
+    )
+
+  def __call__(self, x):
+    return self.used(x)
+
+
+@pytest.mark.parametrize('in_order', [True, False])
+def test_an_error_leaves_the_model_as_it_was(in_order):
+  model = _Branches()
+  with pytest.raises(ValueError, match="at \\('unused',\\) met no batch"):
+    reestimation.reestimate(model, batches, call, in_order=in_order)
+  np.testing.assert_array_equal(mean_of(model.used), 0)
+  assert model.used.statistics.steps[...] == 0
+
+
+class _Stack(nnx.Module):
+  """Blocks in one module, stacked; `scan` calls them one after another."""
+
+  def __init__(self):
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def create(key):
+      return layers.Norm(norms.batch_norm(0.5), 4, rngs=nnx.Rngs(key))
+
+    self.blocks = create(jax.random.split(jax.random.key(0), 3))
+
+  def scan(self, x):
+    @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+    def body(x, block):
+      return jnp.tanh(block(x)) + 2 * x
+
+    return body(x, self.blocks)
+
+  def map(self, x):
+    return nnx.vmap(lambda block, x: block(x), in_axes=(0, None))(
+      self.blocks, x
+    )
+
+
+def test_layers_that_a_scan_calls_are_measured_together_or_refused():
+  model = _Stack()
+  with pytest.raises(ValueError, match=r"\('blocks',\).*in_order=False"):
+    reestimation.reestimate(model, batches, _Stack.scan)
+  np.testing.assert_array_equal(mean_of(model.blocks), 0)
+  reestimation.reestimate(model, batches, _Stack.scan, in_order=False)
+  whole = np.concatenate(batches()).astype(np.float64)
+  np.testing.assert_allclose(mean_of(model.blocks)[0], whole.mean(0), rtol=1e-5)
+
+
+def test_models_that_work_side_by_side_are_measured_in_order():
+  model = _Stack()
+  reestimation.reestimate(model, batches, _Stack.map)
+  whole = np.concatenate(batches()).astype(np.float64)
+  for mean in mean_of(model.blocks):
+    np.testing.assert_allclose(mean, whole.mean(0), rtol=1e-5)

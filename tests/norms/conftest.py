@@ -24,10 +24,8 @@ def x64():
 QUICK = {
   'batch_norm',
   'batch_norm/uneven_ghosts',
-  'batch_renorm',
-  'batch_whitening',
+  'decorrelated_batch_norm',
   'group_norm',
-  'layer_norm',
 }
 
 

@@ -57,7 +57,7 @@ def test_each_group_by_itself(rows, group_size, masked):
     apply = lambda x: norm.apply(x, state, mask=mask if masked else None)
     (y, state), gradient = (
       apply(filled),
-      jax.grad(lambda x: jnp.sum(jnp.sin(apply(x)[0])))(filled),
+      jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(apply(x)[0]))))(filled),
     )
   oracle = sets.over(
     lambda shape: sets.batch(shape, group_size), sets.standardized

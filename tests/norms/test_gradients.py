@@ -13,6 +13,7 @@ import pytest
 
 from bn_research import norms
 from tests.oracles import formulas, sets
+from tests.quick import star
 from tests.rows import EPSILON
 
 SHAPE = (6, 2, 4)
@@ -56,8 +57,7 @@ def close(actual, expected):
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * size)
 
 
-@pytest.mark.parametrize('policy', formulas.POLICIES)
-@pytest.mark.parametrize('scope', SCOPES)
+@pytest.mark.parametrize(('scope', 'policy'), star(SCOPES, formulas.POLICIES))
 def test_policy_is_autodiff_of_the_formula(scope, policy, x64):
   ours, plain, x, v = problem(scope, policy)
 
@@ -147,7 +147,7 @@ def test_renormalization_is_the_formula_with_constants(bounds, x64):
   ours = lambda x: norm.apply(x, state)[0]
   std = jnp.sqrt(state.var + EPSILON)
   plain = lambda x: renormalized(x, state.mean, std, *bounds)
-  for of in (lambda f: f(x), lambda f: jax.grad(loss(f))(x)):
+  for of in (lambda f: f(x), lambda f: jax.jit(jax.grad(loss(f)))(x)):
     np.testing.assert_allclose(of(ours), of(plain), rtol=0, atol=1e-11)
 
 

@@ -268,8 +268,10 @@ def pairs_of(point):
   return {frozenset(pair) for pair in itertools.combinations(places, 2)}
 
 
+@functools.cache
 def covering():
   """Points such that each pair of choices that fit is in one of them."""
+  chosen = []
   uncovered = set().union(*map(pairs_of, accepted()))
   while uncovered:
     best, gain = None, 0
@@ -280,7 +282,8 @@ def covering():
       if gain == 6:
         break
     uncovered -= pairs_of(best)
-    yield best
+    chosen.append(best)
+  return chosen
 
 
 def name(value):
@@ -289,7 +292,7 @@ def name(value):
 
 @pytest.mark.parametrize('part', range(8))
 def test_each_pair_of_choices(part):
-  for point in list(covering())[part::8]:
+  for point in covering()[part::8]:
     check(point)
 
 

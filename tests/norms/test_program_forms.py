@@ -20,6 +20,7 @@ from bn_research import norms
 from tests import rows
 from tests.normalizations import ROWS
 from tests.norms import forms
+from tests.quick import some, star
 
 SHAPE = (32, 2, 3)
 # Of the 4 examples of each of 8 devices; the first and the sixth have none.
@@ -75,20 +76,15 @@ batch_norm = partial(norms.batch_norm, momentum=0.8)
 
 
 @pytest.mark.parametrize(
-  ('devices', 'masked'),
-  [
-    pytest.param(1, True, marks=pytest.mark.slow),
-    (2, False),
-    pytest.param(8, False, marks=pytest.mark.slow),
-    (8, True),
-  ],
+  ('form', 'case'),
+  star(BOTH, ((8, True), (2, False), (1, True), (8, False))),
 )
-@pytest.mark.parametrize('form', BOTH)
-def test_batch_norm(form, devices, masked, x64):
+def test_batch_norm(form, case, x64):
+  devices, masked = case
   check(form, batch_norm, devices, masked)
 
 
-@pytest.mark.parametrize('check_vma', [True, False])
+@pytest.mark.parametrize('check_vma', some([True], [False]))
 def test_evonorm_b0_has_the_variance_of_the_whole_batch(check_vma, x64):
   batch, *_ = arguments(SHAPE)
   learned = {'v': jnp.linspace(0.0, 0.2, SHAPE[-1])}
@@ -120,14 +116,25 @@ GHOSTS = {
 
 @pytest.mark.parametrize(
   ('form', 'group_size'),
-  [(form, 6) for form in BOTH]
-  + list(itertools.product(['explicit mesh', 'shard_map'], [2, 3, 20])),
+  some(
+    [
+      ('explicit mesh', 6),
+      ('explicit mesh', 3),
+      ('shard_map', 6),
+      ('shard_map', 20),
+      ('pmap', 6),
+    ],
+    [
+      *((form, 6) for form in BOTH),
+      *itertools.product(['explicit mesh', 'shard_map'], [2, 3, 20]),
+    ],
+  ),
 )
 def test_ghost_batches_are_of_rows_not_of_devices(form, group_size, x64):
   check(form, GHOSTS[group_size], 8, masked=group_size == 3)
 
 
-@pytest.mark.parametrize('names', [('g', 'i'), ('i', 'g'), 'i', 'g'])
+@pytest.mark.parametrize('names', some([('g', 'i'), 'i'], [('i', 'g'), 'g']))
 @pytest.mark.parametrize(
   'form',
   [
@@ -147,8 +154,9 @@ def test_two_axes_of_a_mesh(form, names, x64):
     close(result, apart(*given, own='gi'.index(names)))
 
 
-@pytest.mark.parametrize('group_size', [None, 6])
-@pytest.mark.parametrize('outer', ['vmap', 'pmap', 'shard_map'])
+@pytest.mark.parametrize(
+  ('outer', 'group_size'), star(('pmap', 'vmap', 'shard_map'), (6, None))
+)
 def test_axes_of_two_kinds(outer, group_size, x64):
   """Pooled over the axis of a map and over that of a vmap inside of it."""
   (batch, state, *_), _ = on_one_device(batch_norm, True)
@@ -238,14 +246,18 @@ OTHERS = {
 
 @pytest.mark.parametrize(
   ('form', 'name'),
-  [('shard_map', name) for name in OTHERS] + [('pmap', 'batch_renorm')],
+  some(
+    [('shard_map', 'batch_renorm'), ('shard_map', 'batch_whitening')],
+    [*(('shard_map', name) for name in OTHERS), ('pmap', 'batch_renorm')],
+  ),
 )
 def test_other_batches_along_a_named_axis(form, name, x64):
   check(form, OTHERS[name], 8, masked=True)
 
 
-@pytest.mark.parametrize('check_vma', [True, False])
-@pytest.mark.parametrize('make', [norms.layer_norm, norms.rms_norm])
+@pytest.mark.parametrize(
+  ('make', 'check_vma'), star((norms.layer_norm, norms.rms_norm), (True, False))
+)
 def test_features_spread_over_devices(make, check_vma, x64):
   """Tensor parallel: each device has some of the features of every example."""
   batch, _, _ = arguments((4, 16))
@@ -313,7 +325,9 @@ OVER_FEATURES = {
 }
 
 
-@pytest.mark.parametrize('name', OVER_FEATURES)
+@pytest.mark.parametrize(
+  'name', some(['ghosts', 'group_norm', 'group_whitening'], OVER_FEATURES)
+)
 def test_positions_and_features_over_an_explicit_mesh(name, x64):
   """Features of one block, and positions pooled, may be on several devices."""
   norm = OVER_FEATURES[name]()

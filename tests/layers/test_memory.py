@@ -9,6 +9,7 @@ from flax import nnx
 from bn_research import norms
 from bn_research.layers import linen as our_linen
 from bn_research.layers import nnx as our_nnx
+from tests.quick import some
 
 SHAPE = (16, 8, 8, 32)
 # Statistics and parameters, in float32.
@@ -50,8 +51,8 @@ MAPS = {
 }
 
 
-@pytest.mark.parametrize('dtype', RESULTS)
-@pytest.mark.parametrize('name', MAPS)
+@pytest.mark.parametrize('dtype', some(['bfloat16'], RESULTS))
+@pytest.mark.parametrize('name', some(['scale', 'whiten'], MAPS))
 def test_so_it_is_in_a_norm(family, name, dtype):
   x = jnp.asarray(np.random.default_rng(0).normal(1, 2, SHAPE), 'bfloat16')
   apply, variables = _norm(family, MAPS[name], dtype)

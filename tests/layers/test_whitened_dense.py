@@ -12,6 +12,7 @@ from bn_research import norms
 from bn_research.layers.nnx.inputs import record_inputs
 from bn_research.layers.nnx.whitened_dense import WhitenedDense
 from bn_research.norms.inputs import layer_inputs as inputs
+from tests.quick import some
 
 D, M = 40, 7
 
@@ -58,13 +59,10 @@ def test_it_begins_as_a_dense_layer():
 
 @pytest.mark.parametrize(
   ('epsilon', 'use_bias', 'most'),
-  [
-    (1e-2, True, 1e-6),
-    (1e-3, True, 1e-6),
-    (1e-6, True, 3e-6),
-    (1e-3, False, 1e-5),
-    (1e-6, False, 1e-4),
-  ],
+  some(
+    [(1e-3, True, 1e-6), (1e-6, False, 1e-4)],
+    [(1e-2, True, 1e-6), (1e-6, True, 3e-6), (1e-3, False, 1e-5)],
+  ),
 )
 def test_a_refresh_keeps_outputs(epsilon, use_bias, most):
   layer = WhitenedDense(
@@ -78,7 +76,9 @@ def test_a_refresh_keeps_outputs(epsilon, use_bias, most):
   assert change_at_refreshes(layer) <= most
 
 
-@pytest.mark.parametrize('method', ['zca', 'newton_schulz', 'cholesky', 'pca'])
+@pytest.mark.parametrize(
+  'method', some(['zca'], ['newton_schulz', 'cholesky', 'pca'])
+)
 def test_a_refresh_keeps_outputs_to_double_precision(x64, method):
   layer = WhitenedDense(
     D,
@@ -93,7 +93,7 @@ def test_a_refresh_keeps_outputs_to_double_precision(x64, method):
 
 @pytest.mark.parametrize(
   ('method', 'use_bias'),
-  [('zca', True), ('zca', False), ('cholesky', True), ('pca', True)],
+  some([('zca', True)], [('zca', False), ('cholesky', True), ('pca', True)]),
 )
 def test_after_a_refresh_its_input_is_white(x64, method, use_bias):
   layer = WhitenedDense(

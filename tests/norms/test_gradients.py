@@ -13,7 +13,7 @@ import pytest
 
 from bn_research import norms
 from tests.oracles import formulas, sets
-from tests.quick import star
+from tests.quick import some, star
 from tests.rows import EPSILON
 
 SHAPE = (6, 2, 4)
@@ -71,7 +71,7 @@ def test_policy_is_autodiff_of_the_formula(scope, policy, x64):
   close(derivatives(ours)(x), derivatives(plain)(x))
 
 
-@pytest.mark.parametrize('policy', formulas.POLICIES)
+@pytest.mark.parametrize('policy', some(['through'], formulas.POLICIES))
 def test_third_order(policy, x64):
   ours, plain, x, v = problem('batch_norm', policy)
 
@@ -130,7 +130,7 @@ def renormalized(x, mean, std, r_max, d_max):
   return (x - x.mean(0)) / sigma * r + d
 
 
-@pytest.mark.parametrize('bounds', [(np.inf, np.inf), (1.2, 0.1), (9.0, 0.3)])
+@pytest.mark.parametrize('bounds', [(np.inf, np.inf), (1.2, 0.1)])
 def test_renormalization_is_the_formula_with_constants(bounds, x64):
   rng = np.random.default_rng(0)
   x, weights = jnp.asarray(rng.normal(size=(2, 16, 4)) * 2 + 1)
@@ -171,8 +171,9 @@ def test_section_2_the_bias_grows_where_the_mean_is_stopped():
   np.testing.assert_allclose(last, first, rtol=1e-5)
 
 
-@pytest.mark.parametrize('rows', [1, 3])
-@pytest.mark.parametrize('ranks', [(1, 2), (2, 1), (2, 2)])
+@pytest.mark.parametrize(
+  ('ranks', 'rows'), star(((1, 2), (2, 1), (2, 2)), (1, 3))
+)
 def test_moments_and_affine_need_not_be_of_one_rank(rows, ranks, x64):
   """With one row, moments of features are as large as the activations."""
   rng = np.random.default_rng(0)
@@ -189,8 +190,8 @@ def test_moments_and_affine_need_not_be_of_one_rank(rows, ranks, x64):
   for f in (jax.jacrev, jax.jacfwd):
     jax.tree.map(
       partial(np.testing.assert_allclose, atol=1e-12),
-      f(ours, tuple(range(5)))(x, *arrays),
-      f(plain, tuple(range(5)))(x, *arrays),
+      jax.jit(f(ours, tuple(range(5))))(x, *arrays),
+      jax.jit(f(plain, tuple(range(5))))(x, *arrays),
     )
 
 

@@ -134,7 +134,15 @@ def test_ghost_batches_are_of_rows_not_of_devices(form, group_size, x64):
   check(form, GHOSTS[group_size], 8, masked=group_size == 3)
 
 
-@pytest.mark.parametrize('names', some([('g', 'i'), 'i'], [('i', 'g'), 'g']))
+@pytest.mark.parametrize(
+  'names',
+  [
+    ('g', 'i'),
+    'i',
+    pytest.param(('i', 'g'), marks=pytest.mark.slow),
+    pytest.param('g', marks=pytest.mark.slow),
+  ],
+)
 @pytest.mark.parametrize(
   'form',
   [

@@ -40,6 +40,7 @@ def close(actual, expected, tolerance=1e-5):
   jax.tree.map(compare, actual, expected)
 
 
+@pytest.mark.slow
 @each
 def test_jit_is_eager(row):
   with jax.disable_jit():
@@ -152,7 +153,7 @@ def test_prints_compares_hashes_and_is_replaced(row):
   [
     ('batch_norm', True),
     ('batch_norm', False),
-    ('batch_whitening', False),
+    pytest.param('batch_whitening', False, marks=pytest.mark.slow),
     pytest.param('batch_whitening', True, marks=pytest.mark.slow),
   ],
 )

@@ -11,6 +11,7 @@ import pytest
 from bn_research import errors
 from bn_research.norms.inputs import layer_inputs as inputs
 from bn_research.optim import input_covariance
+from tests.quick import star
 
 D, M, EPSILON, DECAY = 4, 3, 1e-2, 0.8
 PRECONDITION = functools.partial(
@@ -79,10 +80,14 @@ def run(transformation, data, name='layer'):
   return result
 
 
-@pytest.mark.parametrize('structure', ['full', 'diagonal', 'identity'])
-@pytest.mark.parametrize('use_bias', [True, False])
-@pytest.mark.parametrize(('every', 'relative'), [(1, True), (3, False)])
-def test_against_numpy(structure, use_bias, every, relative):
+@pytest.mark.parametrize(
+  ('structure', 'use_bias', 'interval'),
+  star(
+    ('full', 'diagonal', 'identity'), (True, False), ((1, True), (3, False))
+  ),
+)
+def test_against_numpy(structure, use_bias, interval):
+  every, relative = interval
   data = steps(5, use_bias)
   rule = PRECONDITION(every, covariance=structure, relative=relative)
   found = run(rule, data)

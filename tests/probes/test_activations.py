@@ -5,6 +5,7 @@ import pytest
 from flax import nnx
 
 from bn_research import errors, models, probes
+from tests.quick import some
 
 X = np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32)
 CONFIG = {
@@ -29,7 +30,7 @@ def make_model(norm, widths=(5, 5, 7)):
 
 def test_what_the_nonlinearities_see_without_a_norm():
   model = make_model('none')
-  found = probes.create(CONFIG)(model, jnp.asarray(X))
+  found = nnx.jit(probes.create(CONFIG))(model, jnp.asarray(X))
   names = {f'hidden_{i}/input/{kind}' for i in (1, 2, 3) for kind in KINDS}
   assert found.keys() == names
 
@@ -69,7 +70,7 @@ def test_with_batch_norm_it_is_what_training_sees():
   jax.tree.map(np.testing.assert_array_equal, after, before)
 
 
-@pytest.mark.parametrize('seed', range(4))
+@pytest.mark.parametrize('seed', some([0], [1, 2, 3]))
 def test_values_are_compared_with_themselves(seed):
   # XLA may compute an activation twice and round it in two ways; a search that
   # compares the one with the other ends beside what it looked for.

@@ -8,6 +8,7 @@ import pytest
 from bn_research import errors, training, workdir
 from bn_research.training import checkpoints, loop, progress, schedule
 from bn_research.training.programs import Programs
+from tests.quick import some
 
 NAN = float('nan')
 pytestmark = pytest.mark.usefixtures('loaded')
@@ -50,7 +51,7 @@ def test_a_run_leaves_what_the_plan_names(config, tmp_path):
   assert list(tmp_path.glob('events.out.tfevents.*'))
 
 
-@pytest.mark.parametrize('seconds', [0.0, 1e-4])
+@pytest.mark.parametrize('seconds', some([0.0], [1e-4]))
 def test_the_length_of_chunks_changes_no_bit(
   config, tmp_path, results, monkeypatch, seconds
 ):
@@ -61,7 +62,7 @@ def test_the_length_of_chunks_changes_no_bit(
   assert results(tmp_path / 'short') == results(tmp_path / 'long')
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('number', some([signal.SIGTERM], [signal.SIGINT]))
 def test_a_signal_stops_a_run_that_goes_on_to_the_same_bits(
   config, tmp_path, results, monkeypatch, number
 ):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bn_research.norms import Normalization, Normalizer, Running, checks
-from bn_research.norms.combine import mapped
+from bn_research.norms.combination import mapped
 
 Axes = tuple[int, ...]
 

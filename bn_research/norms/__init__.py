@@ -30,6 +30,7 @@ from bn_research.norms.methods.batch import (
   power_norm,
   virtual_batch_norm,
 )
+from bn_research.norms.methods.evonorm import EvoNormB0, EvoNormS0
 from bn_research.norms.methods.names import NAMES, create
 from bn_research.norms.methods.per_example import (
   absolute_scale,
@@ -43,13 +44,13 @@ from bn_research.norms.methods.per_example import (
   positional_norm,
   rms_norm,
 )
-from bn_research.norms.methods.statistic_free import (
-  EvoNormB0,
-  EvoNormS0,
+from bn_research.norms.methods.squash import (
   Squash,
   dynamic_erf,
   dynamic_tanh,
   thresholded_linear_unit,
+)
+from bn_research.norms.methods.weights import (
   weight_norm,
   weight_standardization,
 )

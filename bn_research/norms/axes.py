@@ -427,7 +427,7 @@ class Normalizer(Protocol):
   """The methods that a layer calls.
 
   A layer may hold a `Normalization`, a combination (`Chain`, `Mixture` or
-  `Coloured`), or a class of `methods.statistic_free`.
+  `Coloured`), or a class of `methods.evonorm` or `methods.squash`.
   """
 
   @property

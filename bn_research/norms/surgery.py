@@ -14,7 +14,7 @@ from jax import lax
 
 from bn_research.norms import gradients
 from bn_research.norms.axes import Pair, Population
-from bn_research.norms.combine import mapped
+from bn_research.norms.combination import mapped
 from bn_research.norms.normalization import Normalization
 from bn_research.norms.populations import Fixed
 from bn_research.norms.statistics.collectives import AxisNames

@@ -12,7 +12,7 @@ from bn_research import norms
 from bn_research.layers import calls, flax_words
 from bn_research.layers.nnx.norm import Norm, initial_statistics
 from bn_research.layers.nnx.promotion import array_of, is_variable
-from bn_research.norms import combine
+from bn_research.norms import combination
 from bn_research.norms.populations.running import continued, running_of
 
 Shape = tuple[int, ...]
@@ -159,7 +159,7 @@ def _mismatch(num_features: int, found: list[jax.Array]) -> ValueError:
 
 def _states(norm: Norm) -> list[tuple[Any, Any]]:
   """Returns each part that remembers, with the variables of its state."""
-  return list(combine.with_states(norm.normalization, norm.statistics))
+  return list(combination.with_states(norm.normalization, norm.statistics))
 
 
 def _meaning(part: Any, statistics: Any) -> tuple[Any, ...]:
@@ -211,11 +211,13 @@ def forget(norm: Norm, which: Callable[[Any], bool]) -> None:
       of the part are reset.
   """
   start = initial_statistics(norm, norm.normalization, stacked_along(norm))
-  starts = iter(combine.with_states(norm.normalization, start))
+  starts = iter(combination.with_states(norm.normalization, start))
 
   def reset(part, state):
     _, fresh = next(starts)
     return fresh if which(part) else state
 
   state = state_of(norm)
-  set_state(norm, combine.mapped_with_states(reset, norm.normalization, state))
+  set_state(
+    norm, combination.mapped_with_states(reset, norm.normalization, state)
+  )

@@ -14,7 +14,7 @@ from bn_research import norms
 from bn_research.layers.nnx import carrying, surgery
 from bn_research.layers.nnx.norm import Norm
 from bn_research.layers.nnx.tree import Path, at, normalizations
-from bn_research.norms import combine
+from bn_research.norms import combination
 
 Call = Callable[[nnx.Module, Any], Any]
 Batches = Callable[[], Iterable[Any]]
@@ -79,7 +79,7 @@ def _learns(layer: nnx.Module) -> bool:
   """Returns whether a layer has moments that are not frozen."""
   if not isinstance(layer, Norm):
     return True
-  parts = combine.with_states(layer.normalization, layer.statistics)
+  parts = combination.with_states(layer.normalization, layer.statistics)
   return not all(_is_fixed(part) for part, _ in parts)
 
 
@@ -187,7 +187,7 @@ def _measured(model, measured, frozen, batches, call) -> dict[Path, Norm]:
 
 
 def _require_moved(path: Path, layer: Norm) -> None:
-  parts = combine.with_states(layer.normalization, carrying.state_of(layer))
+  parts = combination.with_states(layer.normalization, carrying.state_of(layer))
   pools = [state for part, state in parts if _is_pool(part)]
   if not all(bool(jnp.all(pool.steps > 0)) for pool in pools):
     raise ValueError(
@@ -198,7 +198,7 @@ def _require_moved(path: Path, layer: Norm) -> None:
 
 
 def _pooled(normalizer: Any) -> Any:
-  return combine.mapped(_pooled_part, normalizer)
+  return combination.mapped(_pooled_part, normalizer)
 
 
 def _is_pool(part: Any) -> bool:
@@ -234,7 +234,7 @@ def _adopt(model: nnx.Module, measured: dict[Path, Norm]) -> None:
       continue
     pools = iter(
       pool
-      for _, pool in combine.with_states(
+      for _, pool in combination.with_states(
         found.normalization, carrying.state_of(found)
       )
     )
@@ -249,5 +249,5 @@ def _adopt(model: nnx.Module, measured: dict[Path, Norm]) -> None:
 
     state = carrying.state_of(layer)
     carrying.set_state(
-      layer, combine.mapped_with_states(adopted, layer.normalization, state)
+      layer, combination.mapped_with_states(adopted, layer.normalization, state)
     )

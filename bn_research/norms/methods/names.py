@@ -7,8 +7,9 @@ from typing import Any
 
 from bn_research.norms.methods import (
   batch,
+  evonorm,
   per_example,
-  statistic_free,
+  squash,
   whitening,
 )
 
@@ -33,10 +34,10 @@ NAMES: dict[str, Callable[..., Any]] = {
   'iter_norm': whitening.iter_norm,
   'instance_whitening': whitening.instance_whitening,
   'group_whitening': whitening.group_whitening,
-  'dynamic_tanh': statistic_free.dynamic_tanh,
-  'dynamic_erf': statistic_free.dynamic_erf,
-  'evonorm_b0': statistic_free.EvoNormB0,
-  'evonorm_s0': statistic_free.EvoNormS0,
+  'dynamic_tanh': squash.dynamic_tanh,
+  'dynamic_erf': squash.dynamic_erf,
+  'evonorm_b0': evonorm.EvoNormB0,
+  'evonorm_s0': evonorm.EvoNormS0,
 }
 
 

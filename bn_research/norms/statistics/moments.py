@@ -217,6 +217,25 @@ def apply_mask(mask: jax.Array | None, x: jax.Array) -> jax.Array:
   return x if mask is None else jnp.where(mask, x, 0)
 
 
+def affine(
+  y: jax.Array,
+  scale: jax.Array | None,
+  bias: jax.Array | None,
+  mask: jax.Array | None,
+) -> jax.Array:
+  """Returns y · scale + bias of the type of `y`, and 0 where masked.
+
+  Args:
+    y: Activations.
+    scale: None for 1, or broadcastable against `y`.
+    bias: None for 0, or broadcastable against `y`.
+    mask: None, or boolean and broadcastable against `y`.
+  """
+  y = y if scale is None else y * scale.astype(y.dtype)
+  # The mask comes last, because a bias would move masked activations from 0.
+  return apply_mask(mask, y if bias is None else y + bias.astype(y.dtype))
+
+
 def estimate(
   x: jax.Array,
   mask: jax.Array | None,

@@ -1,4 +1,4 @@
-"""Methods related to normalization, for complete comparisons.
+"""EvoNorm: normalization and nonlinearity in one formula.
 
 The classes have the methods `init`, `learned` and `apply` of a `Normalization`,
 and can replace a `Normalization`. No choice of scope, map, population and
@@ -7,7 +7,6 @@ the activation for given moments.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,129 +20,10 @@ from bn_research.norms.populations import Ema, Running
 from bn_research.norms.pytrees import Node, Number, Schedule
 from bn_research.norms.scopes import Batch, Example
 from bn_research.norms.statistics.collectives import AxisNames
-from bn_research.norms.statistics.moments import apply_mask, wide
+from bn_research.norms.statistics.moments import affine, apply_mask, wide
 from bn_research.norms.statistics.views import as_tuples
 
 Learned = Mapping[str, jax.Array]
-
-_FUNCTIONS = ('tanh', 'erf')
-
-
-def _affine(y, x, mask, scale, bias, dtype) -> jax.Array:
-  """Scales and shifts `y`, and casts to the type of the result."""
-  y = y if scale is None else y * scale.astype(y.dtype)
-  y = y if bias is None else y + bias.astype(y.dtype)
-  return apply_mask(mask, y).astype(checks.result_type(x, dtype))
-
-
-@dataclasses.dataclass(frozen=True)
-class Squash(Node):
-  """A sigmoid function instead of a normalization, without statistics.
-
-    tanh    y = tanh(α x) · scale + bias
-    erf     y = erf(α x + s) · scale + bias
-
-  The layer learns one slope α, and for 'erf' one shift s with initial value 0.
-
-  Attributes:
-    function: 'tanh' or 'erf'.
-    alpha: Initial value of α.
-
-  Raises:
-    ValueError: If an option is out of range.
-
-  Source: Zhu et al. (2025), equation 1 (dynamic tanh); Chen et al. (2025)
-  (dynamic erf).
-  """
-
-  function: str = 'tanh'
-  alpha: Number = 0.5
-
-  remembers = False
-  scales = True
-
-  def __post_init__(self):
-    if self.function not in _FUNCTIONS:
-      raise ValueError(
-        f'function={self.function!r} must be one of {", ".join(_FUNCTIONS)}.'
-      )
-    checks.number('alpha', self.alpha, math.isfinite, 'finite')
-
-  def init(self, num_features: int, dtype: Any = jnp.float32) -> tuple[()]:
-    """Returns (), because nothing is remembered."""
-    del num_features, dtype
-    return ()
-
-  def learned(
-    self, num_features: int, dtype: Any = jnp.float32
-  ) -> dict[str, jax.Array]:
-    """Returns the slope, and for erf the shift, each of shape ()."""
-    del num_features
-    alpha = {'alpha': jnp.asarray(self.alpha, dtype)}
-    if self.function == 'tanh':
-      return alpha
-    return {**alpha, 'shift': jnp.zeros((), dtype)}
-
-  def apply(
-    self,
-    x: jax.Array,
-    state: tuple[()] = (),
-    *,
-    scale: jax.Array | None = None,
-    bias: jax.Array | None = None,
-    learned: Learned,
-    use_running: bool = False,
-    update: bool = True,
-    mask: jax.Array | None = None,
-    dtype: Any = None,
-  ) -> tuple[jax.Array, tuple[()]]:
-    """Squashes `x`; for the arguments see `Normalization.apply`.
-
-    `learned` holds the arrays from the method `learned`.
-    """
-    del update  # there is no state to update
-    x, mask, scale, bias = checks.activations(x, mask, scale, bias)
-    checks.no_running(use_running)
-    z = apply_mask(mask, wide(x))
-    z = z * learned['alpha'].astype(z.dtype)
-    if self.function == 'tanh':
-      return _affine(jnp.tanh(z), x, mask, scale, bias, dtype), state
-    y = jax.scipy.special.erf(z + learned['shift'].astype(z.dtype))
-    return _affine(y, x, mask, scale, bias, dtype), state
-
-
-def dynamic_tanh(alpha: float = 0.5) -> Squash:
-  """Dynamic tanh: y = tanh(α x), with a learned α.
-
-  Args:
-    alpha: Initial value of α.
-
-  Returns:
-    The replacement of a normalization.
-
-  Raises:
-    ValueError: If `alpha` is not finite.
-
-  Source: Zhu et al. (2025), equation 1.
-  """
-  return Squash('tanh', alpha)
-
-
-def dynamic_erf(alpha: float = 0.5) -> Squash:
-  """Dynamic erf: y = erf(α x + s), with a learned α and a learned s.
-
-  Args:
-    alpha: Initial value of α. The initial value of s is 0.
-
-  Returns:
-    The replacement of a normalization.
-
-  Raises:
-    ValueError: If `alpha` is not finite.
-
-  Source: Chen et al. (2025).
-  """
-  return Squash('erf', alpha)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,7 +114,8 @@ class EvoNormB0(Node):
     example = v * z + jnp.sqrt(instance.variance + epsilon)
     y = z / jnp.maximum(jnp.sqrt(variance + epsilon), example)
     state = self._batch.learn(state, moments) if update else state
-    return _affine(y, x, mask, scale, bias, dtype), state
+    y = affine(y, scale, bias, mask)
+    return y.astype(checks.result_type(x, dtype)), state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,73 +185,5 @@ class EvoNormS0(Node):
     y = z * jax.nn.sigmoid(learned['v'].astype(z.dtype) * z)
     epsilon = checks.number_of_type(self.epsilon, z)
     y = y * jax.lax.rsqrt(group.variance + epsilon)
-    return _affine(y, x, mask, scale, bias, dtype), state
-
-
-def thresholded_linear_unit(x: jax.Array, threshold: jax.Array) -> jax.Array:
-  """Returns max(x, τ), the learned activation after filter response norm.
-
-  Args:
-    x: Activations (..., features), floating.
-    threshold: τ, (features,) or another shape that broadcasts against `x`.
-
-  Returns:
-    An array of the shape and dtype of `x`.
-
-  Source: Singh and Krishnan (2020), equation 4.
-  """
-  return jnp.maximum(x, threshold.astype(x.dtype))
-
-
-def weight_standardization(
-  kernel: jax.Array, gain: jax.Array | None = None, epsilon: float = 1e-5
-) -> jax.Array:
-  """Standardizes a kernel: for each output, over all inputs.
-
-    w = (v - E v) / √(Var v + ε) · gain
-
-  Args:
-    kernel: v, the kernel (..., inputs, outputs) of a dense layer or a
-      convolution, floating.
-    gain: None for 1, or an array (outputs,).
-    epsilon: ε, added to the variance, in squared units of the weights.
-
-  Returns:
-    An array of the shape and dtype of `kernel`.
-
-  Source: Qiao et al. (2019), equation 5.
-  """
-  # The inputs of a kernel play the role of the rows of a batch, and the outputs
-  # play the role of the features. The batch scope thus fits a kernel.
-  y, _ = Normalization(Batch(), Standardize(epsilon=epsilon)).apply(
-    kernel, scale=gain
-  )
-  return y
-
-
-def weight_norm(
-  direction: jax.Array, length: jax.Array, epsilon: float = 1e-12
-) -> jax.Array:
-  """Returns the kernel of a given direction and length, for each output.
-
-    w = length · v / √(‖v‖² + ε)
-
-  The paper combines weight normalization with `mean_only_batch_norm` after the
-  layer.
-
-  Args:
-    direction: v, (..., inputs, outputs), floating.
-    length: The norm of w for each output, (outputs,).
-    epsilon: ε, added to the squared norm.
-
-  Returns:
-    The kernel w, of the shape and dtype of `direction`.
-
-  Source: Salimans and Kingma (2016), equation 2.
-  """
-  # With ε under the root, a direction of zero has a finite gradient.
-  axes = tuple(range(direction.ndim - 1))
-  v = wide(direction)
-  squares = jnp.sum(v * v, axes, keepdims=True)
-  kernel = v * jax.lax.rsqrt(squares + epsilon) * length
-  return kernel.astype(direction.dtype)
+    y = affine(y, scale, bias, mask)
+    return y.astype(checks.result_type(x, dtype)), state

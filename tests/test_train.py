@@ -139,6 +139,7 @@ def test_a_run_that_diverges_says_so_and_exits_with_3(start, tmp_path):
   assert workdir.read_status(tmp_path / 'run').status == workdir.DIVERGED
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_loses_nothing(start, tmp_path):
   process = start(*LONG)
   wait_for_a_checkpoint(process, tmp_path / 'run')

@@ -57,6 +57,22 @@ def family(request):
   return request.param
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+  """Marks most rows of linen slow.
+
+  The layers of both families call the same functions of `flax_words` and
+  `calls`. Each test keeps one row of linen, and all rows of nnx.
+  """
+  tested = set()
+  for item in items:
+    parameters = item.callspec.params if hasattr(item, 'callspec') else {}
+    if isinstance(parameters.get('family'), Linen):
+      if item.function in tested:
+        item.add_marker(pytest.mark.slow)
+      tested.add(item.function)
+
+
 @pytest.fixture
 def of_linen():
   return Linen()

@@ -1,5 +1,6 @@
 """Inverse square roots: values, and derivatives of every order."""
 
+import itertools
 from functools import cache, partial
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from bn_research.norms import roots
-from tests.quick import some, star
+from tests.quick import some
 
 METHODS = ('zca', 'newton_schulz', 'cholesky', 'pca')
 SYMMETRIC = ('zca', 'newton_schulz')
@@ -167,7 +168,7 @@ def test_first_derivatives_equal_finite_differences(x64, method, point):
 
 
 @pytest.mark.parametrize('condition', [1.0, 1e4])
-@pytest.mark.parametrize('method', SYMMETRIC)
+@pytest.mark.parametrize('method', some(['zca'], SYMMETRIC))
 def test_tangent_equals_daleckii_and_krein(x64, method, condition):
   matrix, direction = random_spd(16, condition), random_symmetric(16, 1)
   f = partial(roots.inverse_sqrt, method=method)
@@ -213,7 +214,7 @@ def directional_derivatives(method):
 
 
 @pytest.mark.parametrize('point', POINTS)
-@pytest.mark.parametrize('method', some(['zca', 'newton_schulz'], TANGENTS))
+@pytest.mark.parametrize('method', some(['zca'], TANGENTS))
 def test_second_and_third_order_in_every_mode(x64, method, point):
   matrix = POINTS[point]
   u, v, w = (random_symmetric(3, seed) for seed in (1, 2, 3))
@@ -262,7 +263,13 @@ def test_second_order_through_scan_and_checkpoint(x64, method):
   assert_near(actual, expected, 1e-10)
 
 
-@pytest.mark.parametrize(('method', 'check_vma'), star(METHODS, (True, False)))
+@pytest.mark.parametrize(
+  ('method', 'check_vma'),
+  some(
+    [('zca', True), ('cholesky', False)],
+    itertools.product(METHODS, (True, False)),
+  ),
+)
 def test_shard_map(x64, method, check_vma):
   mesh = jax.make_mesh((4,), ('d',), axis_types=(jax.sharding.AxisType.Auto,))
   spec = jax.sharding.PartitionSpec('d')

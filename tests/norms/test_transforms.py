@@ -110,7 +110,9 @@ def test_a_second_call_compiles_nothing(row, caplog):
       rows.call(norm, sample, after)
     return [r for r in caplog.records if 'Compiling' in r.getMessage()]
 
-  jax.clear_caches()  # another row may have compiled all that this one calls
+  if norm == row.make(EPSILON / 3):
+    # No epsilon tells the norm from those that another test has compiled.
+    jax.clear_caches()
   assert compilations()
   assert not compilations()
 

@@ -110,8 +110,9 @@ def test_inputs_of_images_are_taken_by_channel():
 def test_only_the_chosen_are_followed():
   probe = probes.create(CONFIG | {'nonlinearities': ('hidden_3/input',)})
   model = make_model('none', widths=(2, 2, 7))  # Two have no unit 3.
-  found = probe(model, jnp.asarray(X))
-  everything = probes.create(CONFIG | {'unit': 1})(model, jnp.asarray(X))
+  found = nnx.jit(probe)(model, jnp.asarray(X))
+  whole = nnx.jit(probes.create(CONFIG | {'unit': 1}))
+  everything = whole(model, jnp.asarray(X))
   assert found.keys() == {'hidden_3/input/unit', 'hidden_3/input/all'}
   np.testing.assert_array_equal(
     found['hidden_3/input/all'], everything['hidden_3/input/all']

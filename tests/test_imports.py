@@ -110,9 +110,10 @@ ROOMS_OF_NORMS = {
   'populations': _CONTRACTS,
   'gradients': _CONTRACTS,
   'normalization': {*_CONTRACTS, 'gradients'},
-  'combine': {*_CONTRACTS, 'normalization'},
+  'combination': _CONTRACTS,
+  'combine': {*_CONTRACTS, 'combination'},
   'surgery': {
-    *(*_CONTRACTS, 'gradients', 'normalization', 'combine', 'populations'),
+    *(*_CONTRACTS, 'gradients', 'normalization', 'combination', 'populations'),
   },
   'inputs': {*_CONTRACTS, 'scopes', 'maps'},
   'methods': {

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -152,6 +152,21 @@ def weight_of(mean: jax.Array, var: jax.Array) -> jax.Array:
   """
   untouched = jnp.all((mean == 0) & (var == 1), axis=-1)
   return jnp.where(untouched, 0, 1).astype(jnp.float32)
+
+
+def over_models(function: Callable[..., Any], ndim: int) -> Callable[..., Any]:
+  """Maps a function over the leading axes along which models are stacked.
+
+  Args:
+    function: A function of pytrees of one model.
+    ndim: The number of leading axes, 0 for a single model.
+
+  Returns:
+    The same function, of pytrees of all models.
+  """
+  for _ in range(ndim):
+    function = jax.vmap(function)
+  return function
 
 
 def on_one_device(normalizer: Any) -> Any:

@@ -26,7 +26,9 @@ Inference normalizes with the `Pair` of the population, and needs no policy.
 
 A new scope, map or population is a frozen dataclass that subclasses `Scope`,
 `Map` or `Population` and overrides the methods that raise NotImplementedError.
-A new policy is a function with the arguments of `Gradient.__call__`.
+A new policy is a function with the arguments of `Gradient.__call__`, or an
+`Axis` with such a method. A `Normalization` replaces a schedule of a map or of
+a policy by the present number before each call.
 """
 
 from collections.abc import Callable, Mapping
@@ -37,7 +39,7 @@ import jax.numpy as jnp
 
 from bn_research.norms.pytrees import Node
 from bn_research.norms.statistics.collectives import Devices
-from bn_research.norms.statistics.moments import Axes, Moments, Shape
+from bn_research.norms.statistics.moments import Axes, Moments, Shape, wide
 from bn_research.norms.statistics.views import View
 
 # A combination nests the states of several populations, so no single type fits.
@@ -49,8 +51,8 @@ class Pair(NamedTuple):
 
   In `Map.finish` and in a gradient policy, the arrays broadcast against the
   activations after the cut of the view, in float32 or a wider type. The pair
-  from `Population.recall` has the shape of the features and the type of the
-  state; a `Normalization` expands and casts this pair.
+  from `Population.recall` has the shape of the features and float32 or a wider
+  type; a `Normalization` expands and casts this pair.
 
   Attributes:
     mean: The mean, or None for a map that does not centre.
@@ -272,8 +274,10 @@ class Map(Axis):
     """Makes the pair that normalizes, from remembered arrays.
 
     Args:
-      mean: The average of the `mean` that `remember` returns.
-      var: The average of the `variance` that `remember` returns.
+      mean: The average of the `mean` that `remember` returns, in float32 or a
+        wider type.
+      var: The average of the `variance` that `remember` returns, in the same
+        type.
     """
     raise NotImplementedError
 
@@ -386,11 +390,21 @@ class Population(Axis):
   def resume(self, running: Any, map_: Map) -> State:
     """Returns the state that continues from a `Running`.
 
+    A population with a longer state must override this method.
+
     Args:
       running: Mean, variance and counts, possibly of a different population.
       map_: The map, whose `recall` may be needed for a longer state.
+
+    Raises:
+      ValueError: If the state is longer, and the method is not overridden.
     """
     del map_
+    if not isinstance(running, self.state_type):
+      raise ValueError(
+        f'{self} has a {self.state_type.__name__} for the state, and cannot '
+        'continue from a Running; override the method `resume`.'
+      )
     return running
 
   def recall(self, state: State, map_: Map) -> Pair:
@@ -400,7 +414,8 @@ class Population(Axis):
       state: The state from `init` or from an update.
       map_: The map, whose `recall` does the work.
     """
-    return map_.recall(state.mean, state.var)
+    # The root of a covariance needs the range and the precision of float32.
+    return map_.recall(wide(state.mean), wide(state.var))
 
 
 class Gradient(Protocol):

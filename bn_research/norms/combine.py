@@ -44,16 +44,28 @@ class _Several(Combination):
     Raises:
       ValueError: If there is not one state for each part.
     """
+    return self._of_parts('state', state, ())
+
+  def _of_parts(self, name: str, given: Any, empty: Any) -> tuple[Any, ...]:
+    """Returns a tuple with one entry for each part.
+
+    Args:
+      name: The name of the argument, for the message.
+      given: A tuple, a list, or a dict with the numbers of the parts for keys.
+      empty: The entry of a part that the dict leaves out.
+    """
     count = len(self.parts)
-    if isinstance(state, Mapping):
-      by_number = {str(key): part for key, part in state.items()}
-      state = [by_number.get(str(k)) for k in range(count)]
-    if not isinstance(state, list | tuple) or len(state) != count:
+    if isinstance(given, Mapping):
+      by_number = {str(key): part for key, part in given.items()}
+      # A checkpoint may leave out an empty entry.
+      given = [by_number.get(str(k), empty) for k in range(count)]
+    if not isinstance(given, list | tuple) or len(given) != count:
       raise ValueError(
-        f'the state is a {type(state).__name__}; {type(self).__name__} needs a '
-        f'tuple of the states of its {count} parts: see init.'
+        f'{name} is a {type(given).__name__}; {type(self).__name__} needs a '
+        f'tuple with one entry for each of its {count} parts, as `init` and '
+        '`learned` make.'
       )
-    return tuple(state)
+    return tuple(given)
 
   def state_of(self, states: tuple[State, ...]) -> State:
     """Returns `states` unchanged."""
@@ -86,6 +98,7 @@ class Chain(_Several):
 
   def _combine(self, x, state, scale, bias, learned, mask, dtype, switches):
     last = {'scale': scale, 'bias': bias, 'dtype': dtype}
+    learned = self._of_parts('learned', learned, {})
     states = []
     for k, part in enumerate(self.parts):
       is_last = k == len(self.parts) - 1
@@ -124,8 +137,9 @@ class Mixture(_Several):
     within = wide_type(x)
     weights = jax.nn.softmax(learned['logits']).astype(within)
     total, states = jnp.zeros((), within), []
+    extras = self._of_parts('learned', learned['parts'], {})
     for k, part in enumerate(self.parts):
-      extra = learned['parts'][k]
+      extra = extras[k]
       y, new = switches.call(part, x, state[k], extra, mask, dtype=within)
       total = total + weights[k] * y
       states.append(new)
@@ -182,7 +196,9 @@ class Coloured(Combination):
     return {'colouring': jnp.eye(num_features, dtype=dtype), 'inner': inner}
 
   def _combine(self, x, state, scale, bias, learned, mask, dtype, switches):
-    part, inner, within = self.normalization, learned['inner'], wide_type(x)
+    # A checkpoint may leave out an empty dict.
+    part, inner = self.normalization, learned.get('inner', {})
+    within = wide_type(x)
     y, state = switches.call(part, x, state, inner, mask, dtype=within)
     # The rows of y are activations, so C N(x) is a product with Cᵀ from the
     # right. The default precision of accelerators would round below float32.

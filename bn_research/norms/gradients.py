@@ -155,14 +155,12 @@ class Renormalized(Axis):
       map_: The map, which is not joint.
     """
     assert population is not None  # or `objection` refuses
-    present = self.at(population.steps)
     sigma, known = map_.deviation(batch), map_.deviation(population)
     # σ is the number 1.0 for a map that does not scale. A float64 array as a
     # bound must not widen the result, so the bounds take the type of the pair.
     like = jnp.asarray(sigma, jnp.result_type(batch.mean, batch.spread))
     r_max, d_max = (
-      checks.number_of_type(bound, like)
-      for bound in (present.r_max, present.d_max)
+      checks.number_of_type(bound, like) for bound in (self.r_max, self.d_max)
     )
     r = lax.stop_gradient(jnp.clip(sigma / known, 1 / r_max, r_max))
     mean = batch.mean

@@ -9,6 +9,7 @@ from jax import lax
 
 from bn_research.norms import checks, gradients
 from bn_research.norms.axes import (
+  Axis,
   Gradient,
   Map,
   Pair,
@@ -67,11 +68,18 @@ class Normalization(Node):
       objection = getattr(choice, 'objection', None)
       if objection is not None and (sentence := objection(self)) is not None:
         raise ValueError(sentence)
-    if self.population is None and self.map.is_scheduled:
+    if self.scope.is_scheduled:
       raise ValueError(
-        f'{self.map} has a schedule, and nothing counts updates without a '
-        'population; give a number, or a population such as Ema().'
+        f'{self.scope} has a schedule, and a scope takes numbers only; give a '
+        'number.'
       )
+    for choice in (self.map, self.gradient):
+      is_scheduled = getattr(choice, 'is_scheduled', False)
+      if self.population is None and is_scheduled:
+        raise ValueError(
+          f'{choice} has a schedule, and nothing counts updates without a '
+          'population; give a number, or a population such as Ema().'
+        )
 
   @property
   def remembers(self) -> bool:
@@ -192,11 +200,13 @@ class Normalization(Node):
     return checks.state(state, features, kind, self.init)
 
   def _run(self, x, state, scale, bias, mask, use_running, update, dtype):
-    map_: Map = self.map
+    map_, gradient = self.map, self.gradient
     population: Any = None
     if self.population is not None:
       if map_.is_scheduled:
         map_ = map_.at(state.steps)
+      if isinstance(gradient, Axis):
+        gradient = gradient.at(state.steps)
       # Most policies leave this pair unused. XLA then removes the computation,
       # for example the root of a covariance.
       population = self._recalled(state, x, map_)
@@ -219,7 +229,7 @@ class Normalization(Node):
       population = population._replace(mean=mean, spread=spread)
     pair: Any = population
     if not use_running:
-      pair = self.gradient(map_.pair(local), population, map_)
+      pair = gradient(map_.pair(local), population, map_)
     y = map_.finish(z, w, pair, scale, bias, dtype)
     y = y if view.cut is None else view.join(y)
     # `local` may belong to a ghost batch; a population learns from all rows.

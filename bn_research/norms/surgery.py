@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from bn_research.norms import gradients
-from bn_research.norms.axes import Pair, Population
+from bn_research.norms.axes import Pair
 from bn_research.norms.combination import mapped
 from bn_research.norms.normalization import Normalization
 from bn_research.norms.populations import Fixed
@@ -45,14 +45,11 @@ def freeze(normalization: Normalization) -> Normalization:
 def _frozen(normalization: Any) -> Any:
   if not normalization.remembers:
     return normalization
-  population = _point(normalization).population
-  # An `Interval` normalizes with the pair of the last renewal, and not with the
-  # latest mean and variance. `Fixed` must then recall like the `Interval`.
-  assert population is not None
-  recalls_itself = type(population).recall is not Population.recall
-  fixed = population
-  if not isinstance(population, Fixed):
-    fixed = Fixed(population if recalls_itself else None)
+  fixed = _point(normalization).population
+  if not isinstance(fixed, Fixed):
+    # The population still reads the state: an `Interval` normalizes with the
+    # pair of the last renewal, and not with the latest mean and variance.
+    fixed = Fixed(fixed)
   return dataclasses.replace(
     normalization, population=fixed, gradient=gradients.frozen
   )
@@ -126,7 +123,8 @@ def affine_of(
     bias: None for 0, or the bias of the layer, (features,).
 
   Returns:
-    D (features, features) and e (features,), of the dtype of the state.
+    D (features, features) and e (features,), of the dtype of the state, but
+    float32 at least.
 
   Raises:
     ValueError: If the normalization has no population, or is no

@@ -397,3 +397,27 @@ def test_to_freeze_the_frozen_changes_nothing():
   for norm in (norms.batch_norm(), norms.batch_whitening('zca', every=2)):
     frozen = norms.freeze(norm)
     assert norms.freeze(frozen) == frozen
+
+
+def test_a_new_map_makes_a_new_pair_at_an_interval():
+  make = lambda method: norms.Normalization(
+    norms.Batch(),
+    norms.Whiten(method, epsilon=1e-2),
+    norms.Interval(1000, norms.Ema(0.5)),
+  )
+  model = nnx.Sequential(layers.Norm(make('zca'), 6, rngs=nnx.Rngs(0)))
+  model(batches(1)[0])
+  (layer,) = model.layers
+  before = layer.statistics.pair.spread[...]
+  surgery.replace(model, lambda _: make('zca'))
+  np.testing.assert_array_equal(
+    model.layers[0].statistics.pair.spread[...], before
+  )
+  surgery.replace(model, lambda _: make('cholesky'))
+  statistics = model.layers[0].statistics
+  expected = make('cholesky').map.recall(
+    statistics.mean[...], statistics.var[...]
+  )
+  np.testing.assert_allclose(
+    statistics.pair.spread[...], expected.spread, rtol=1e-5
+  )

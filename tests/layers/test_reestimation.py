@@ -121,3 +121,37 @@ def test_models_that_work_side_by_side_are_measured_in_order():
   whole = np.concatenate(batches()).astype(np.float64)
   for mean in mean_of(model.blocks):
     np.testing.assert_allclose(mean, whole.mean(0), rtol=1e-5)
+
+
+def test_options_that_are_arrays_do_no_harm():
+  for make in (
+    lambda: layers.BatchNorm(4, epsilon=jnp.float32(0.1), rngs=nnx.Rngs(0)),
+    lambda: layers.Norm(
+      norms.batch_norm(jnp.float32(0.5)), 4, rngs=nnx.Rngs(0)
+    ),
+  ):
+    model = nnx.Sequential(make())
+    reestimation.reestimate(model, batches, call)
+    whole = np.concatenate(batches()).astype(np.float64)
+    (layer,) = model.layers
+    statistics = layer if hasattr(layer, 'mean') else layer.statistics
+    np.testing.assert_allclose(statistics.mean[...], whole.mean(0), rtol=1e-5)
+
+
+def test_stacked_models_with_a_schedule_are_measured():
+  schedule = lambda steps: 0.1 / (1 + steps)
+  norm = norms.batch_whitening('zca', epsilon=schedule, every=2)
+
+  @nnx.vmap(in_axes=0, out_axes=0)
+  def create(key):
+    return layers.Norm(norm, 4, rngs=nnx.Rngs(key))
+
+  model = _Stack()
+  model.blocks = create(jax.random.split(jax.random.key(0), 3))
+  reestimation.reestimate(model, batches, _Stack.map)
+  alone = nnx.Sequential(layers.Norm(norm, 4, rngs=nnx.Rngs(0)))
+  reestimation.reestimate(alone, batches, call)
+  (single,) = alone.layers
+  expected = single.statistics.pair.spread[...]
+  for found in model.blocks.statistics.pair.spread[...]:
+    np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import traverse_util
 
-from bn_research import norms
 from bn_research.layers import calls
-from bn_research.norms import Running, checks
+from bn_research.norms import Running
 from bn_research.norms.populations.running import continued
 
 Path = tuple[str, ...]
@@ -25,7 +24,7 @@ _PENDING = {'pending', 'seen'}
 def carry(
   old: Variables,
   new: Variables,
-  normalization: norms.Normalization | None = None,
+  normalizations: Mapping[Path, Any] | None = None,
 ) -> Variables:
   """Copies the arrays of `old` into `new` if path and shape agree.
 
@@ -35,52 +34,76 @@ def carry(
   of the new population. A pool, such as `Pooled`, starts afresh, because an
   average does not tell a number of activations. The statistics of Flax's
   `BatchNorm`, which counts no updates, get the weight of the average of a
-  trained model. The partitioning of an array comes from `new`, or from `old` if
-  `new` has no partitioning.
+  trained model, after one update. The partitioning of an array comes from
+  `new`, or from `old` if `new` has no partitioning.
 
   Args:
     old: Variables of the model before the change. The variables may come from a
-      checkpoint, with dicts in place of named tuples.
+      checkpoint, with dicts in place of tuples.
     new: Variables of the changed model, from `init`.
-    normalization: The new normalization. Only a population such as `Interval`
-      needs the argument: the normalization makes the matrices, or further
-      arrays, that normalize. Without the argument, such a layer starts afresh.
+    normalizations: From the path of a layer to the new normalization of the
+      layer. Only a population such as `Interval` needs an entry: the map makes
+      the matrices, or further arrays, that normalize. Without the entry, these
+      arrays are copied from a layer with the same arrays, and start afresh,
+      together with the average, in all further cases.
 
   Returns:
     Variables with the tree of `new`.
   """
-  known = traverse_util.flatten_dict(dict(old))
-  fresh = traverse_util.flatten_dict(dict(new))
+  old, given = _restored(old, new), dict(normalizations or {})
+  known = traverse_util.flatten_dict(old, keep_empty_nodes=True)
+  fresh = traverse_util.flatten_dict(dict(new), keep_empty_nodes=True)
   carried = {
     path: _copied(known.get(path), leaf) for path, leaf in fresh.items()
   }
-  layers = [path[:-1] for path in fresh if path[-1] == 'mean']
-  for layer in layers:
-    after = {p[-1]: leaf for p, leaf in fresh.items() if p[:-1] == layer}
-    if layer[0] == 'batch_stats' and 'var' in after:
-      before = _restored(_below(old, layer), after)
-      for name, leaf in _statistics(before, after, normalization).items():
-        carried[(*layer, name)] = leaf
+  statistics = [path for path in fresh if path[0] == 'batch_stats']
+  for layer in dict.fromkeys(path[:-1] for path in statistics):
+    before, after = (
+      {path[-1]: leaf for path, leaf in flat.items() if path[:-1] == layer}
+      for flat in (known, fresh)
+    )
+    normalization = given.get(layer[1:])
+    if after.keys() == {'state'}:  # a combination
+      state = before.get('state'), after['state']
+      carried[(*layer, 'state')] = _of_parts(*state, normalization)
+    elif {'mean', 'var'} <= after.keys():
+      found = _statistics(before, after, normalization)
+      carried.update({(*layer, name): leaf for name, leaf in found.items()})
   return traverse_util.unflatten_dict(carried)
 
 
-def _statistics(
-  old: Arrays, new: Arrays, normalization: norms.Normalization | None
-) -> Arrays:
+def _of_parts(old: Any, new: Any, normalizer: Any) -> Any:
+  """Returns the state of a combination that continues from an old state."""
+  if hasattr(new, '_asdict') and hasattr(old, '_asdict'):
+    found = _statistics(old._asdict(), new._asdict(), normalizer)
+    return type(new)(**found)
+  if not isinstance(new, tuple) or not isinstance(old, tuple):
+    return new
+  if len(old) != len(new):
+    return new
+  parts = getattr(normalizer, 'parts', (None,) * len(new))
+  return tuple(map(_of_parts, old, new, parts))
+
+
+def _statistics(old: Arrays, new: Arrays, normalization: Any) -> Arrays:
   """Returns the statistics that a layer continues from.
 
   Args:
     old: The statistics of the old layer, by name.
     new: The initial statistics of the new layer, by name.
-    normalization: The new normalization, or None.
+    normalization: The new normalization of the layer, or None.
   """
   # A copied mean with a fresh variance would be no statistics of any model.
   if any(_shapes(old.get(n)) != _shapes(new[n]) for n in ('mean', 'var')):
     return new
   copied = {name: _copied(old.get(name), leaf) for name, leaf in new.items()}
-  if old.keys() >= new.keys() and all(
-    _shapes(old[name]) == _shapes(leaf) for name, leaf in new.items()
-  ):
+  longer = new.keys() - Running._fields - _PENDING
+  is_alike = all(
+    name in old and _shapes(old[name]) == _shapes(leaf)
+    for name, leaf in new.items()
+  )
+  # A longer state holds what the old map made of the average.
+  if is_alike and not (longer and normalization is not None):
     return copied
   fresh = _running(new)
   running = continued(_running(old), fresh)
@@ -89,44 +112,62 @@ def _statistics(
   state: Any = running
   # The initial matrices of an `Interval` would normalize until the next
   # renewal, though mean and variance are trained.
-  if not new.keys() <= _PENDING.union(Running._fields):
-    if normalization is None or normalization.population is None:
+  if longer:
+    population = getattr(normalization, 'population', None)
+    if population is None:
       return new
-    state = normalization.population.resume(running, normalization.map)
-  made = {n: leaf for n, leaf in state._asdict().items() if n in new}
+    resume = lambda running: population.resume(running, normalization.map)
+    state = calls.over_models(resume, jnp.ndim(running.steps))(running)
   # Mean and variance may have a partitioning in `old` only.
+  made = {n: leaf for n, leaf in state._asdict().items() if n in new}
+  del made['mean'], made['var']
   return copied | {
-    name: in_the_box_of(new[name], leaf)
+    name: _typed(in_the_box_of(new[name], leaf), new[name])
     for name, leaf in made.items()
-    if name not in ('mean', 'var')
   }
+
+
+def _typed(leaf: Any, like: Any) -> Any:
+  return jax.tree.map(lambda a, b: jnp.asarray(a, b.dtype), leaf, like)
 
 
 def _running(statistics: Arrays) -> Running:
   """Returns the statistics of a layer, with counts also for a Flax layer."""
   values = nn.meta.unbox(statistics)
-  # With counts of 0 a debiased average would forget trained statistics.
-  weight = calls.weight_of(values['mean'], values['var'])
-  counts = {'steps': weight, 'skipped': 0 * weight, 'weight': weight} | values
-  return Running(*(counts[name] for name in Running._fields))
+  if 'weight' not in values:
+    # With counts of 0 a debiased average would forget trained statistics.
+    weight = calls.weight_of(values['mean'], values['var'])
+    values |= {'steps': weight, 'skipped': 0 * weight, 'weight': weight}
+  return Running(*(values[name] for name in Running._fields))
 
 
-def _restored(old: Any, new: Arrays) -> Arrays:
-  """Returns the statistics of a layer with the named tuples of `new`."""
-  return {
-    name: checks.restored(leaf, new[name]) if name in new else leaf
-    for name, leaf in old.items()
-  }
-
-
-def _below(variables: Variables, path: Path) -> Any:
-  for key in path:
-    variables = variables.get(key, {})
-  return variables
+def _restored(old: Any, new: Any) -> Any:
+  """Returns `old` with tuples in place of dicts and lists, as in `new`."""
+  if isinstance(new, Mapping) and isinstance(old, Mapping):
+    return {
+      name: _restored(leaf, new[name]) if name in new else leaf
+      for name, leaf in old.items()
+    }
+  if not isinstance(new, tuple) or not isinstance(old, Mapping | list | tuple):
+    return old
+  names = getattr(new, '_fields', range(len(new)))
+  if isinstance(old, Mapping):
+    # A checkpoint may leave out an empty entry, and has strings for keys.
+    by_name = {str(key): leaf for key, leaf in old.items()}
+    old = [
+      by_name.get(str(name), like)
+      for name, like in zip(names, new, strict=True)
+    ]
+  if len(old) != len(new):
+    return old
+  leaves = map(_restored, old, new)
+  return type(new)(*leaves) if hasattr(new, '_fields') else tuple(leaves)
 
 
 def _copied(old: Any, new: Any) -> Any:
   """Returns `old` if the shapes agree, and `new` if not."""
+  if old is None or new is traverse_util.empty_node:
+    return new
   return in_the_box_of(new, old) if _shapes(old) == _shapes(new) else new
 
 

@@ -1,6 +1,5 @@
 """Folds the normalizations of a linen model into the preceding layers."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -76,7 +75,7 @@ def fold(
       f'pairs={dict(pairs)} fold two normalizations into the same layer; give '
       'each normalization a different layer.'
     )
-  flat = dict(traverse_util.flatten_dict(dict(variables)))
+  flat = traverse_util.flatten_dict(dict(variables), keep_empty_nodes=True)
   for norm_path, layer_path in pairs.items():
     _fold_pair(
       flat,
@@ -106,7 +105,8 @@ def _fold_pair(
   outputs = statistics['mean'].shape
   if is_transposed is None:
     is_transposed = _is_transposed(kernel, outputs, groups, layer_path)
-  if kernel.shape[-2 if is_transposed else -1] != math.prod(outputs):
+  size = kernel.shape[-2 if is_transposed else -1]
+  if (size,) != outputs:
     raise ValueError(
       f'the kernel at {layer_path} has shape {kernel.shape}, and the '
       f'normalization at {norm_path} has features of shape {outputs}; give '

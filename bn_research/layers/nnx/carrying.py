@@ -89,20 +89,24 @@ def with_normalization(old: Norm, normalization: norms.Normalizer) -> Norm:
     new.learned = nnx.data(old.learned)
   was, now = map(_states, (old, new))
   if [_meaning(*part) for part in was] == [_meaning(*part) for part in now]:
-    for (_, before), (part, after) in zip(was, now, strict=True):
-      _carry_state(before, part, after)
+    for before, after in zip(was, now, strict=True):
+      _carry_state(*before, *after)
   return new
 
 
-def _carry_state(was: Any, part: Any, now: Any) -> None:
+def _carry_state(old_part: Any, was: Any, part: Any, now: Any) -> None:
   """Copies the variables of a state, and makes the state fit its population.
 
   Args:
+    old_part: The old part of the normalization.
     was: The state of the old part, a tree of variables.
     part: The new part of the normalization.
     now: The state of the new part, a tree of variables, which is changed.
   """
-  if _shapes(was) == _shapes(now) and type(was) is type(now):
+  is_alike = _shapes(was) == _shapes(now) and type(was) is type(now)
+  # A longer state holds what the old map made of the average.
+  is_short = isinstance(was, norms.Running) or not hasattr(part, 'map')
+  if is_alike and (is_short or _is_same(old_part.map, part.map)):
     for before, after in zip(_variables(was), _variables(now), strict=True):
       after.copy_from(before)
     return
@@ -114,11 +118,17 @@ def _carry_state(was: Any, part: Any, now: Any) -> None:
     if before.shape == after.shape:
       after.copy_from(before)  # with metadata, such as a sharding
   # A longer state, or a different weight, must fit the average.
-  state = part.population.resume(running, part.map)
+  resume = lambda running: part.population.resume(running, part.map)
+  state = calls.over_models(resume, running.steps.ndim)(running)
   for variable, leaf in zip(
     _variables(now), jax.tree.leaves(state), strict=True
   ):
     variable.set_value(leaf)
+
+
+def _is_same(old: Any, new: Any) -> bool:
+  """Returns whether two maps are surely equal; arrays may be traced."""
+  return old is new or (old.is_static and new.is_static and old == new)
 
 
 def stacked_along(norm: Norm) -> Shape:

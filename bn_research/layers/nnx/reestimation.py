@@ -11,6 +11,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from bn_research import norms
+from bn_research.layers import calls
 from bn_research.layers.nnx import carrying, surgery
 from bn_research.layers.nnx.norm import Norm
 from bn_research.layers.nnx.tree import Path, at, normalizations
@@ -179,7 +180,8 @@ def _measured(model, measured, frozen, batches, call) -> dict[Path, Norm]:
 
   for batch in batches():
     state = advance(state, batch)
-  nnx.update(probe, state)
+  # The options of a normalization may be arrays, which nnx cannot update.
+  nnx.update(probe, nnx.filter_state(state, nnx.BatchStat))
   layers = {path: at(probe, path) for path in measured}
   for path, layer in layers.items():
     _require_moved(path, layer)
@@ -243,9 +245,13 @@ def _adopt(model: nnx.Module, measured: dict[Path, Norm]) -> None:
       pool = next(pools)
       if _is_fixed(part):
         return state
-      moments = norms.Moments(pool.weight, pool.mean, pool.var)
-      moments = moments.with_variance(pool.var)
-      return part.population.adopt(state, moments, part.map, pool.steps)
+
+      def adopt(state, pool):
+        moments = norms.Moments(pool.weight, pool.mean, pool.var)
+        moments = moments.with_variance(pool.var)
+        return part.population.adopt(state, moments, part.map, pool.steps)
+
+      return calls.over_models(adopt, pool.steps.ndim)(state, pool)
 
     state = carrying.state_of(layer)
     carrying.set_state(

@@ -36,9 +36,10 @@ def replace(
   Scale, bias, `dtype` and `param_dtype` carry over. Further learned arrays and
   running statistics carry over if shapes and meaning are the same in the new
   normalization, and start afresh if not. Variables keep metadata, such as a
-  sharding. A layer in several places of the model stays a single layer. Models
-  that `nnx.vmap` stacked along leading axes stay stacked. Either all chosen
-  layers are replaced, or the model is unchanged.
+  sharding. Scales and biases that layers share stay shared, and statistics do
+  not. A layer in several places of the model stays a single layer. Models that
+  `nnx.vmap` stacked along leading axes stay stacked. Either all chosen layers
+  are replaced, or the model is unchanged.
 
   Args:
     model: The model. A `Norm` replaces each chosen `Norm` or `BatchNorm`,

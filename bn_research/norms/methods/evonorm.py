@@ -20,7 +20,12 @@ from bn_research.norms.populations import Ema, Running
 from bn_research.norms.pytrees import Node, Number, Schedule
 from bn_research.norms.scopes import Batch, Example
 from bn_research.norms.statistics.collectives import AxisNames
-from bn_research.norms.statistics.moments import affine, apply_mask, wide
+from bn_research.norms.statistics.moments import (
+  affine,
+  aligned,
+  apply_mask,
+  wide,
+)
 from bn_research.norms.statistics.views import as_tuples
 
 Learned = Mapping[str, jax.Array]
@@ -108,9 +113,9 @@ class EvoNormB0(Node):
     # A hidden activation may be NaN, and the gradient at NaN is NaN even for a
     # cotangent of 0. The mask therefore comes before the arithmetic.
     z = apply_mask(mask, wide(x))
-    variance = variance.astype(z.dtype)
+    variance = aligned(variance, z)
     epsilon = checks.number_of_type(self.epsilon, z)
-    v = learned['v'].astype(z.dtype)
+    v = aligned(learned['v'], z)
     example = v * z + jnp.sqrt(instance.variance + epsilon)
     y = z / jnp.maximum(jnp.sqrt(variance + epsilon), example)
     state = self._batch.learn(state, moments) if update else state
@@ -182,7 +187,7 @@ class EvoNormS0(Node):
       Example('all', self.num_groups), Standardize(epsilon=self.epsilon)
     ).measure(x, mask)
     z = apply_mask(mask, wide(x))
-    y = z * jax.nn.sigmoid(learned['v'].astype(z.dtype) * z)
+    y = z * jax.nn.sigmoid(aligned(learned['v'], z) * z)
     epsilon = checks.number_of_type(self.epsilon, z)
     y = y * jax.lax.rsqrt(group.variance + epsilon)
     y = affine(y, scale, bias, mask)

@@ -14,7 +14,12 @@ import jax.numpy as jnp
 
 from bn_research.norms import checks
 from bn_research.norms.pytrees import Node, Number
-from bn_research.norms.statistics.moments import affine, apply_mask, wide
+from bn_research.norms.statistics.moments import (
+  affine,
+  aligned,
+  apply_mask,
+  wide,
+)
 
 Learned = Mapping[str, jax.Array]
 
@@ -90,11 +95,11 @@ class Squash(Node):
     x, mask, scale, bias = checks.activations(x, mask, scale, bias)
     checks.no_running(use_running)
     z = apply_mask(mask, wide(x))
-    z = z * learned['alpha'].astype(z.dtype)
+    z = z * aligned(learned['alpha'], z)
     if self.function == 'tanh':
       y = affine(jnp.tanh(z), scale, bias, mask)
       return y.astype(checks.result_type(x, dtype)), state
-    y = jax.scipy.special.erf(z + learned['shift'].astype(z.dtype))
+    y = jax.scipy.special.erf(z + aligned(learned['shift'], z))
     y = affine(y, scale, bias, mask)
     return y.astype(checks.result_type(x, dtype)), state
 

@@ -80,11 +80,13 @@ class Ema(RunningPopulation):
     # For a Python number, 1 - momentum is computed in float64 and rounded once.
     share = jnp.asarray(1 - momentum, like.dtype)
     weight = state.weight.astype(like.dtype)
-    weight = weight + share * (1 - weight)
-    rate = share
-    # A schedule may begin with a momentum of 1, which gives 0 / 0 at first.
     if self.debias:
+      weight = weight + share * (1 - weight)
+      # A schedule may begin with a momentum of 1, which gives 0 / 0 at first.
       rate = share / jnp.where(weight > 0, weight, 1)
+    else:
+      # The initial value is a part of the average, which is therefore whole.
+      weight, rate = jnp.ones_like(weight), share
     return moved(state, moments, map_, rate, weight, self.unbiased)
 
 
@@ -116,9 +118,8 @@ class Fixed(Population):
   """Moments that no batch changes.
 
   Attributes:
-    population: None for a state `Running`. A population with a longer state,
-      for example `Interval`, must be given, because only this population can
-      read the state.
+    population: The population that made the state and reads the state. None is
+      enough for a state `Running`.
   """
 
   population: Population | None = None

@@ -217,6 +217,19 @@ def apply_mask(mask: jax.Array | None, x: jax.Array) -> jax.Array:
   return x if mask is None else jnp.where(mask, x, 0)
 
 
+def aligned(parameter: jax.Array, x: jax.Array) -> jax.Array:
+  """Returns a parameter with the type and the number of axes of `x`.
+
+  The user may tell JAX to refuse both conversions where they are silent.
+
+  Args:
+    parameter: Broadcastable against `x`.
+    x: Activations.
+  """
+  missing = (1,) * (x.ndim - parameter.ndim)
+  return parameter.astype(x.dtype).reshape(missing + parameter.shape)
+
+
 def affine(
   y: jax.Array,
   scale: jax.Array | None,
@@ -231,9 +244,9 @@ def affine(
     bias: None for 0, or broadcastable against `y`.
     mask: None, or boolean and broadcastable against `y`.
   """
-  y = y if scale is None else y * scale.astype(y.dtype)
+  y = y if scale is None else y * aligned(scale, y)
   # The mask comes last, because a bias would move masked activations from 0.
-  return apply_mask(mask, y if bias is None else y + bias.astype(y.dtype))
+  return apply_mask(mask, y if bias is None else y + aligned(bias, y))
 
 
 def estimate(

@@ -69,3 +69,16 @@ def test_a_schedule_needs_a_layer_that_counts(name):
   ):
     with pytest.raises(ValueError, match=f'{name}=.* is a schedule.*Norm'):
       make()
+
+
+def test_arrays_of_a_normalization_are_restored():
+  layer = layers.Norm(
+    norms.batch_norm(jnp.float32(0.5), jnp.float32(2.0)), 4, rngs=nnx.Rngs(0)
+  )
+  state = jax.tree.map(lambda leaf: leaf / 2, nnx.state(layer))
+  nnx.update(layer, state)
+  assert layer.normalization.population.momentum == 0.25
+  assert layer.normalization.map.epsilon == 1.0
+  layer.statistics.mean.set_value(jnp.zeros(4))
+  layer(X)
+  assert layer.statistics.steps[...] == 1

@@ -3,12 +3,11 @@
 import dataclasses
 from typing import Any
 
-import jax
 from flax import nnx
 
 from bn_research.norms.checks import is_array
 
-_NAMES = frozenset({'normalization', 'momentum', 'epsilon'})
+_NAMES = frozenset({'momentum', 'epsilon'})
 
 
 class TakesArrays:
@@ -22,6 +21,5 @@ class TakesArrays:
 
   def __setattr__(self, name: str, value: Any) -> None:
     if name in _NAMES and not isinstance(value, dataclasses.Field):
-      has_arrays = any(map(is_array, jax.tree.leaves(value)))
-      value = nnx.data(value) if has_arrays else nnx.static(value)
+      value = nnx.data(value) if is_array(value) else nnx.static(value)
     super().__setattr__(name, value)

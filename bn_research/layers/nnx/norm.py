@@ -9,7 +9,6 @@ from flax.nnx.nn import dtypes
 from flax.typing import Dtype, Initializer
 
 from bn_research.layers import calls
-from bn_research.layers.nnx.attributes import TakesArrays
 from bn_research.layers.nnx.promotion import array_of, is_variable, value
 from bn_research.norms import Normalizer, checks
 
@@ -37,13 +36,15 @@ def _stacked(tree: Any, leading: tuple[int, ...]) -> Any:
   )
 
 
-class Norm(TakesArrays, nnx.Module):
+class Norm(nnx.Module):
   """Any normalization as a layer, with a learned scale and bias.
 
     y = Norm(x, X) · scale + bias
 
   Attributes:
     normalization: A `norms.Normalization`, or a combination of normalizations.
+      A new value takes effect at the next call; `set_normalization` also makes
+      new statistics.
     statistics: The state of the normalization, each array an `nnx.BatchStat`.
     learned: Further parameters of the normalization, each array an `nnx.Param`.
       Most normalizations have no further parameters.
@@ -105,6 +106,30 @@ class Norm(TakesArrays, nnx.Module):
     )
     self.set_normalization(normalization)
 
+  @property
+  def normalization(self) -> Normalizer:
+    """The normalization, with the present values of arrays."""
+    if not self._options:
+      return self._structure
+    arrays = [option[...] for option in self._options]
+    return jax.tree.unflatten(self._structure, arrays)
+
+  def __setattr__(self, name: str, value: Any) -> None:
+    if name == 'normalization':
+      self._hold(value)
+    else:
+      super().__setattr__(name, value)
+
+  def _hold(self, normalization: Normalizer) -> None:
+    # Arrays of a normalization, such as a traced momentum, are variables of the
+    # layer: nnx can update a variable, but not the field of a dataclass. A
+    # normalization without arrays stays a static part of the graph definition.
+    leaves, structure = jax.tree.flatten(normalization)
+    has_arrays = any(map(checks.is_array, leaves))
+    self._structure = nnx.static(structure if has_arrays else normalization)
+    variables = map(nnx.Variable, map(jnp.asarray, leaves))
+    self._options = nnx.data(tuple(variables) if has_arrays else ())
+
   def set_normalization(
     self, normalization: Normalizer, leading: tuple[int, ...] = ()
   ) -> None:
@@ -114,7 +139,7 @@ class Norm(TakesArrays, nnx.Module):
       normalization: The new normalization.
       leading: The sizes of leading axes along which models are stacked.
     """
-    self.normalization = normalization
+    self._hold(normalization)
     state = initial_statistics(self, normalization, leading)
     self.statistics = nnx.data(jax.tree.map(nnx.BatchStat, state))
     learned = normalization.learned(self.num_features, self.param_dtype)
@@ -149,7 +174,7 @@ class Norm(TakesArrays, nnx.Module):
       ValueError: If the last axis has not the size `num_features`, or if a mask
         does not fit.
     """
-    x = jnp.asarray(x)
+    x, normalization = jnp.asarray(x), self.normalization
     if x.shape[-1:] != (self.num_features,):
       calls.raise_mismatch(x, (x.ndim - 1,))
     if use_running_average is None:
@@ -163,7 +188,7 @@ class Norm(TakesArrays, nnx.Module):
     # The types of the statistics count, as in `nnx.BatchNorm`.
     types = x, scale, bias, *jax.tree.leaves(state)
     y, new = calls.apply(
-      self.normalization,
+      normalization,
       x,
       state,
       scale=scale,
@@ -171,7 +196,7 @@ class Norm(TakesArrays, nnx.Module):
       features=(x.ndim - 1,),
       dtype=dtypes.canonicalize_dtype(*types, dtype=self.dtype),
       learned=learned,
-      use_running=use_running_average and self.normalization.remembers,
+      use_running=use_running_average and normalization.remembers,
       update=update,
       mask=mask,
     )

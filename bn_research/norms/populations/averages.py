@@ -127,7 +127,7 @@ class Fixed(Population):
   @property
   def _reader(self) -> Population:
     """The population that makes and reads the state."""
-    return Cumulative() if self.population is None else self.population
+    return self.population or RunningPopulation()
 
   @property
   def state_type(self) -> type:

@@ -35,22 +35,6 @@ CONFIG = {
 }
 
 
-@pytest.fixture(scope='session', autouse=True)
-def compiled_once(tmp_path_factory):
-  """Keeps compiled programs from one test to the next."""
-  options = {
-    'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('compiled')),
-    'jax_persistent_cache_min_compile_time_secs': 0,
-    'jax_persistent_cache_min_entry_size_bytes': -1,
-  }
-  before = {name: getattr(jax.config, name) for name in options}
-  for name, value in options.items():
-    jax.config.update(name, value)
-  yield
-  for name, value in before.items():
-    jax.config.update(name, value)
-
-
 @pytest.fixture(scope='session')
 def dataset():
   """Four classes of noisy 4x4 images."""

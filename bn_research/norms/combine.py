@@ -61,7 +61,8 @@ class _Several(Combination):
       given = [by_number.get(str(k), empty) for k in range(count)]
     if not isinstance(given, list | tuple) or len(given) != count:
       raise ValueError(
-        f'{name} is a {type(given).__name__}; {type(self).__name__} needs a '
+        f'the argument {name} is a {type(given).__name__}, and '
+        f'{type(self).__name__} needs a '
         f'tuple with one entry for each of its {count} parts, as `init` and '
         '`learned` make.'
       )

@@ -79,7 +79,7 @@ def test_states_of_a_chain_may_be_a_list_or_a_dict():
   expected = chain.apply(X, state)
   same(chain.apply(X, list(state)), expected)
   same(chain.apply(X, {str(k): s for k, s in enumerate(state)}), expected)
-  with pytest.raises(ValueError, match='Chain needs a tuple .* its 3 parts'):
+  with pytest.raises(ValueError, match=r'Chain needs a tuple .* its 3 parts'):
     chain.apply(X, state[:2])
 
 

@@ -135,9 +135,10 @@ def raise_mismatch(x: jax.Array, features: Axes) -> None:
   )
 
 
-def weight_of(mean: jax.Array, var: jax.Array) -> jax.Array:
-  """Returns the weight of the running moments of a Flax layer: 0 or 1.
+def counts_of(mean: jax.Array, var: jax.Array) -> dict[str, jax.Array]:
+  """Returns the counts that a state adds to the moments of a Flax layer.
 
+  Steps and weight are both 0 or both 1, and no batch is skipped.
   Moments at the initial values, mean 0 and variance 1, have the weight 0. Flax
   counts no updates. Without a weight, a debiased average would take trained
   moments for initial values, and would forget the trained moments.
@@ -147,11 +148,13 @@ def weight_of(mean: jax.Array, var: jax.Array) -> jax.Array:
     var: Running variance, (..., features).
 
   Returns:
-    The weight of each model, float32 (...), with the axes along which models
-    are stacked.
+    `steps`, `skipped` and `weight`, each float32 (...), with the axes along
+    which models are stacked.
   """
   untouched = jnp.all((mean == 0) & (var == 1), axis=-1)
-  return jnp.where(untouched, 0, 1).astype(jnp.float32)
+  weight = jnp.where(untouched, 0, 1).astype(jnp.float32)
+  # Each count is a separate array, because a buffer cannot be donated twice.
+  return {'steps': weight, 'skipped': 0 * weight, 'weight': jnp.copy(weight)}
 
 
 def over_models(function: Callable[..., Any], ndim: int) -> Callable[..., Any]:

@@ -136,8 +136,7 @@ def _running(statistics: Arrays) -> Running:
   values = nn.meta.unbox(statistics)
   if 'weight' not in values:
     # With counts of 0 a debiased average would forget trained statistics.
-    weight = calls.weight_of(values['mean'], values['var'])
-    values |= {'steps': weight, 'skipped': 0 * weight, 'weight': weight}
+    values |= calls.counts_of(values['mean'], values['var'])
   return Running(*(values[name] for name in Running._fields))
 
 

@@ -55,12 +55,11 @@ def as_norm(layer: nnx.Module) -> Norm:
     raise _mismatch(layer.num_features, [layer.mean[...], layer.var[...]])
   # Shared variables keep metadata, such as a sharding.
   norm.scale, norm.bias = nnx.data(layer.scale), nnx.data(layer.bias)
-  weight = calls.weight_of(layer.mean[...], layer.var[...])
-  # The counts are `steps`, `skipped` and `weight`. Each has a separate array,
-  # because a buffer cannot be donated twice.
-  counts = [nnx.BatchStat(n) for n in (weight, 0 * weight, jnp.copy(weight))]
-  variables: list[Any] = [layer.mean, layer.var, *counts]
-  norm.statistics = nnx.data(norms.Running(*variables))
+  counts: Any = jax.tree.map(
+    nnx.BatchStat, calls.counts_of(layer.mean[...], layer.var[...])
+  )
+  moments: Any = layer.mean, layer.var
+  norm.statistics = nnx.data(norms.Running(*moments, **counts))
   return norm
 
 

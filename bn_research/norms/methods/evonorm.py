@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from bn_research.norms import checks
 from bn_research.norms.maps.standardize import Standardize
+from bn_research.norms.methods.stateless import Stateless
 from bn_research.norms.normalization import Normalization
 from bn_research.norms.populations import Ema, Running
 from bn_research.norms.pytrees import Node, Number, Schedule
@@ -124,7 +125,7 @@ class EvoNormB0(Node):
 
 
 @dataclasses.dataclass(frozen=True)
-class EvoNormS0(Node):
+class EvoNormS0(Stateless):
   """EvoNorm-S0: a normalization and activation in one, with group statistics.
 
     y = x sigmoid(v x) / σ_group · scale + bias
@@ -144,16 +145,10 @@ class EvoNormS0(Node):
   num_groups: int = 32
   epsilon: Number = 1e-5
 
-  remembers = False
   scales = True
 
   def __post_init__(self):
     checks.number('epsilon', self.epsilon, checks.is_non_negative)
-
-  def init(self, num_features: int, dtype: Any = jnp.float32) -> tuple[()]:
-    """Returns (), because nothing is remembered."""
-    del num_features, dtype
-    return ()
 
   def learned(
     self, num_features: int, dtype: Any = jnp.float32

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from bn_research.norms import checks
-from bn_research.norms.pytrees import Node, Number
+from bn_research.norms.methods.stateless import Stateless
+from bn_research.norms.pytrees import Number
 from bn_research.norms.statistics.moments import (
   affine,
   aligned,
@@ -27,7 +28,7 @@ _FUNCTIONS = ('tanh', 'erf')
 
 
 @dataclasses.dataclass(frozen=True)
-class Squash(Node):
+class Squash(Stateless):
   """A sigmoid function instead of a normalization, without statistics.
 
     tanh    y = tanh(α x) · scale + bias
@@ -49,7 +50,6 @@ class Squash(Node):
   function: str = 'tanh'
   alpha: Number = 0.5
 
-  remembers = False
   scales = True
 
   def __post_init__(self):
@@ -58,11 +58,6 @@ class Squash(Node):
         f'function={self.function!r} must be one of {", ".join(_FUNCTIONS)}.'
       )
     checks.number('alpha', self.alpha, math.isfinite, 'finite')
-
-  def init(self, num_features: int, dtype: Any = jnp.float32) -> tuple[()]:
-    """Returns (), because nothing is remembered."""
-    del num_features, dtype
-    return ()
 
   def learned(
     self, num_features: int, dtype: Any = jnp.float32

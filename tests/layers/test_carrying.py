@@ -16,7 +16,7 @@ from bn_research.layers import nnx as layers
 from bn_research.layers.linen import surgery as linen_surgery
 from bn_research.layers.nnx import reestimation, surgery
 from tests.own_statistics import Median
-from tests.quick import some
+from tests.quick import some, star
 
 
 def stacked(make):
@@ -51,6 +51,7 @@ MAKERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', some(['batch_norm', 'chain'], MAKERS))
 def test_stacked_models_are_frozen_with_their_statistics(name):
   model, x = stacked(MAKERS[name])
@@ -255,8 +256,9 @@ class Two(nnx.Module):
     return second(jnp.tanh(self.linear(first(x))))
 
 
-@pytest.mark.parametrize('name', ['batch_norm', 'norm'])
-@pytest.mark.parametrize('names', [('a', 'b'), ('b', 'a')])
+@pytest.mark.parametrize(
+  ('name', 'names'), star(['batch_norm', 'norm'], [('b', 'a'), ('a', 'b')])
+)
 def test_reestimation_follows_the_calls_and_not_the_names(names, name):
   makers = {
     'batch_norm': lambda rngs: layers.BatchNorm(6, rngs=rngs),

@@ -15,7 +15,7 @@ from bn_research.layers import nnx as layers
 from bn_research.layers import torch
 from bn_research.layers.linen import surgery as linen_surgery
 from bn_research.layers.nnx import reestimation, surgery
-from tests.quick import some
+from tests.quick import some, star
 
 WHITENING = norms.batch_whitening('zca', epsilon=1e-3)
 
@@ -136,7 +136,7 @@ def test_sync_pools_over_the_axis():
     norms.sync(norms.divisive_norm(), 'data')
 
 
-@pytest.mark.parametrize('in_order', [True, False])
+@pytest.mark.parametrize('in_order', some([True], [False]))
 def test_reestimation_pools_exactly(in_order):
   model, data = Net(nnx.Rngs(0)), batches(8, 16, 4)
   reestimation.reestimate(
@@ -229,7 +229,7 @@ class LinenNet(nn.Module):
     )(x)
 
 
-@pytest.mark.parametrize('norm', [norms.batch_norm(), WHITENING])
+@pytest.mark.parametrize('norm', some([norms.batch_norm()], [WHITENING]))
 def test_linen_variables_fold_and_carry(norm):
   (x,) = batches(32)
   model = LinenNet(norm)
@@ -322,8 +322,9 @@ TYPES = [
 ]
 
 
-@pytest.mark.parametrize('types', TYPES)
-@pytest.mark.parametrize('x_type', ['float32', 'bfloat16'])
+@pytest.mark.parametrize(
+  ('types', 'x_type'), star(TYPES, ('bfloat16', 'float32'))
+)
 def test_replacing_keeps_types(types, x_type):
   model = nnx.Sequential(nnx.BatchNorm(3, **types, rngs=nnx.Rngs(0)))
   x = drawn(32).astype(x_type)
@@ -474,10 +475,10 @@ def test_linen_moments_are_carried_whole_and_counted(features):
 
 @pytest.mark.parametrize(
   'norm',
-  [
-    norms.batch_whitening(every=2),
-    norms.Chain((norms.batch_norm(), norms.batch_whitening())),
-  ],
+  some(
+    [norms.batch_whitening(every=2)],
+    [norms.Chain((norms.batch_norm(), norms.batch_whitening()))],
+  ),
 )
 def test_linen_carries_states_of_several_parts(norm):
   model = linen_layers.Norm(norm, use_running_average=False)

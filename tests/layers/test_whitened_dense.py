@@ -60,8 +60,13 @@ def test_it_begins_as_a_dense_layer():
 @pytest.mark.parametrize(
   ('epsilon', 'use_bias', 'most'),
   some(
-    [(1e-3, True, 1e-6), (1e-6, False, 1e-4)],
-    [(1e-2, True, 1e-6), (1e-6, True, 3e-6), (1e-3, False, 1e-5)],
+    [(1e-3, True, 1e-6)],
+    [
+      (1e-6, False, 1e-4),
+      (1e-2, True, 1e-6),
+      (1e-6, True, 3e-6),
+      (1e-3, False, 1e-5),
+    ],
   ),
 )
 def test_a_refresh_keeps_outputs(epsilon, use_bias, most):
@@ -76,6 +81,7 @@ def test_a_refresh_keeps_outputs(epsilon, use_bias, most):
   assert change_at_refreshes(layer) <= most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'method', some(['zca'], ['newton_schulz', 'cholesky', 'pca'])
 )
@@ -144,6 +150,7 @@ def test_what_does_not_vary_moves_nothing():
   assert jnp.isfinite(layer(x)).all()
 
 
+@pytest.mark.slow
 def test_momentum_of_a_narrower_type_is_carried_in_it():
   layer, wide = (WhitenedDense(D, M, rngs=nnx.Rngs(0)) for _ in range(2))
   narrow = nnx.clone(wide)

@@ -23,7 +23,6 @@ def x64():
 # All other rows are tested by `scripts/test -m slow`.
 QUICK = {
   'batch_norm',
-  'batch_norm/uneven_ghosts',
   'decorrelated_batch_norm',
   'group_norm',
 }

@@ -7,6 +7,7 @@ import pytest
 
 from bn_research.norms import roots
 from bn_research.norms.roots import eigen
+from tests.quick import some
 
 
 def rotated(values, seed=0):
@@ -45,7 +46,8 @@ def test_raises_small_eigenvalues_and_no_others(x64):
 
 
 @pytest.mark.parametrize(
-  'values', [[4, 1, 1e-3, 0], [4, 1, 0, 0], [2, 2, 1e-3, 1e-3], [1, 1, 1, 1]]
+  'values',
+  some([[4, 1, 0, 0], [1, 1, 1, 1]], [[4, 1, 1e-3, 0], [2, 2, 1e-3, 1e-3]]),
 )
 def test_derivatives(x64, values):
   matrix = rotated(values)

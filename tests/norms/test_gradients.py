@@ -71,6 +71,7 @@ def test_policy_is_autodiff_of_the_formula(scope, policy, x64):
   close(derivatives(ours)(x), derivatives(plain)(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('policy', some(['through'], formulas.POLICIES))
 def test_third_order(policy, x64):
   ours, plain, x, v = problem('batch_norm', policy)

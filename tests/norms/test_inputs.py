@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bn_research.norms.inputs import layer_inputs as inputs
+from tests.quick import some
 
 
 def check(moments, rows):
@@ -49,11 +50,10 @@ def patches_of(x, size, strides, dilation):
 
 @pytest.mark.parametrize(
   ('size', 'strides', 'dilation'),
-  [
-    ((1, 1), (1, 1), (1, 1)),
-    ((3, 2), (1, 1), (1, 1)),
-    ((2, 3), (2, 1), (1, 2)),
-  ],
+  some(
+    [((2, 3), (2, 1), (1, 2))],
+    [((1, 1), (1, 1), (1, 1)), ((3, 2), (1, 1), (1, 1))],
+  ),
 )
 def test_patches(size, strides, dilation):
   rng = np.random.default_rng(0)

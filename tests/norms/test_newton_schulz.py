@@ -143,6 +143,7 @@ def test_never_stops_early_near_the_identity(size):
     np.testing.assert_allclose(root * np.sqrt(scale), np.eye(size), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_members_of_a_batch_stop_on_their_own():
   # At the last step each residual is far from the tolerance. Rounding errors do
   # not change the counts.
@@ -162,6 +163,7 @@ def test_members_of_a_batch_stop_on_their_own():
       np.testing.assert_allclose(mapped[k], alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_member_that_met_its_tolerance_is_left_alone():
   """More steps with the neighbour would bring the root too close to S^-½."""
   batch = np.stack([spd(16, 1e6), spd(16, 1e1)])
@@ -209,7 +211,7 @@ def singular_matrices(size, seed):
 @pytest.mark.parametrize(
   ('size', 'normalizer'),
   some(
-    [(8, 'spectral'), (64, 'spectral'), (4, 'trace')],
+    [(8, 'spectral'), (4, 'trace')],
     itertools.product((8, 2, 4, 16, 64), ('spectral', 'trace')),
   ),
 )

@@ -87,6 +87,7 @@ def test_batch_norm(form, case, x64):
   check(form, batch_norm, devices, masked)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('check_vma', some([True], [False]))
 def test_evonorm_b0_has_the_variance_of_the_whole_batch(check_vma, x64):
   batch, *_ = arguments(SHAPE)
@@ -139,7 +140,7 @@ def test_ghost_batches_are_of_rows_not_of_devices(form, group_size, x64):
   'names',
   [
     ('g', 'i'),
-    'i',
+    pytest.param('i', marks=pytest.mark.slow),
     pytest.param(('i', 'g'), marks=pytest.mark.slow),
     pytest.param('g', marks=pytest.mark.slow),
   ],
@@ -166,7 +167,7 @@ def test_two_axes_of_a_mesh(form, names, x64):
 @pytest.mark.parametrize(
   ('outer', 'group_size'),
   some(
-    [('pmap', None), ('shard_map', 6)],
+    [('shard_map', 6)],
     itertools.product(('pmap', 'vmap', 'shard_map'), (6, None)),
   ),
 )

@@ -83,7 +83,7 @@ def test_states_of_a_chain_may_be_a_list_or_a_dict():
     chain.apply(X, state[:2])
 
 
-@pytest.mark.parametrize('axis_name', [None, 'i'])
+@pytest.mark.parametrize('axis_name', some(['i'], [None]))
 @each
 def test_states_under_a_shard_map_that_checks(norm, axis_name):
   mesh = jax.make_mesh((2,), ('i',), axis_types=(AxisType.Auto,))
@@ -290,6 +290,7 @@ def test_micro_batches_of_a_narrow_state_are_counted_exactly(dtype):
   )
 
 
+@pytest.mark.slow
 def test_integers_of_numpy_are_integers():
   two = np.int64(2)
   interval = norms.Interval(two, norms.Ema())
@@ -321,6 +322,7 @@ def test_a_reference_batch_serves_any_number_of_rows():
     )
 
 
+@pytest.mark.slow
 def test_more_axes_than_letters_of_an_octave():
   x = jnp.asarray(
     np.random.default_rng(0).standard_normal((3, 2, 1, 2, 1, 2, 1, 2, 1, 3)),

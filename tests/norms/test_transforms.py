@@ -153,8 +153,8 @@ def test_prints_compares_hashes_and_is_replaced(row):
 @pytest.mark.parametrize(
   ('name', 'use_running'),
   [
-    ('batch_norm', True),
     ('batch_norm', False),
+    pytest.param('batch_norm', True, marks=pytest.mark.slow),
     pytest.param('batch_whitening', False, marks=pytest.mark.slow),
     pytest.param('batch_whitening', True, marks=pytest.mark.slow),
   ],

@@ -165,6 +165,7 @@ def test_oas_is_its_formula():
 CROSS = np.array([[1.0, 0], [0, 1], [-1, 0], [0, -1]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method', some(METHODS[:1], METHODS))
 @pytest.mark.parametrize('group_size', some([2], [None, 3]))
 def test_oas_of_what_needs_no_shrinkage(method, group_size):
@@ -187,7 +188,7 @@ def test_oas_of_what_needs_no_shrinkage(method, group_size):
 
 
 @pytest.mark.parametrize(
-  ('num_iterations', 'channels'), some([(5, 10), (1, 5)], [(1, 10), (5, 5)])
+  ('num_iterations', 'channels'), some([(5, 10)], [(1, 5), (1, 10), (5, 5)])
 )
 def test_iter_norm_of_a_last_block_that_is_smaller(num_iterations, channels):
   """The trace, from which a truncated iteration starts, is of real channels."""
@@ -216,7 +217,7 @@ def test_matrices_that_are_averaged_are_those_of_training():
 @pytest.mark.parametrize(
   ('method', 'channels'),
   some(
-    [('zca', 128), ('newton_schulz', 16)],
+    [('zca', 16)],
     [(m, n) for m in METHODS for n in (16, 128)],
   ),
 )
@@ -228,6 +229,7 @@ def test_whiteness(method, channels):
   assert apart <= 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method', some(METHODS[:1], METHODS[1:]))
 def test_refinement_whitens_what_one_pass_cannot(method):
   x = correlated(256, 64, condition=1e6)
@@ -261,8 +263,8 @@ BAD = {
   ('method', 'name', 'epsilon'),
   some(
     [
-      *((method, 'equal channels', 0.0) for method in METHODS),
-      *(('zca', name, 0.0) for name in ('one row', 'an outlier')),
+      *((method, 'equal channels', 0.0) for method in METHODS[:2]),
+      ('zca', 'one row', 0.0),
     ],
     itertools.product(METHODS, BAD, (0.0, 1e-5)),
   ),
@@ -283,7 +285,7 @@ def test_finite_input_gives_finite_results_and_gradients(method, name, epsilon):
 @pytest.mark.parametrize(
   ('method', 'case'),
   some(
-    [('zca', (True, 4)), ('cholesky', (False, 4))],
+    [('zca', (True, 4))],
     [(m, c) for m in METHODS for c in ((True, 4), (True, 32), (False, 4))],
   ),
 )
@@ -312,7 +314,7 @@ def test_every_scale_that_float32_holds(method, case):
 @pytest.mark.parametrize(
   ('method', 'case'),
   some(
-    [('zca', (8, -1)), ('newton_schulz', (33, 1))],
+    [('zca', (8, -1))],
     [(method, case) for method in METHODS for case in ((8, -1), (33, 1))],
   ),
 )
@@ -339,6 +341,7 @@ def test_no_variance_maps_to_zero(name):
   np.testing.assert_array_equal(y, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('rows', some([60], [7, 8192]))
 def test_a_mean_that_rounds_is_no_variance(rows):
   x = np.full((rows, 4), [0.1, 0.4822797, 760.1628, -3.3e-7])
@@ -351,11 +354,10 @@ def test_a_mean_that_rounds_is_no_variance(rows):
 
 @pytest.mark.parametrize(
   ('options', 'expected'),
-  [
-    ({}, [[6]] * 14),
-    ({'group_size': 7}, [[3, 0]] * 14),
-    ({'ghost_size': 4}, [[7]] * 12 + [[9]] * 2),
-  ],
+  some(
+    [({'group_size': 7}, [[3, 0]] * 14)],
+    [({}, [[6]] * 14), ({'ghost_size': 4}, [[7]] * 12 + [[9]] * 2)],
+  ),
 )
 def test_directions_that_few_rows_leave_open_are_counted(options, expected):
   x = jnp.asarray(np.random.default_rng(0).standard_normal((14, 10)), 'float32')
@@ -474,6 +476,7 @@ def test_interval_that_is_due_is_not_renewed_by_a_batch_that_is_skipped():
   jax.tree.map(np.testing.assert_array_equal, after.pair, state.pair)
 
 
+@pytest.mark.slow
 def test_interval_has_no_gradient_of_statistics():
   norm = norms.batch_whitening('zca', every=2)
   x = jnp.asarray(correlated(16, 3), jnp.float32)
@@ -489,7 +492,7 @@ def test_interval_has_no_gradient_of_statistics():
 @pytest.mark.parametrize(
   ('method', 'floor'),
   some(
-    [('zca', 0.5), ('cholesky', 0.0)],
+    [('zca', 0.5)],
     [(m, f) for m in ('zca', 'newton_schulz', 'cholesky') for f in (0.0, 0.5)],
   ),
 )

@@ -12,7 +12,7 @@ from bn_research.layers import linen as linen_layers
 from bn_research.layers import nnx as layers
 from bn_research.layers.linen import surgery as linen_surgery
 from bn_research.layers.nnx import surgery
-from tests.quick import some
+from tests.quick import some, star
 
 
 def fold_after(layer, norm):
@@ -188,9 +188,10 @@ class _Transposed(nn.Module):
     return x if is_folded else norm(x)
 
 
-@pytest.mark.parametrize('given', [True, False])
-@pytest.mark.parametrize('transposed', [True, False])
-@pytest.mark.parametrize('features', [3, 4])
+@pytest.mark.parametrize(
+  ('given', 'transposed', 'features'),
+  star([True, False], [True, False], [3, 4]),
+)
 def test_transposed_kernels_of_linen_are_exact_or_refused(
   features, transposed, given
 ):

@@ -9,6 +9,7 @@ from flax import linen as nn
 from bn_research import norms
 from bn_research.layers import linen as layers
 from bn_research.layers.linen import surgery
+from tests.quick import some
 
 X = np.random.default_rng(0).standard_normal((64, 4)).astype(np.float32) + 3
 
@@ -193,7 +194,7 @@ def as_dicts_and_lists(tree):
   return [*map(as_dicts_and_lists, tree)] if isinstance(tree, tuple) else tree
 
 
-@pytest.mark.parametrize('stacked', [False, True])
+@pytest.mark.parametrize('stacked', some([True], [False]))
 def test_blocks_and_stacked_models_go_on_at_an_interval(stacked):
   """Schedules of stacked models have a count for each model."""
   map_ = norms.Whiten('zca', 2, epsilon=lambda steps: 0.1 / (1 + steps))

@@ -8,6 +8,7 @@ import pytest
 
 from bn_research import norms
 from tests.oracles import sets
+from tests.quick import star
 
 
 def normal(mean, shape=(256, 32), seed=0):
@@ -73,8 +74,7 @@ NORMS = {
 }
 
 
-@pytest.mark.parametrize('case', CASES)
-@pytest.mark.parametrize('name', NORMS)
+@pytest.mark.parametrize(('name', 'case'), star(NORMS, CASES))
 def test_value_and_gradient_are_finite_and_right(name, case):
   norm, labelled = NORMS[name]
   x = CASES[case]

@@ -10,20 +10,23 @@ import pytest
 
 from bn_research import norms
 from bn_research.norms import axes, populations
+from tests.quick import star
 
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.standard_normal((64, 4)) * 30, jnp.float32)
 
 
-@pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
 @pytest.mark.parametrize(
-  'population',
-  [
-    norms.Ema(0.0, unbiased=False),
-    norms.Interval(1, norms.Ema(0.0, unbiased=False)),
-    norms.Accumulated(1, norms.Ema(0.0, unbiased=False)),
-  ],
-  ids=lambda population: type(population).__name__,
+  ('population', 'dtype'),
+  star(
+    [
+      norms.Ema(0.0, unbiased=False),
+      norms.Interval(1, norms.Ema(0.0, unbiased=False)),
+      norms.Accumulated(1, norms.Ema(0.0, unbiased=False)),
+    ],
+    ['float16', 'bfloat16'],
+  ),
+  ids=str,
 )
 def test_a_narrow_state_whitens_at_inference(population, dtype):
   """A variance of 900: the root needs the range of float32."""

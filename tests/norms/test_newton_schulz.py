@@ -9,7 +9,7 @@ import pytest
 
 from bn_research.norms import roots
 from bn_research.norms.roots import lyapunov, matrices
-from tests.quick import some, star
+from tests.quick import some
 
 
 def spd(size, condition, seed=0):
@@ -77,7 +77,11 @@ def test_spectral_normalizer_whitens_better_than_the_trace():
 
 
 @pytest.mark.parametrize(
-  ('condition', 'normalizer'), star((1e4, 1.0, 1e1, 1e2), ('spectral', 'trace'))
+  ('condition', 'normalizer'),
+  some(
+    [(1e4, 'spectral')],
+    itertools.product((1e4, 1.0, 1e1, 1e2), ('spectral', 'trace')),
+  ),
 )
 def test_few_steps_up_to_condition_1e4(normalizer, condition):
   matrix = np.stack([spd(64, condition, seed) for seed in range(3)])
@@ -133,7 +137,7 @@ def test_a_tolerance_below_rounding_stops():
     assert info.residual <= 2 * usual.residual + 1e-5
 
 
-@pytest.mark.parametrize('size', some([3, 256], [2, 16]))
+@pytest.mark.parametrize('size', some([3], [2, 16, 256]))
 def test_never_stops_early_near_the_identity(size):
   """Equal eigenvalues overshoot together. The overshoot is no stagnation."""
   for scale in (1e-20, 1.0, 1e20):

@@ -26,7 +26,17 @@ NORMS = {
   'interval': norms.batch_whitening('zca', every=3),
   'fixed': norms.freeze(norms.batch_whitening('zca', every=3)),
 }
-each = pytest.mark.parametrize('norm', NORMS.values(), ids=NORMS)
+each = pytest.mark.parametrize(
+  'norm',
+  [
+    pytest.param(
+      norm,
+      id=name,
+      marks=[pytest.mark.slow] * (name not in ('ema', 'pooled', 'interval')),
+    )
+    for name, norm in NORMS.items()
+  ],
+)
 
 
 def as_dicts(state):

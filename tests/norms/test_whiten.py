@@ -73,7 +73,7 @@ OPTIONS = (
   ('method', 'options'),
   some(
     [
-      *((method, OPTIONS[0]) for method in METHODS),
+      *((method, OPTIONS[0]) for method in METHODS[:3]),
       *(('zca', options) for options in OPTIONS[3:]),
     ],
     itertools.product(METHODS, OPTIONS),

@@ -81,7 +81,7 @@ def test_the_shortest_run(start, tmp_path):
 
 
 def test_a_killed_run_ends_in_the_same_bits(start, tmp_path):
-  assert finish(start(*LONG, name='whole'))[0] == 0
+  assert finish(start(LONG[0], name='whole'))[0] == 0
   for _ in range(2):
     process = start(*LONG)
     wait_for_a_checkpoint(process, tmp_path / 'run')

@@ -62,6 +62,7 @@ def test_stacked_models_are_frozen_with_their_statistics(name):
   np.testing.assert_allclose(run(model, x), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_starts_afresh_in_stacked_models_is_stacked():
   model, x = stacked(MAKERS['norm'])
   surgery.replace(

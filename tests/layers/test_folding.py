@@ -90,6 +90,7 @@ def test_folding_a_masked_convolution(make):
   np.testing.assert_allclose(after, before, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_whitening_within_the_groups_of_a_convolution_is_folded():
   conv = nnx.Conv(4, 4, (3, 3), feature_group_count=2, rngs=nnx.Rngs(0))
   norm = norms.batch_whitening('zca', group_size=2, epsilon=1e-3)

@@ -194,6 +194,7 @@ def as_dicts_and_lists(tree):
   return [*map(as_dicts_and_lists, tree)] if isinstance(tree, tuple) else tree
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('stacked', some([True], [False]))
 def test_blocks_and_stacked_models_go_on_at_an_interval(stacked):
   """Schedules of stacked models have a count for each model."""

@@ -138,6 +138,7 @@ def test_options_that_are_arrays_do_no_harm():
     np.testing.assert_allclose(statistics.mean[...], whole.mean(0), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_stacked_models_with_a_schedule_are_measured():
   schedule = lambda steps: 0.1 / (1 + steps)
   norm = norms.batch_whitening('zca', epsilon=schedule, every=2)

@@ -139,6 +139,7 @@ def test_a_combination_recomputes_no_collective(part):
   assert in_map(chain, keep, shard_map(check_vma=True)) == [2, 4]
 
 
+@pytest.mark.slow
 def test_a_combination_recomputes_no_collective_over_a_mesh():
   chain = norms.Chain((norms.batch_norm(), norms.batch_norm()))
   assert over_mesh(chain, AxisType.Auto, in_context=True) == [2, 4]

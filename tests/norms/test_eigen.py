@@ -69,6 +69,7 @@ def test_derivatives(x64, values):
   np.testing.assert_allclose(second, expected / (2 * step), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_eigenvalue_on_the_floor_has_a_finite_gradient(x64):
   f = lambda s: jnp.sum(of_the_mean(s, 0.5)[0])
   gradient = jax.grad(f)(np.diag([1.5, 0.5]))

@@ -28,6 +28,7 @@ def test_memory_is_that_of_a_batch_that_divides(rows):
   assert temporary(norm, rows) <= 1.5 * temporary(norm, 1024)
 
 
+@pytest.mark.slow
 def test_memory_of_whitened_ghosts_is_too():
   norm = norms.batch_whitening('zca', ghost_size=32)
   assert temporary(norm, 255, 16) <= 1.5 * temporary(norm, 256, 16)
@@ -97,6 +98,7 @@ def test_one_program_serves_any_number_of_rows():
       np.testing.assert_allclose(exported.call(x), function(x), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_positions_and_channels_of_any_number():
   b, h, w = jax.export.symbolic_shape('b, h, w')
   shape = jax.ShapeDtypeStruct((b, h, w, 4), jnp.float32)

@@ -141,6 +141,7 @@ NORMS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('rank', some([3], [2, 4]))
 @hypothesis.given(data=st.data())
 def test_any_mask_on_any_shape(rank, data):

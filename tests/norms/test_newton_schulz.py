@@ -261,6 +261,7 @@ def test_no_eigenvalue_above_rounding_errors_is_lost(size):
   assert np.max(info.residual) < 0.5  # a lost eigenvalue adds 1
 
 
+@pytest.mark.slow
 def test_lyapunov_solution():
   with jax.enable_x64(True):
     values = np.geomspace(1e-2, 3, 8)

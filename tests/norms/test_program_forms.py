@@ -164,6 +164,7 @@ def test_two_axes_of_a_mesh(form, names, x64):
     close(result, apart(*given, own='gi'.index(names)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('outer', 'group_size'),
   some(
@@ -368,6 +369,7 @@ def test_positions_and_features_over_an_explicit_mesh(name, x64):
     close(results, right)
 
 
+@pytest.mark.slow
 def test_the_idiom_of_one_map_is_wrong_in_the_other(x64):
   """docs/program_forms.md: where the traps are, and how wrong they are."""
   (batch, state, scale, bias), right = on_one_device(batch_norm, False)

@@ -112,6 +112,7 @@ def test_mean_normalized_descent_is_descent_on_centred_inputs():
   )
 
 
+@pytest.mark.slow
 def test_a_convolution_is_a_dense_layer_on_patches():
   rng = np.random.default_rng(0)
   x = jnp.asarray(rng.normal(size=(4, 5, 5, 2)) + 1, jnp.float32)

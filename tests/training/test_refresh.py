@@ -218,6 +218,7 @@ def test_the_optimizer_does_the_same(x64, num_devices):
   assert deviation(result, expected(0.9)) <= 1e-10
 
 
+@pytest.mark.slow
 def test_on_many_devices(x64):
   result = train(Net(WHITENED), optax.sgd(RATE, 0.9), num_devices=8)
   assert deviation(result, expected(0.9)) <= 1e-10
@@ -232,6 +233,7 @@ def test_momentum_must_be_carried(x64):
   assert deviation(result, expected(0.9)) > 1e-2
 
 
+@pytest.mark.slow
 def test_adam_trains_too():
   losses, _ = train(Net(WHITENED), optax.adam(0.01))
   assert np.isfinite(losses).all()

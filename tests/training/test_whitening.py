@@ -60,6 +60,7 @@ def test_eight_devices_are_as_one(trained, route):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('route', some(['prong'], ROUTES))
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
   trained, results, monkeypatch, route

@@ -19,13 +19,10 @@ def x64():
     yield
 
 
-# One for each kind of moments and of view; test_product.py pairs all choices.
-# All other rows are tested by `scripts/test -m slow`.
-QUICK = {
-  'batch_norm',
-  'decorrelated_batch_norm',
-  'group_norm',
-}
+# Moments over examples, and moments in each example. Whitening has the tests of
+# test_whiten.py, and test_product.py pairs all choices. All other rows are
+# tested by `scripts/test -m slow`.
+QUICK = {'batch_norm', 'group_norm'}
 
 
 @pytest.hookimpl(tryfirst=True)

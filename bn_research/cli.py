@@ -9,13 +9,11 @@ where `main` reads the parsed flags. A mistake of the user's is printed as
 `error: ...` and ends with status 2; our own mistakes keep their traceback.
 """
 
-import difflib
 import functools
 import importlib.util
 import os
 import re
 import sys
-import traceback
 import types
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -23,13 +21,21 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
-from bn_research import arguments, errors
+from bn_research import arguments, errors, overrides
 
 _BROKEN_PIPE = 141  # a shell's code of a command that SIGPIPE ended
 
+# The command line as it is parsed, from which ml_collections reads overrides.
+_argv: list[str] = []
+
 # No default: with one, a bad override would fail while this module is imported.
 CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'File of the experiment: path.py or path.py:argument.'
+  'config',
+  None,
+  'File of the experiment: path.py or path.py:argument.',
+  lock_config=False,
+  accept_new_attributes=True,
+  sys_argv=_argv,
 )
 WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the results.')
 
@@ -77,12 +83,20 @@ def config_module(path: str) -> types.ModuleType:
     raise errors.UserError(
       f'no config file {name}; give --config=path.py or path.py:argument'
     )
+  _make_importable(os.path.dirname(os.path.abspath(name)))
   spec = importlib.util.spec_from_file_location('experiment', name)
   if spec is None or spec.loader is None:
     raise errors.UserError(f'{name} is not a Python file (.py)')
   module = importlib.util.module_from_spec(spec)
   _of_the_user(name, spec.loader.exec_module, module)
   return module
+
+
+def _make_importable(folder: str) -> None:
+  """Lets `module:attribute` name a module beside a config file."""
+  if folder not in sys.path:
+    # Last: a file of the user called `jax.py` must not hide the library.
+    sys.path.append(folder)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -98,14 +112,15 @@ def _checked_parse(argv: Sequence[str]) -> list[str]:
   argv = arguments.tidy(argv)
   path = _typed_config(argv)
   if path is not None:
-    config = _load(path)
-    for argument in argv:
-      if match := re.match(r'--?(?:no)?config\.([^=]+)', argument):
-        _check_key(config, match[1])
+    argv = _of_parts(_load(path), argv)
+    flags.FLAGS['config'].parser = _Parser()
+  _argv[:] = argv
   try:
     rest = flags.FLAGS(argv)
   except flags.Error as error:
     raise errors.UserError(str(error)) from error
+  if flags.FLAGS['config'].value is not None:
+    flags.FLAGS['config'].value.lock()
   if flags.FLAGS['verbosity'].using_default_value:
     # Else `app.run` turns on the chatter of every library.
     logging.set_verbosity(logging.WARNING)
@@ -115,6 +130,42 @@ def _checked_parse(argv: Sequence[str]) -> list[str]:
   if len(rest) > 1:
     raise errors.UserError(f'unexpected argument {rest[1]!r}')
   return rest
+
+
+_OVERRIDE = re.compile(r'(--?(?:no)?config\.)([^=]+)(?:=(.*))?', re.DOTALL)
+
+
+def _of_parts(config: config_dict.ConfigDict, argv: Sequence[str]) -> list[str]:
+  """Returns arguments, with the name of a part where the part itself is set."""
+  matches = [_OVERRIDE.fullmatch(argument) for argument in argv]
+  keys = [match[2] for match in matches if match]
+  result = []
+  for argument, match in zip(argv, matches, strict=True):
+    if match and match[3] is not None:
+      value = None if match[3] == 'None' else match[3]
+      key = overrides.place(config, match[2], keys, value)
+      argument = f'{match[1]}{key}={match[3]}'
+    result.append(argument)
+  return result
+
+
+class _Parser(flags.ArgumentParser):
+  """Loads a config, and makes room in it for the overrides to come."""
+
+  def parse(self, path: str) -> config_dict.ConfigDict:
+    """Returns the config of a path."""
+    config = _load(path)
+    for argument in _argv:
+      if match := _OVERRIDE.fullmatch(argument):
+        overrides.open_(config, match[2])
+        section, _, name = match[2].rpartition('.')
+        parent = overrides.at(config, section)
+        if match[3] == 'None':
+          overrides.set_none(parent, name)
+        elif name not in parent and match[3] in ('nan', 'inf', '-inf'):
+          # Else it would be a text, for Python has no such literals.
+          parent[name] = config_dict.placeholder(float)
+    return config
 
 
 def _typed_config(argv: Sequence[str]) -> str | None:
@@ -141,36 +192,16 @@ def _load(path: str) -> config_dict.ConfigDict:
 
 
 def _of_the_user(name: str, call: Callable[..., Any], *args: Any) -> Any:
-  """Calls code of a config file, its errors told by line of that file."""
+  """Calls code of a config file, with the errors of the user in one line."""
   try:
     return call(*args)
+  except errors.UserError as error:
+    where = errors.place(error)
+    raise errors.UserError(f'{where or name}: {error}') from error
   except Exception as error:
-    line = getattr(error, 'lineno', None) or max(
-      (
-        frame.lineno or 0
-        for frame in traceback.extract_tb(error.__traceback__)
-        if os.path.abspath(frame.filename) == os.path.abspath(name)
-      ),
-      default=0,
-    )
-    where = f'{name}:{line}' if line else name
-    raise errors.UserError(
-      f'{where}: {type(error).__name__}: {str(error).splitlines()[0]}'
-    ) from error
-
-
-def _check_key(config: config_dict.ConfigDict, key: str) -> None:
-  """Raises a UserError where `key`, dotted, does not exist in `config`."""
-  node: Any = config
-  for name in key.split('.'):
-    if not isinstance(node, config_dict.ConfigDict):
-      raise errors.UserError(f'unknown config key {key!r}')
-    if name not in node:
-      close = difflib.get_close_matches(name, list(node), n=1)
-      known = f'the keys there are {", ".join(sorted(node))}'
-      hint = f'did you mean {close[0]!r}?' if close else known
-      raise errors.UserError(f'unknown config key {key!r}; {hint}')
-    node = node[name]
+    told = errors.told(error)
+    place = errors.place(error)
+    raise errors.UserError(told if place else f'{name}: {told}') from error
 
 
 def _in_one_line(call: Callable[[], Any]) -> Any:

@@ -1,50 +1,250 @@
-"""Building what a config names."""
+"""Every part of a config by name: one of ours, or one of the user's.
 
+A part is a section of a config with a `name` and options:
+
+    optimizer: {name: adam, learning_rate: 0.001}
+
+The name is a key of a table of ours, or `module:attribute` for a part in a file
+of the user. The options are keyword arguments of the factory that the name
+names. An option that is None is left to the default of the factory. A text in
+place of a section is short for a section with this name.
+"""
+
+import contextlib
+import difflib
+import functools
+import importlib
 import inspect
-from collections.abc import Callable, Mapping
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from bn_research import errors
 
+_PLAIN = (bool, int, float, str, types.NoneType)
+
 
 def create(
-  kind: str,
-  factories: Mapping[str, Any],
+  where: str, table: Mapping[str, Any], section: Any, /, **given: Any
+) -> Any:
+  """Calls the factory that a section of a config names.
+
+  Args:
+    where: The place of the section, for messages: `'optimizer'`.
+    table: Factories by name: functions or classes with keyword arguments.
+    section: A dict with `name` and the options of the factory; or the name.
+    **given: Keyword arguments that the config does not hold. A factory of the
+      user may lack some.
+
+  Returns:
+    The result of the factory.
+
+  Raises:
+    UserError: If the name is unknown, if the factory lacks or needs an option,
+      or if the factory refuses a value.
+  """
+  name, options = split(section)
+  return call(where, find(where, table, name), name, options, **given)
+
+
+def split(section: Any) -> tuple[Any, dict[str, Any]]:
+  """Returns the name of a section, and the options that are not None."""
+  if not is_section(section):
+    return section, {}
+  options = {k: v for k, v in section.items() if v is not None}
+  return options.pop('name', None), options
+
+
+def is_section(value: Any) -> bool:
+  """Whether a value is a section of a config: a dict or a ConfigDict."""
+  return hasattr(value, 'items')
+
+
+def find(where: str, table: Mapping[str, Any], name: Any) -> Any:
+  """Returns what a name names: an entry of a table, or an attribute.
+
+  Args:
+    where: The place of the section in the config, for messages.
+    table: What there is of ours, by name.
+    name: A key of the table, or `module:attribute`.
+
+  Raises:
+    UserError: If there is no such entry, module or attribute, or if the module
+      raises an error while it is imported.
+  """
+  if isinstance(name, str) and ':' in name:
+    return _attribute(f'{where}.name={name!r}', *name.split(':', 1))
+  if name not in table:
+    raise errors.UserError(
+      f'{where}.name={name!r} is unknown{hint(name, table)}; there are'
+      f' {", ".join(sorted(table))}, and module:attribute for your own'
+    )
+  return table[name]
+
+
+def call(
+  where: str,
+  factory: Callable[..., Any],
+  name: Any,
   options: Mapping[str, Any],
   **given: Any,
 ) -> Any:
-  """Calls the factory that `options['name']` names.
+  """Calls a factory with options of a config, checked against its signature.
 
   Args:
-    kind: What is built, for messages: `'optimizer'`.
-    factories: By name, functions or classes that take keyword arguments.
-    options: `name`, and keyword arguments for the factory; those that are None
-      are left to the factory's defaults.
-    **given: Keyword arguments that the config does not hold.
-
-  Returns:
-    What the factory returns.
+    where: The place of the options in the config, for messages.
+    factory: A function or a class with keyword arguments.
+    name: The name of the factory, for messages.
+    options: Keyword arguments from the config.
+    **given: Keyword arguments of ours; left out where the factory lacks them.
 
   Raises:
-    UserError: If the name is unknown, or the factory has no such option.
+    UserError: If an option is unknown or missing, or if the factory refuses it.
   """
-  options = {k: v for k, v in options.items() if v is not None}
-  name = options.pop('name', None)
-  if name not in factories:
-    raise errors.UserError(
-      f'unknown {kind} {name!r}; there are {", ".join(sorted(factories))}'
-    )
-  known = [key for key in _parameters(factories[name]) if key not in given]
-  for key in options:
-    if key not in known:
+  parameters = signature(factory)
+  _check_options(where, parameters, name, options, given)
+  takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+  ours = {k: v for k, v in given.items() if takes_all or k in parameters}
+  with mistakes_in(where):
+    return factory(**options, **ours)
+
+
+def bind(
+  where: str,
+  function: Callable[..., Any],
+  name: Any,
+  options: Mapping[str, Any],
+) -> Callable[[Any], Any]:
+  """Returns a function of one argument, with the options of a config bound.
+
+  Args:
+    where: The place of the options in the config, for messages.
+    function: A function of one argument and of options.
+    name: The name of the function, for messages.
+    options: Keyword arguments from the config.
+
+  Raises:
+    UserError: If the function takes no argument, or an option is unknown or
+      missing.
+  """
+  parameters = list(signature(function).items())
+  if not parameters:
+    raise errors.UserError(f'{where}: {name!r} takes no argument')
+  _check_options(where, dict(parameters[1:]), name, options, {})
+  return functools.partial(function, **options)
+
+
+def _check_options(
+  where: str,
+  parameters: Mapping[str, inspect.Parameter],
+  name: Any,
+  options: Mapping[str, Any],
+  given: Mapping[str, Any],
+) -> None:
+  """Raises a UserError if an option is unknown, missing or of a wrong type."""
+  takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+  named = {k: p for k, p in parameters.items() if p.kind not in _VARIADIC}
+  known = [key for key in named if key not in given]
+  for key, value in options.items():
+    if key in known:
+      _check_type(f'{where}.{key}', value, named[key].annotation)
+    elif not takes_all or key in given:
       raise errors.UserError(
-        f'{kind} {name!r} has no option {key!r}; it has {", ".join(known)}'
+        f'{where}: {name!r} has no option {key!r}{hint(key, known)}; it has'
+        f' {", ".join(known) or "none"}'
       )
-  return factories[name](**options, **given)
+  for key in known:
+    if named[key].default is inspect.Parameter.empty and key not in options:
+      raise errors.UserError(f'{where}: {name!r} needs the option {key!r}')
 
 
-def _parameters(factory: Callable[..., Any]) -> list[str]:
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def signature(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+  """Returns the parameters of a function or of a class, by name."""
   if not inspect.isclass(factory):
-    return list(inspect.signature(factory).parameters)
+    return dict(inspect.signature(factory).parameters)
   # The metaclass of nnx.Module hides the signature of its classes.
-  return list(inspect.signature(factory.__init__).parameters)[1:]
+  parameters = inspect.signature(factory.__init__).parameters
+  return dict(list(parameters.items())[1:])
+
+
+def check_keys(
+  where: str, section: Mapping[str, Any], known: Iterable[str]
+) -> None:
+  """Raises a UserError if a section has a key that nobody reads."""
+  known = list(known)
+  for key, value in section.items():
+    if key not in known and value is not None:
+      raise errors.UserError(
+        f'{where} has no key {key!r}{hint(key, known)}; it has'
+        f' {", ".join(known)}'
+      )
+
+
+def hint(name: Any, known: Iterable[str]) -> str:
+  """Returns `' (did you mean ...?)'` if a known name is close, or nothing."""
+  close = difflib.get_close_matches(str(name), list(known), n=1)
+  return f' (did you mean {close[0]!r}?)' if close else ''
+
+
+@contextlib.contextmanager
+def mistakes_in(where: str) -> Iterator[None]:
+  """Turns an error of a component into one line that names a part of a config.
+
+  A component raises ValueError or TypeError, as libraries do. If code of ours
+  raises the error, the config has a mistake. If the error passed through a file
+  of the user, the line names the file. Any other error is a mistake of ours.
+
+  Args:
+    where: The place in the config, for messages: `'model.norm'`.
+
+  Raises:
+    UserError: In place of a mistake of the user.
+  """
+  try:
+    yield
+  except errors.UserError:
+    raise
+  except Exception as error:
+    if errors.place(error):
+      raise errors.UserError(f'{where}: {errors.told(error)}') from error
+    if isinstance(error, ValueError | TypeError) and errors.raised_by_us(error):
+      message = str(error).partition('\n')[0]
+      raise errors.UserError(f'{where}: {message}') from error
+    raise
+
+
+def _attribute(where: str, module_name: str, attribute: str) -> Any:
+  try:
+    found: Any = importlib.import_module(module_name)
+    file = found.__file__
+  except Exception as error:
+    raise errors.UserError(f'{where}: {errors.told(error)}') from error
+  for part in attribute.split('.'):
+    if not hasattr(found, part):
+      raise errors.UserError(
+        f'{where}: {file} has no {part!r}{hint(part, dir(found))}'
+      )
+    found = getattr(found, part)
+  return found
+
+
+def _check_type(where: str, value: Any, annotation: Any) -> None:
+  """Raises a UserError if a value is of none of the types of an annotation."""
+  if isinstance(annotation, types.UnionType) or (
+    typing.get_origin(annotation) is typing.Union
+  ):
+    kinds = typing.get_args(annotation)
+  else:
+    kinds = (annotation,)
+  # Of an annotation such as Callable or Sequence[int], only the factory knows.
+  if not all(kind in _PLAIN for kind in kinds):
+    return
+  # True is an int for Python, and a mistake for a number of steps.
+  right = type(value) in kinds or (type(value) is int and float in kinds)
+  if not right:
+    names = ' or '.join(k.__name__ for k in kinds if k is not types.NoneType)
+    raise errors.UserError(f'{where}={value!r} is not of type {names}')

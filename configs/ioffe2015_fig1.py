@@ -54,64 +54,34 @@ that. `digits` was also looked at with 5,000 steps, and with 0.5, σ = 0.1, 0.99
 for 5,000; batch norm was ahead in all of them.
 """
 
-import ml_collections
-from ml_collections import config_dict
+from bn_research import experiment
+
+SETTING = {
+  'data.binarize': 0.5,
+  'model.widths': (100, 100, 100),
+  'model.nonlinearity': 'sigmoid',
+  'model.init_scale': 0.05,
+  'model.norm.name': 'batch_norm',
+  'optimizer.learning_rate': 1.0,
+  'eval.num_points': 100,
+  'probes.activations.percentiles': (15.0, 50.0, 85.0),
+  'probes.activations.nonlinearities': ('hidden_3/input',),
+  # At most a twentieth of a run goes into probes; those on digits are short.
+  'probes.activations.num_examples': 300,
+}
+VARIANTS = {
+  'digits': {'num_steps': 10_000, 'probes.activations.num_points': 50},
+  'mnist': {
+    'num_steps': 50_000,
+    'data.name': 'mnist',
+    'probes.activations.num_examples': 1000,
+  },
+  'quick': {'num_steps': 200, 'eval.num_points': 10},
+}
 
 
 def get_config(arg='mnist'):
-  if arg not in ('digits', 'mnist', 'quick'):
-    raise ValueError(f'unknown variant {arg!r}; have: digits, mnist, quick')
-
-  config = ml_collections.ConfigDict()
-  config.seed = 0
-  config.num_steps = {'mnist': 50_000, 'digits': 10_000, 'quick': 200}[arg]
-  config.batch_size = 60
-  config.num_devices = 1
-
-  config.data = ml_collections.ConfigDict()
-  config.data.name = 'mnist' if arg == 'mnist' else 'digits'
-  config.data.train = 'train'
-  config.data.test = 'test'
-  config.data.binarize = config_dict.placeholder(float)
-  config.data.binarize = 0.5
-
-  config.model = ml_collections.ConfigDict()
-  config.model.name = 'mlp'
-  config.model.widths = (100, 100, 100)
-  config.model.nonlinearity = 'sigmoid'
-  config.model.init_scale = 0.05
-  config.model.norm = ml_collections.ConfigDict()
-  config.model.norm.name = 'batch_norm'
-  # Options that are None are the factory's own, so that a name is enough to
-  # train with another normalization.
-  config.model.norm.momentum = config_dict.placeholder(float)
-  config.model.norm.epsilon = config_dict.placeholder(float)
-  config.model.norm.group_size = config_dict.placeholder(int)
-  config.model.norm.gradient = config_dict.placeholder(str)
-  config.model.norm.unbiased = config_dict.placeholder(bool)
-
-  config.optimizer = ml_collections.ConfigDict()
-  config.optimizer.name = 'sgd'
-  config.optimizer.learning_rate = 1.0
-  # None: as in the paper; so that another optimizer may do without.
-  config.optimizer.momentum = config_dict.placeholder(float)
-
-  config.eval = ml_collections.ConfigDict()
-  config.eval.num_points = 10 if arg == 'quick' else 100
-  config.eval.spacing = 'linear'
-
-  config.probe = ml_collections.ConfigDict()
-  config.probe.name = 'activations'
-  config.probe.percentiles = (15.0, 50.0, 85.0)
-  config.probe.unit = 0
-  config.probe.nonlinearities = ('hidden_3/input',)
-  # At most a twentieth of a run goes into probes; those on digits are short.
-  config.probe.num_examples = 1000 if arg == 'mnist' else 300
-  config.probe.num_points = {'mnist': 100, 'digits': 50, 'quick': 10}[arg]
-  config.probe.spacing = 'linear'
-
-  config.checkpoint_seconds = 60.0
-  return config
+  return experiment.config(SETTING, experiment.variant(arg, VARIANTS))
 
 
 def sweep():

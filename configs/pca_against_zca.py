@@ -23,59 +23,31 @@ Variants: `digits`, the 8x8 images of scikit-learn, 400 steps; `mnist`, 4,000
 steps; `quick`, 40 steps of the digits.
 """
 
-import ml_collections
-from ml_collections import config_dict
+from bn_research import experiment
 
 METHODS = {'pca': 'PCA', 'zca': 'ZCA', 'cholesky': 'Cholesky'}
 BATCH_NORM = {'model.norm.name': 'batch_norm'}
 
 
+SETTING = {
+  'batch_size': 128,
+  'model.widths': (100, 100, 100),
+  'model.nonlinearity': 'sigmoid',
+  'model.init_scale': 0.1,
+  'model.norm.name': 'batch_norm',
+  'model.norm.epsilon': 0.001,
+  'optimizer.learning_rate': 0.5,
+  'eval.num_points': 40,
+}
+VARIANTS = {
+  'digits': {'num_steps': 400},
+  'mnist': {'num_steps': 4_000, 'data.name': 'mnist'},
+  'quick': {'num_steps': 40, 'eval.num_points': 5},
+}
+
+
 def get_config(arg='digits'):
-  if arg not in ('digits', 'mnist', 'quick'):
-    raise ValueError(f'unknown variant {arg!r}; have: digits, mnist, quick')
-
-  config = ml_collections.ConfigDict()
-  config.seed = 0
-  config.num_steps = {'mnist': 4_000, 'digits': 400, 'quick': 40}[arg]
-  config.batch_size = 128
-  config.num_devices = 1
-
-  config.data = ml_collections.ConfigDict()
-  config.data.name = 'mnist' if arg == 'mnist' else 'digits'
-  config.data.train = 'train'
-  config.data.test = 'test'
-  config.data.binarize = config_dict.placeholder(float)
-
-  config.model = ml_collections.ConfigDict()
-  config.model.name = 'mlp'
-  config.model.widths = (100, 100, 100)
-  config.model.nonlinearity = 'sigmoid'
-  config.model.init_scale = 0.1
-  config.model.norm = ml_collections.ConfigDict()
-  config.model.norm.name = 'batch_norm'
-  config.model.norm.method = config_dict.placeholder(str)
-  config.model.norm.group_size = config_dict.placeholder(int)
-  config.model.norm.epsilon = 0.001
-
-  config.optimizer = ml_collections.ConfigDict()
-  config.optimizer.name = 'sgd'
-  config.optimizer.learning_rate = 0.5
-  config.optimizer.momentum = 0.0
-
-  config.eval = ml_collections.ConfigDict()
-  config.eval.num_points = 5 if arg == 'quick' else 40
-  config.eval.spacing = 'linear'
-
-  config.probe = ml_collections.ConfigDict()
-  config.probe.name = 'activations'
-  config.probe.percentiles = (15.0, 50.0, 85.0)
-  config.probe.unit = 0
-  config.probe.num_examples = 1000
-  config.probe.num_points = config.eval.num_points
-  config.probe.spacing = 'linear'
-
-  config.checkpoint_seconds = 60.0
-  return config
+  return experiment.config(SETTING, experiment.variant(arg, VARIANTS))
 
 
 def _whitened(method):

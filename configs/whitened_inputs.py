@@ -31,8 +31,7 @@ Variants: `digits`, the 8x8 images of scikit-learn, 500 steps; `mnist`, 5,000
 steps; `quick`, 50 steps of the digits.
 """
 
-import ml_collections
-from ml_collections import config_dict
+from bn_research import experiment
 
 RATES = (0.5, 1.0, 2.0, 4.0)
 # The best of them, by input, on the digits.
@@ -48,52 +47,22 @@ PAPER = {'source': 'paper, Section 2', 'published': 'no number (paper)'}
 LECUN = {'source': 'LeCun et al. (1998b)', 'published': 'no number (recalled)'}
 
 
+SETTING = {
+  'data.normalize.name': 'none',
+  'model.widths': (100,),
+  'model.nonlinearity': 'tanh',
+  'model.init_scale': 0.1,
+  'optimizer.learning_rate': 1.0,
+}
+VARIANTS = {
+  'digits': {'num_steps': 500},
+  'mnist': {'num_steps': 5_000, 'data.name': 'mnist'},
+  'quick': {'num_steps': 50, 'eval.num_points': 5},
+}
+
+
 def get_config(arg='digits'):
-  if arg not in ('digits', 'mnist', 'quick'):
-    raise ValueError(f'unknown variant {arg!r}; have: digits, mnist, quick')
-
-  config = ml_collections.ConfigDict()
-  config.seed = 0
-  config.num_steps = {'mnist': 5_000, 'digits': 500, 'quick': 50}[arg]
-  config.batch_size = 60
-  config.num_devices = 1
-
-  config.data = ml_collections.ConfigDict()
-  config.data.name = 'mnist' if arg == 'mnist' else 'digits'
-  config.data.train = 'train'
-  config.data.test = 'test'
-  config.data.binarize = config_dict.placeholder(float)
-  config.data.normalize = ml_collections.ConfigDict()
-  config.data.normalize.name = 'none'
-  config.data.normalize.epsilon = 0.01
-
-  config.model = ml_collections.ConfigDict()
-  config.model.name = 'mlp'
-  config.model.widths = (100,)
-  config.model.nonlinearity = 'tanh'
-  config.model.init_scale = 0.1
-  config.model.norm = ml_collections.ConfigDict()
-  config.model.norm.name = 'none'
-
-  config.optimizer = ml_collections.ConfigDict()
-  config.optimizer.name = 'sgd'
-  config.optimizer.learning_rate = 1.0
-  config.optimizer.momentum = 0.0
-
-  config.eval = ml_collections.ConfigDict()
-  config.eval.num_points = 5 if arg == 'quick' else 50
-  config.eval.spacing = 'linear'
-
-  config.probe = ml_collections.ConfigDict()
-  config.probe.name = 'activations'
-  config.probe.percentiles = (15.0, 50.0, 85.0)
-  config.probe.unit = 0
-  config.probe.num_examples = 1000
-  config.probe.num_points = 1
-  config.probe.spacing = 'linear'
-
-  config.checkpoint_seconds = 60.0
-  return config
+  return experiment.config(SETTING, experiment.variant(arg, VARIANTS))
 
 
 def sweep():

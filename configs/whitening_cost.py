@@ -25,8 +25,7 @@ drawn about zero. Whether anything is learned is not asked here. Variants:
 `digits`; `quick`, few steps.
 """
 
-import ml_collections
-from ml_collections import config_dict
+from bn_research import experiment
 
 WIDTHS = (32, 64, 128, 256, 512)
 NOTHING = {
@@ -54,56 +53,23 @@ METHODS = {
 }
 
 
+SETTING = {
+  **NOTHING,
+  'batch_size': 1024,
+  'model.widths': (32, 32),
+  'model.nonlinearity': 'tanh',
+  'model.init_scale': 0.1,
+  'optimizer.learning_rate': 0.001,
+  'eval.num_points': 5,
+}
+VARIANTS = {
+  'digits': {'num_steps': 200},
+  'quick': {'num_steps': 4, 'eval.num_points': 2},
+}
+
+
 def get_config(arg='digits'):
-  if arg not in ('digits', 'quick'):
-    raise ValueError(f'unknown variant {arg!r}; have: digits, quick')
-
-  config = ml_collections.ConfigDict()
-  config.seed = 0
-  config.num_steps = {'digits': 200, 'quick': 4}[arg]
-  config.batch_size = 1024
-  config.num_devices = 1
-
-  config.data = ml_collections.ConfigDict()
-  config.data.name = 'digits'
-  config.data.train = 'train'
-  config.data.test = 'test'
-  config.data.binarize = config_dict.placeholder(float)
-
-  config.model = ml_collections.ConfigDict()
-  config.model.name = 'mlp'
-  config.model.widths = (32, 32)
-  config.model.nonlinearity = 'tanh'
-  config.model.init_scale = 0.1
-  config.model.norm = ml_collections.ConfigDict()
-  config.model.norm.name = 'none'
-  config.model.norm.method = config_dict.placeholder(str)
-  config.model.dense = ml_collections.ConfigDict()
-  config.model.dense.name = 'dense'
-  config.model.dense.every = config_dict.placeholder(int)
-
-  config.optimizer = ml_collections.ConfigDict()
-  config.optimizer.name = 'sgd'
-  config.optimizer.learning_rate = 0.001
-  config.optimizer.momentum = 0.0
-  config.optimizer.precondition = ml_collections.ConfigDict()
-  config.optimizer.precondition.name = 'none'
-  config.optimizer.precondition.every = config_dict.placeholder(int)
-
-  config.eval = ml_collections.ConfigDict()
-  config.eval.num_points = 2 if arg == 'quick' else 5
-  config.eval.spacing = 'linear'
-
-  config.probe = ml_collections.ConfigDict()
-  config.probe.name = 'activations'
-  config.probe.percentiles = (15.0, 50.0, 85.0)
-  config.probe.unit = 0
-  config.probe.num_examples = 100
-  config.probe.num_points = 1
-  config.probe.spacing = 'linear'
-
-  config.checkpoint_seconds = 60.0
-  return config
+  return experiment.config(SETTING, experiment.variant(arg, VARIANTS))
 
 
 def sweep():

@@ -35,8 +35,7 @@ steps; `quick`, 50 steps of the digits.
 
 from typing import Any
 
-import ml_collections
-from ml_collections import config_dict
+from bn_research import experiment
 
 NOTHING = {
   'model.norm.name': 'none',
@@ -72,59 +71,23 @@ FASTER = (
 ITER_NORM = {'source': 'Huang et al. (2019)', 'this': NORMS['IterNorm']}
 
 
+SETTING = {
+  **NOTHING,
+  'model.widths': (100, 100, 100),
+  'model.nonlinearity': 'sigmoid',
+  'model.init_scale': 0.1,
+  'model.dense_bias': False,
+  'optimizer.learning_rate': 2.0,
+}
+VARIANTS = {
+  'digits': {'num_steps': 1_000},
+  'mnist': {'num_steps': 10_000, 'data.name': 'mnist'},
+  'quick': {'num_steps': 50, 'eval.num_points': 5},
+}
+
+
 def get_config(arg='digits'):
-  if arg not in ('digits', 'mnist', 'quick'):
-    raise ValueError(f'unknown variant {arg!r}; have: digits, mnist, quick')
-
-  config = ml_collections.ConfigDict()
-  config.seed = 0
-  config.num_steps = {'mnist': 10_000, 'digits': 1_000, 'quick': 50}[arg]
-  config.batch_size = 60
-  config.num_devices = 1
-
-  config.data = ml_collections.ConfigDict()
-  config.data.name = 'mnist' if arg == 'mnist' else 'digits'
-  config.data.train = 'train'
-  config.data.test = 'test'
-  config.data.binarize = config_dict.placeholder(float)
-
-  config.model = ml_collections.ConfigDict()
-  config.model.name = 'mlp'
-  config.model.widths = (100, 100, 100)
-  config.model.nonlinearity = 'sigmoid'
-  config.model.init_scale = 0.1
-  config.model.dense_bias = False
-  config.model.norm = ml_collections.ConfigDict()
-  config.model.norm.name = 'none'
-  config.model.norm.group_size = config_dict.placeholder(int)
-  config.model.dense = ml_collections.ConfigDict()
-  config.model.dense.name = 'dense'
-  config.model.dense.every = config_dict.placeholder(int)
-  config.model.dense.epsilon = config_dict.placeholder(float)
-
-  config.optimizer = ml_collections.ConfigDict()
-  config.optimizer.name = 'sgd'
-  config.optimizer.learning_rate = 2.0
-  config.optimizer.momentum = 0.0
-  config.optimizer.precondition = ml_collections.ConfigDict()
-  config.optimizer.precondition.name = 'none'
-  config.optimizer.precondition.every = config_dict.placeholder(int)
-  config.optimizer.precondition.epsilon = config_dict.placeholder(float)
-
-  config.eval = ml_collections.ConfigDict()
-  config.eval.num_points = 5 if arg == 'quick' else 50
-  config.eval.spacing = 'linear'
-
-  config.probe = ml_collections.ConfigDict()
-  config.probe.name = 'activations'
-  config.probe.percentiles = (15.0, 50.0, 85.0)
-  config.probe.unit = 0
-  config.probe.num_examples = 1000
-  config.probe.num_points = 1
-  config.probe.spacing = 'linear'
-
-  config.checkpoint_seconds = 60.0
-  return config
+  return experiment.config(SETTING, experiment.variant(arg, VARIANTS))
 
 
 def sweep():

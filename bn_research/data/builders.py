@@ -3,17 +3,40 @@
 Nothing here downloads, so that every error comes within a moment.
 """
 
-import difflib
+import importlib
 import logging
 import os
 import re
 import shlex
-from typing import Any
+from typing import Any, NamedTuple
 
-from bn_research import errors
+from bn_research import errors, registry
 
-OWN = ('digits', 'fashion_mnist', 'mnist')
-"""The datasets that this package can prepare."""
+
+class Own(NamedTuple):
+  """A dataset that this package can prepare.
+
+  Attributes:
+    writer: Module of this folder and class of the TFDS builder that writes.
+    is_bundled: Whether the examples come with an installed package. Such a
+      dataset is prepared on first use, and TFDS learns its name from us.
+  """
+
+  writer: str
+  is_bundled: bool = False
+
+  def load(self) -> Any:
+    """Returns the class that writes."""
+    module, name = self.writer.split(':')
+    return getattr(importlib.import_module(f'{__package__}.{module}'), name)
+
+
+OWN = {
+  'digits': Own('digits:Digits', is_bundled=True),
+  'fashion_mnist': Own('mnist:FashionMnist'),
+  'mnist': Own('mnist:Mnist'),
+}
+"""The datasets that this package can prepare, by name."""
 
 # TFDS warns of what we tell by an error, and of what is as our lock has it.
 _NO_NEWS = ('has no dataset_info.json', 'OpenCV is not installed')
@@ -33,22 +56,22 @@ def find(name: str, data_dir: str | None = None) -> Any:
   import tensorflow_datasets as tfds
   from google.protobuf import json_format
 
-  from bn_research.data import digits  # noqa: F401  registers its builder
-
+  for own in OWN.values():
+    if own.is_bundled:
+      own.load()  # registers the builder
   if not isinstance(name, str) or not re.fullmatch(_NAME, name):
     raise errors.UserError(
-      f'data.name={name!r} is not a name of TFDS, such as mnist, mnist:3.0.1 '
-      'or emnist/letters'
+      f'config.data.name={name!r} is not a name of TFDS, such as mnist,'
+      ' mnist:3.0.1 or emnist/letters'
     )
   logging.getLogger('absl').addFilter(_is_news)
   try:
     return tfds.builder(name, data_dir=expand(data_dir))
   except tfds.core.DatasetNotFoundError as error:
     known = tfds.list_builders(with_community_datasets=False)
-    close = difflib.get_close_matches(name, known, n=1)
     raise errors.UserError(
-      f'data.name={name!r}: no such dataset; '
-      + (f'did you mean {close[0]!r}?' if close else 'see tfds.list_builders()')
+      f'config.data.name={name!r}: no such dataset{registry.hint(name, known)};'
+      ' tfds.list_builders() lists them'
     ) from error
   except json_format.ParseError as error:
     folder = f'{data_dir or tfds.core.constants.DATA_DIR}/{name}'
@@ -59,7 +82,7 @@ def find(name: str, data_dir: str | None = None) -> Any:
   except (AssertionError, ImportError, OSError, ValueError) as error:
     # TFDS puts its arguments, a dict, before the reason.
     reason = str(error).rpartition('}": ')[2].splitlines()[0]
-    raise errors.UserError(f'data.name={name!r}: {reason}') from error
+    raise errors.UserError(f'config.data.name={name!r}: {reason}') from error
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -1,12 +1,13 @@
 """Datasets by name, whole, as NumPy arrays."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from bn_research import errors
+from bn_research import errors, registry
 from bn_research.data import builders, cache, prepare
 
 
@@ -27,33 +28,88 @@ class Dataset:
   num_classes: int
 
 
+# How images become inputs: see `normalizing.input_function`.
+OF_INPUTS = ('binarize', 'normalize')
+
+
 def load(config: Mapping[str, Any], data_dir: str | None = None) -> Dataset:
   """Loads a prepared image-classification dataset; never downloads one.
 
-  The digits, which come with scikit-learn, are prepared on first use.
+  A dataset that comes with an installed package is prepared on first use.
 
   Args:
-    config: `name`, such as `'digits'` or `'mnist'`, and optionally `train` and
-      `test`: splits or slices of them, such as `'train[:50000]'` (see
-      https://www.tensorflow.org/datasets/splits). Other keys are not read.
+    config: `config.data`: `name`, such as `'digits'`, `'mnist'` or any name of
+      TFDS, and optionally `train` and `test`: splits or slices of them, such as
+      `'train[:50000]'` (see https://www.tensorflow.org/datasets/splits). The
+      name `module:attribute` calls a function of the user with the options of
+      the section, and with `data_dir` if it takes one; it returns a `Dataset`.
+      `binarize` and `normalize` are not read here.
     data_dir: Where TFDS keeps its datasets; its own default where None.
 
   Raises:
-    UserError: If the dataset or a split is unknown, not prepared, half written,
-      damaged, empty, or is not made of uint8 images of one shape and classes.
+    UserError: If the dataset, an option or a split is unknown, not prepared,
+      half written, damaged, empty, or is not made of uint8 images of one shape
+      and classes.
   """
-  name = config['name']
+  name, options = registry.split(config)
+  options = {k: v for k, v in options.items() if k not in OF_INPUTS}
+  if isinstance(name, str) and re.fullmatch(r'[\w.]+:[A-Za-z_][\w.]*', name):
+    return _of_the_user(name, options, data_dir)
+  registry.check_keys('config.data', options, ('train', 'test', *OF_INPUTS))
   builder = builders.find(name, data_dir)
-  if builder.name == 'digits' and not builder.data_path.exists():
-    builder = prepare.prepare('digits', data_dir)
+  own = builders.OWN.get(builder.name)
+  if own and own.is_bundled and not builder.data_path.exists():
+    builder = prepare.prepare(builder.name, data_dir)
   builders.check_prepared(builder, data_dir)
   num_classes = _check_features(name, builder.info.features)
   return Dataset(
     name=name,
-    train=_read(builder, 'train', str(config.get('train', 'train'))),
-    test=_read(builder, 'test', str(config.get('test', 'test'))),
+    train=_read(builder, 'train', str(options.get('train', 'train'))),
+    test=_read(builder, 'test', str(options.get('test', 'test'))),
     num_classes=num_classes,
   )
+
+
+def _of_the_user(
+  name: str, options: Mapping[str, Any], data_dir: str | None
+) -> Dataset:
+  """Returns the result of a function of the user, checked."""
+  where = 'config.data'
+  function = registry.find(where, {}, name)
+  # The base of all configs has splits; a function need not know of splits.
+  takes = registry.signature(function)
+  known = {k: v for k, v in options.items() if k in takes}
+  others = {k: v for k, v in options.items() if k not in ('train', 'test')}
+  dataset = registry.call(
+    where, function, name, {**others, **known}, data_dir=data_dir
+  )
+  if not isinstance(dataset, Dataset):
+    raise errors.UserError(
+      f'{where}: {name} returned a {type(dataset).__name__}; return a'
+      ' bn_research.data.Dataset'
+    )
+  for key, split in (('train', dataset.train), ('test', dataset.test)):
+    _check_split(f'{name}: the split {key}', split, dataset.num_classes)
+  return dataset
+
+
+def _check_split(what: str, split: Split, num_classes: int) -> None:
+  """Raises a UserError if images or labels are not as `Split` has them."""
+  images, labels = split
+  if images.dtype != np.uint8 or images.ndim != 4:
+    raise errors.UserError(
+      f'{what} has images of shape {images.shape} and type {images.dtype};'
+      ' give uint8 (N, height, width, channels)'
+    )
+  if labels.shape != (len(images),) or labels.dtype != np.int32:
+    raise errors.UserError(
+      f'{what} has labels of shape {labels.shape} and type {labels.dtype};'
+      f' give int32 ({len(images)},)'
+    )
+  if not len(labels) or not (0 <= labels.min() <= labels.max() < num_classes):
+    raise errors.UserError(
+      f'{what} is empty, or has a label outside of 0 to {num_classes - 1}'
+    )
 
 
 def _check_features(name: str, features: Any) -> int:
@@ -86,9 +142,11 @@ def _read(builder: Any, key: str, split: str) -> Split:
     info = builder.info.splits[split]
   except ValueError as error:
     reason = str(error).splitlines()[-1]
-    raise errors.UserError(f'data.{key}={split!r}: {reason}') from error
+    raise errors.UserError(f'config.data.{key}={split!r}: {reason}') from error
   if info.num_examples < 1:
-    raise errors.UserError(f'data.{key}={split!r} of {builder.name} is empty')
+    raise errors.UserError(
+      f'config.data.{key}={split!r} of {builder.name} is empty'
+    )
   try:
     # Arrays stored as they are come as quickly from TFDS as from a copy.
     if not isinstance(builder.info.features['image'], tfds.features.Image):

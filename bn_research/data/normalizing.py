@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bn_research import errors, ranges
+from bn_research import ranges, registry
 from bn_research.data import pipeline
 
 _CHUNK = 10_000
@@ -34,41 +34,56 @@ class Normalizer(NamedTuple):
     return whitened.reshape(x.shape)
 
 
-def fit(x: np.ndarray, name: str, epsilon: float = 1e-2) -> Normalizer:
-  """Fits a normalizer, exactly, to all examples; in float64.
-
-  With m the mean, S the covariance, and λ = ε tr(S) / d:
-
-  * `centre`: x - m;
-  * `standardize`: (x - m) / √(diag(S) + λ);
-  * `whiten`: (x - m) (S + λ I)^-½.
+def centre(x: np.ndarray) -> Normalizer:
+  """Fits x - m, where m is the mean of all examples; exactly, in float64.
 
   Args:
     x: (num_examples, d), all of the training set.
-    name: One of these.
-    epsilon: ε: a pixel that is black in almost all images, and a direction in
-      which they almost do not vary, are not to be blown up.
+  """
+  mean = x.mean(0, dtype=np.float64)
+  return _float32(mean, np.ones_like(mean))
+
+
+def standardize(x: np.ndarray, epsilon: float = 1e-2) -> Normalizer:
+  """Fits (x - m) / √(diag(S) + λ), λ = ε tr(S) / d; exactly, in float64.
+
+  Args:
+    x: (num_examples, d), all of the training set, of mean m and covariance S.
+    epsilon: ε: a pixel that is black in almost all images is not to be blown
+      up.
 
   Raises:
-    UserError: If the name is unknown, or epsilon is not positive.
+    ValueError: If epsilon is not positive.
   """
-  if name not in ('centre', 'standardize', 'whiten'):
-    raise errors.UserError(
-      f'data.normalize.name={name!r}; choose none, centre, standardize'
-      ' or whiten'
-    )
-  ranges.positive('data.normalize', epsilon=epsilon)
-  mean = x.mean(0, dtype=np.float64)
-  if name == 'centre':
-    return _float32(mean, np.ones_like(mean))
-  covariance = _covariance(x, mean)
-  level = epsilon * np.trace(covariance) / len(mean)
-  if name == 'standardize':
-    return _float32(mean, _inverse_root(np.diag(covariance) + level))
+  mean, covariance, level = _moments(x, epsilon)
+  return _float32(mean, _inverse_root(np.diag(covariance) + level))
+
+
+def whiten(x: np.ndarray, epsilon: float = 1e-2) -> Normalizer:
+  """Fits (x - m) (S + λ I)^-½, λ = ε tr(S) / d; exactly, in float64.
+
+  Args:
+    x: (num_examples, d), all of the training set, of mean m and covariance S.
+    epsilon: ε: a direction in which images almost do not vary is not to be
+      blown up.
+
+  Raises:
+    ValueError: If epsilon is not positive.
+  """
+  mean, covariance, level = _moments(x, epsilon)
   values, vectors = np.linalg.eigh(covariance)
   # Rounding may leave an eigenvalue of zero below it.
   root = _inverse_root(np.maximum(values, 0) + level)
   return _float32(mean, (vectors * root) @ vectors.T)
+
+
+NORMALIZERS: dict[str, Any] = {
+  'none': None,
+  'centre': centre,
+  'standardize': standardize,
+  'whiten': whiten,
+}
+"""What may be fitted to all training inputs, by name."""
 
 
 def input_function(
@@ -77,8 +92,9 @@ def input_function(
   """Returns the function from stored images to what a network sees.
 
   Args:
-    config: `config.data`: `binarize`, see `to_input`; and `normalize`, the
-      `name` and the `epsilon` of `fit`, or the name `none`.
+    config: `config.data`: `binarize`, see `to_input`; and `normalize`, a key of
+      `NORMALIZERS` and options, or `module:attribute`: a function of all
+      training inputs, (num_examples, d), to a function of a batch of inputs.
     images: (num_examples, height, width, channels) uint8, the training set.
 
   Returns:
@@ -90,18 +106,24 @@ def input_function(
   to_input = functools.partial(
     pipeline.to_input, binarize=config.get('binarize')
   )
-  given = config.get('normalize') or {}
-  options = {k: v for k, v in given.items() if v is not None}
-  if options.get('name', 'none') == 'none':
+  where, section = 'config.data.normalize', config.get('normalize')
+  name, options = registry.split(section)
+  factory = registry.find(where, NORMALIZERS, name or 'none')
+  if factory is None:
     return to_input
-  unknown = options.keys() - {'name', 'epsilon'}
-  if unknown:
-    raise errors.UserError(
-      f'data.normalize has no option {min(unknown)!r}; it has name, epsilon'
-    )
   x = np.asarray(to_input(jnp.asarray(images))).reshape(len(images), -1)
-  normalizer = fit(x, **options)
+  normalizer = registry.call(where, factory, name, options, x=x)
   return lambda images: normalizer(to_input(images))
+
+
+def _moments(
+  x: np.ndarray, epsilon: float
+) -> tuple[np.ndarray, np.ndarray, float]:
+  """Returns the mean, the covariance and λ, in float64."""
+  ranges.positive(epsilon=epsilon)
+  mean = x.mean(0, dtype=np.float64)
+  covariance = _covariance(x, mean)
+  return mean, covariance, float(epsilon * np.trace(covariance) / len(mean))
 
 
 def _covariance(x: np.ndarray, mean: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ def prepare(
   folder of its own, and the first to end gives its folder the final name.
 
   Args:
-    name: `'digits'`, `'mnist'` or `'fashion_mnist'`.
+    name: A key of `builders.OWN`.
     data_dir: Where TFDS keeps its datasets; its own default where None.
     source: Folder of the four original files of MNIST or Fashion-MNIST; they
       are downloaded where None.
@@ -44,14 +44,7 @@ def prepare(
 
 
 def _writer(name: str, data_dir: str | None) -> Any:
-  from bn_research.data import digits, mnist
-
-  classes = {
-    'digits': digits.Digits,
-    'fashion_mnist': mnist.FashionMnist,
-    'mnist': mnist.Mnist,
-  }
-  return classes[name](
+  return builders.OWN[name].load()(
     data_dir=builders.expand(data_dir), file_format='array_record'
   )
 
@@ -83,13 +76,15 @@ def _write(writer: Any, scratch: pathlib.Path, source: str | None) -> None:
 def _files(
   writer: Any, scratch: pathlib.Path, source: str | None
 ) -> pathlib.Path | None:
-  """Returns the folder of the original files, filled; None for the digits."""
+  """Returns the folder of the original files, filled; None for no files."""
+  if builders.OWN[writer.name].is_bundled:
+    if source is not None:
+      raise errors.UserError(
+        f'{writer.name} comes with an installed package; leave out --from'
+      )
+    return None
   from bn_research.data import mnist
 
-  if writer.name == 'digits':
-    if source is not None:
-      raise errors.UserError('digits come with scikit-learn; leave out --from')
-    return None
   if source is None:
     mnist.download(writer.URL, scratch)
   folder = scratch if source is None else pathlib.Path(source)

@@ -1,20 +1,18 @@
-"""Networks that are given a norm, and never ask which one it is."""
+"""Networks that are given a norm for each place, and never ask which one."""
 
-import contextlib
-import functools
-import math
-from collections.abc import Iterator, Mapping, Sequence
+import collections
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 from flax import nnx
 
-from bn_research import errors, norms, registry
+from bn_research import errors, registry
 from bn_research.layers import nnx as layers
-from bn_research.layers.nnx.whitened_dense import WhitenedDense
-from bn_research.models import mlp
+from bn_research.models import dense, mlp, normalization
 
-_MODELS = {'mlp': mlp.MLP}
+MODELS = {'mlp': mlp.MLP}
+"""Networks by name: a class, or a function with the same arguments."""
 
 
 def create(
@@ -26,10 +24,11 @@ def create(
   """Creates the model that a config names.
 
   Args:
-    config: `name`, the model's own options, and `norm` with the `name` and the
-      options of a normalization. `dense` may hold the `name` of a dense layer,
-      `dense` or `prong`, and its options. Options that are None keep their
-      defaults.
+    config: `config.model`: `name` and the options of the model; `norm`, see
+      `normalization.create`; optionally `norms`, sections like `norm` by the
+      name of a layer, for layers with a norm of their own; and optionally
+      `dense`, the name of a dense layer and its options. Options that are None
+      keep their defaults.
     input_shape: The shape of one example.
     num_classes: Number of logits.
     key: A `jax.random.key`; may be traced, and inside `jit` is where building a
@@ -39,81 +38,52 @@ def create(
     A module that is called as `model(x, train=..., tap=...)`.
 
   Raises:
-    UserError: If a name or an option is unknown, or has a wrong value; when the
-      model is called, if the norm does not fit.
+    UserError: If a name or an option is unknown, or has a wrong value; if
+      `norms` names no layer of the model.
   """
   options = dict(config)
-  norm = functools.partial(_Norm, _normalization(options.pop('norm')))
-  dense = _dense(options.pop('dense', None) or {})
-  return registry.create(
-    'model',
-    _MODELS,
+  norm = _Norms(options.pop('norm'), options.pop('norms', None) or {})
+  name, dense_options = registry.split(options.pop('dense', None))
+  section = {'name': name or 'dense', **dense_options}
+  model = registry.create(
+    'config.model',
+    MODELS,
     options,
-    num_inputs=math.prod(input_shape),
+    input_shape=tuple(input_shape),
     num_classes=num_classes,
     norm=norm,
-    dense=dense,
+    dense=registry.create('config.model.dense', dense.LAYERS, section),
     rngs=nnx.Rngs(key),
   )
+  norm.check_all_used()
+  return model
 
 
-def _normalization(config: Mapping[str, Any]) -> norms.Normalization:
-  options = {k: v for k, v in config.items() if v is not None}
-  with _naming_the_config():
-    return norms.create(**options)
+class _Norms:
+  """Makes the norm of each place of a model: what a model gets as `norm`."""
 
+  def __init__(self, default: Any, by_place: Mapping[str, Any]):
+    build = normalization.create
+    self._default = build('config.model.norm', default)
+    self._by_place = {
+      place: build(f'config.model.norms.{place}', section)
+      for place, section in by_place.items()
+      if section is not None
+    }
+    self._used: dict[str, int] = collections.Counter()
 
-class _Norm(layers.Norm):
-  """A norm that a config named: what does not fit its input is a mistake there.
+  def __call__(self, place: str, num_features: int, **options: Any) -> Any:
+    """Returns the layer for a place, such as `'hidden_1'`."""
+    self._used[place] += 1
+    chosen = self._by_place.get(place, self._default)
+    return layers.Norm(chosen, num_features, **options)
 
-  Such as a number of groups that does not divide the width.
-  """
-
-  def __call__(self, *args: Any, **options: Any) -> jax.Array:
-    with _naming_the_config():
-      return super().__call__(*args, **options)
-
-
-@contextlib.contextmanager
-def _naming_the_config() -> Iterator[None]:
-  try:
-    yield
-  except ValueError as error:
-    if '\n' in str(error):  # JAX's, and so a mistake of ours.
-      raise
-    raise errors.UserError(f'config.model.norm: {error}') from error
-
-
-def _dense(config: Mapping[str, Any]) -> mlp.DenseFactory:
-  options = {
-    'name': 'dense',
-    **{k: v for k, v in config.items() if v is not None},
-  }
-  return registry.create('dense layer', _DENSE, options)
-
-
-def _linear() -> mlp.DenseFactory:
-  return nnx.Linear
-
-
-def _prong(
-  every: int = 100,
-  epsilon: float = 1e-2,
-  decay: float = 0.95,
-  relative: bool = False,
-) -> mlp.DenseFactory:
-  if every < 1:
-    raise errors.UserError(
-      f'config.model.dense.every={every}; choose at least 1 step'
-    )
-  try:
-    whiten = norms.Whiten('zca', epsilon=epsilon, relative=relative)
-    population = norms.Ema(decay)
-  except ValueError as error:
-    raise errors.UserError(f'config.model.dense: {error}') from error
-  return functools.partial(
-    WhitenedDense, every=every, whiten=whiten, population=population
-  )
-
-
-_DENSE = {'dense': _linear, 'prong': _prong}
+  def check_all_used(self) -> None:
+    """Raises a UserError if there is a norm for a place that is not there."""
+    for place in self._by_place:
+      if place not in self._used:
+        raise errors.UserError(
+          f'config.model.norms names {place!r}'
+          f'{registry.hint(place, self._used)}; the places are'
+          f' {", ".join(self._used) or "none"}'
+        )

@@ -1,16 +1,17 @@
 """A multilayer perceptron: dense, norm, nonlinearity, and so on."""
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 
 import jax
 from flax import nnx
 
-from bn_research import errors, ranges
+from bn_research import ranges, registry
+from bn_research.models.dense import DenseFactory
 
 Tap = Callable[[str, jax.Array], jax.Array]
 NormFactory = Callable[..., nnx.Module]
-DenseFactory = Callable[..., nnx.Module]
 
 _NONLINEARITIES: dict[str, Callable[[jax.Array], jax.Array]] = {
   'elu': jax.nn.elu,
@@ -33,7 +34,7 @@ class MLP(nnx.Module):
   def __init__(
     self,
     *,
-    num_inputs: int,
+    input_shape: Sequence[int],
     num_classes: int,
     norm: NormFactory,
     dense: DenseFactory = nnx.Linear,
@@ -46,10 +47,10 @@ class MLP(nnx.Module):
     """Draws the weights.
 
     Args:
-      num_inputs: Numbers in one example.
+      input_shape: The shape of one example, which is flattened.
       num_classes: Number of logits.
-      norm: Called as `norm(num_features, use_bias=use_bias, rngs=rngs)` for
-        each hidden layer.
+      norm: Called as `norm('hidden_1', num_features, use_bias=use_bias,
+        rngs=rngs)` for each hidden layer.
       dense: Called as `dense(num_inputs, num_outputs, use_bias=use_bias,
         kernel_init=init, rngs=rngs)` for every layer.
       rngs: Where the weights are drawn from.
@@ -60,33 +61,32 @@ class MLP(nnx.Module):
         centres the input of W, or the gradient of W, needs one there.
 
     Raises:
-      UserError: If the nonlinearity is unknown, a width no whole number, or
-        `init_scale` negative or not finite.
+      UserError: If the nonlinearity is unknown.
+      ValueError: If a width is no whole number, or `init_scale` negative or not
+        finite.
     """
-    if nonlinearity not in _NONLINEARITIES:
-      raise errors.UserError(
-        f'unknown nonlinearity {nonlinearity!r}; there are'
-        f' {", ".join(_NONLINEARITIES)}'
-      )
     if not all(isinstance(width, int) and width > 0 for width in widths):
-      raise errors.UserError(
+      raise ValueError(
         f'widths={tuple(widths)}; every hidden layer needs at least 1 unit, in'
         ' whole numbers'
       )
-    ranges.non_negative('model', init_scale=init_scale)
+    ranges.non_negative(init_scale=init_scale)
     init = nnx.initializers.normal(init_scale)
-    sizes = (num_inputs, *widths)
+    sizes = (math.prod(input_shape), *widths)
     self.dense = nnx.List(
       dense(*size, use_bias=dense_bias, kernel_init=init, rngs=rngs)
       for size in itertools.pairwise(sizes)
     )
     self.norms = nnx.List(
-      norm(width, use_bias=not dense_bias, rngs=rngs) for width in widths
+      norm(f'hidden_{i}', width, use_bias=not dense_bias, rngs=rngs)
+      for i, width in enumerate(widths, start=1)
     )
     self.output = dense(
       sizes[-1], num_classes, use_bias=True, kernel_init=init, rngs=rngs
     )
-    self.nonlinearity = _NONLINEARITIES[nonlinearity]
+    self.nonlinearity = registry.find(
+      'config.model.nonlinearity', _NONLINEARITIES, nonlinearity
+    )
 
   def __call__(
     self,

@@ -31,7 +31,13 @@ from bn_research.norms.methods.batch import (
   virtual_batch_norm,
 )
 from bn_research.norms.methods.evonorm import EvoNormB0, EvoNormS0
-from bn_research.norms.methods.names import NAMES, create
+from bn_research.norms.methods.names import (
+  AXES,
+  COMBINATIONS,
+  NAMES,
+  SCHEDULES,
+  create,
+)
 from bn_research.norms.methods.per_example import (
   absolute_scale,
   divisive_norm,
@@ -77,7 +83,10 @@ from bn_research.norms.statistics.views import View
 from bn_research.norms.surgery import affine_of, fold, freeze, sync
 
 __all__ = [
+  'AXES',
+  'COMBINATIONS',
   'NAMES',
+  'SCHEDULES',
   'Accumulated',
   'Batch',
   'Chain',

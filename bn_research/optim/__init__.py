@@ -30,16 +30,16 @@ def create(
     UserError: If a name or an option is unknown, or a number out of range.
   """
   options = dict(config)
-  ranges.non_negative('optimizer', learning_rate=options['learning_rate'])
-  schedule = options.pop('schedule', None) or {'name': 'constant'}
-  options['learning_rate'] = registry.create(
-    'schedule',
-    _SCHEDULES,
-    schedule,
-    learning_rate=options['learning_rate'],
+  learning_rate = registry.create(
+    'config.optimizer.schedule',
+    SCHEDULES,
+    options.pop('schedule', None) or 'constant',
+    learning_rate=options.pop('learning_rate'),
     num_steps=num_steps,
   )
-  return registry.create('optimizer', _OPTIMIZERS, options)
+  return registry.create(
+    'config.optimizer', OPTIMIZERS, options, learning_rate=learning_rate
+  )
 
 
 def _sgd(
@@ -48,13 +48,14 @@ def _sgd(
   nesterov: bool = False,
   precondition: Mapping[str, Any] | None = None,
 ) -> optax.GradientTransformation:
-  ranges.weight_of_old('optimizer', momentum=momentum)
+  ranges.weight_of_old(momentum=momentum)
   # With a momentum of 0.0 optax would carry a trace that is never used.
   descent = optax.sgd(learning_rate, momentum or None, nesterov)
-  if precondition is None or precondition.get('name') in (None, 'none'):
+  if precondition is None:
     return descent
+  where = 'config.optimizer.precondition'
   return optax.chain(
-    descent, registry.create('precondition', _PRECONDITIONS, precondition)
+    descent, registry.create(where, PRECONDITIONS, precondition)
   )
 
 
@@ -76,13 +77,13 @@ def _adamw(
   weight_decay: float = 1e-4,
 ) -> optax.GradientTransformation:
   _check_adam(b1, b2, eps)
-  ranges.non_negative('optimizer', weight_decay=weight_decay)
+  ranges.non_negative(weight_decay=weight_decay)
   return optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay)
 
 
 def _check_adam(b1: float, b2: float, eps: float) -> None:
-  ranges.weight_of_old('optimizer', b1=b1, b2=b2)
-  ranges.non_negative('optimizer', eps=eps)
+  ranges.weight_of_old(b1=b1, b2=b2)
+  ranges.non_negative(eps=eps)
 
 
 def _rmsprop(
@@ -91,41 +92,48 @@ def _rmsprop(
   eps: float = 1e-8,
   momentum: float = 0.0,
 ) -> optax.GradientTransformation:
-  ranges.weight_of_old('optimizer', decay=decay, momentum=momentum)
-  ranges.non_negative('optimizer', eps=eps)
+  ranges.weight_of_old(decay=decay, momentum=momentum)
+  ranges.non_negative(eps=eps)
   return optax.rmsprop(learning_rate, decay, eps, momentum=momentum or None)
 
 
-def _constant(learning_rate: float, num_steps: int) -> float:
-  del num_steps
+def _constant(learning_rate: float) -> float:
+  ranges.non_negative(learning_rate=learning_rate)
   return learning_rate
 
 
 def _cosine(
   learning_rate: float, num_steps: int, alpha: float = 0.0
 ) -> optax.Schedule:
-  ranges.non_negative('optimizer.schedule', alpha=alpha)
+  ranges.non_negative(learning_rate=learning_rate, alpha=alpha)
   return optax.cosine_decay_schedule(learning_rate, num_steps, alpha)
 
 
 def _exponential(
   learning_rate: float, num_steps: int, decay: float = 0.01
 ) -> optax.Schedule:
-  ranges.positive('optimizer.schedule', decay=decay)
+  ranges.non_negative(learning_rate=learning_rate)
+  ranges.positive(decay=decay)
   return optax.exponential_decay(learning_rate, num_steps, decay)
 
 
-_OPTIMIZERS = {
+OPTIMIZERS = {
   'sgd': _sgd,
   'adam': _adam,
   'adamw': _adamw,
   'rmsprop': _rmsprop,
 }
-_PRECONDITIONS = {
-  'input_covariance': input_covariance.precondition_by_input_covariance
+"""Optimizers by name: functions of `learning_rate`, a number or a schedule."""
+
+PRECONDITIONS = {
+  'none': optax.identity,
+  'input_covariance': input_covariance.precondition_by_input_covariance,
 }
-_SCHEDULES = {
+"""What changes the update of `sgd`, by name."""
+
+SCHEDULES = {
   'constant': _constant,
   'cosine': _cosine,
   'exponential': _exponential,
 }
+"""Learning rates by name: functions of `learning_rate` and `num_steps`."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from bn_research import errors, norms
+from bn_research import norms
 
 
 def layers_of(tree: Any) -> dict[str, dict[str, jax.Array]]:
@@ -48,16 +48,16 @@ def check(
   """Checks that there are moments of the inputs of a layer's kernel.
 
   Raises:
-    UserError: If there are none, or they are of another size.
+    ValueError: If there are none, or they are of another size.
   """
   if name not in moments:
-    raise errors.UserError(
+    raise ValueError(
       f'the kernel of {name} has no input_moments; there are those of'
       f' {", ".join(moments) or "nothing"}. optax.masked leaves kernels out'
     )
   there, here = moments[name].mean.size, math.prod(kernel.shape[:-1])
   if there != here:
-    raise errors.UserError(
+    raise ValueError(
       f'the kernel of {name} multiplies {here} inputs, and its input_moments'
       f' are of {there}; optax.masked leaves kernels out'
     )

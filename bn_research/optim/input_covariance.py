@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from bn_research import errors, norms, ranges
+from bn_research import norms, ranges
 from bn_research.norms import checks
 from bn_research.norms.inputs import coordinates
 from bn_research.norms.roots import matrices
@@ -88,7 +88,7 @@ def precondition_by_input_covariance(
     An optax gradient transformation with an extra argument.
 
   Raises:
-    UserError: If an option is out of range; later, if a kernel has no moments,
+    ValueError: If an option is out of range; later, if a kernel has no moments,
       or moments of another size.
 
   Source: Ioffe and Szegedy (2015), Section 2, "or by changing the parameters of
@@ -150,12 +150,11 @@ class _Rule:
 
   def __post_init__(self):
     if self.every < 1:
-      raise errors.UserError(f'every={self.every}; choose at least 1 step')
-    where = 'optimizer.precondition'
-    ranges.non_negative(where, epsilon=self.epsilon)
-    ranges.weight_of_old(where, decay=self.decay)
+      raise ValueError(f'every={self.every}; choose at least 1 step')
+    ranges.non_negative(epsilon=self.epsilon)
+    ranges.weight_of_old(decay=self.decay)
     if self.covariance not in ('full', 'diagonal', 'identity'):
-      raise errors.UserError(
+      raise ValueError(
         f'covariance={self.covariance!r}; choose full, diagonal or identity'
       )
 

@@ -1,30 +1,84 @@
-"""What can be measured while a run trains."""
+"""What can be measured while a run trains.
 
-from collections.abc import Mapping
+A probe is a function of an `Observation` that returns arrays by name, and is
+called inside `jit`. A config names any number of probes:
+
+    config.probes.activations.num_points = 100
+
+The key is the name of the file of the probe. The probe is the part of this name
+(`PROBES`), or the part that `name` names.
+"""
+
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from bn_research import registry
-from bn_research.probes import activations
+from bn_research.probes.activations import Activations
+from bn_research.probes.observation import Observation, Step
 
-_PROBES = {'activations': activations.Activations}
+__all__ = ['PROBES', 'Observation', 'Probe', 'Step', 'arrays', 'create']
 
-# When and on what a probe looks is the training loop's business.
-_OF_THE_LOOP = ('num_examples', 'num_points', 'spacing')
+Probe = Callable[[Observation], Mapping[str, jax.Array]]
+
+PROBES: dict[str, Any] = {'activations': Activations}
+"""Probes by name: classes whose instances are probes."""
+
+# When, and on how many examples, a probe looks: options of every probe.
+OF_THE_LOOP = ('num_examples', 'num_points', 'spacing')
 
 
-def create(config: Mapping[str, Any]) -> activations.Activations:
-  """Creates the probe that a config names.
+def create(key: str, section: Mapping[str, Any]) -> Probe:
+  """Creates the probe of `config.probes[key]`.
 
   Args:
-    config: `name` and the probe's own options; those that are None keep their
-      defaults. `num_examples`, `num_points` and `spacing` are not read.
+    key: The key of the probe.
+    section: The options of the probe, and optionally its `name`. The keys of
+      `OF_THE_LOOP` are not read.
 
   Returns:
-    A function `probe(model, x)` of a model and a batch that returns arrays by
-    name, to be called inside `jit`; `probe.constants` are stored once.
+    The probe. The attribute `constants`, where it has one, holds arrays by name
+    that are stored once.
 
   Raises:
     UserError: If the name or an option is unknown, or has a wrong value.
   """
-  options = {k: v for k, v in config.items() if k not in _OF_THE_LOOP}
-  return registry.create('probe', _PROBES, options)
+  options = {k: v for k, v in section.items() if k not in OF_THE_LOOP}
+  where = f'config.probes.{key}'
+  name, options = registry.split({'name': key, **options})
+  found = registry.find(where, PROBES, name)
+  if isinstance(found, type):
+    return registry.call(where, found, name, options)
+  # A function of the user that takes the observation first.
+  return registry.bind(where, found, name, options)
+
+
+def arrays(measured: Any) -> dict[str, jax.Array]:
+  """Returns what a probe returned, checked: arrays that a file can hold.
+
+  Args:
+    measured: A dict of arrays, or of numbers.
+
+  Raises:
+    ValueError: If it is something else.
+  """
+  if not isinstance(measured, Mapping):
+    raise ValueError(
+      f'the probe returned a {type(measured).__name__}; return a dict of arrays'
+    )
+  found = {}
+  for name, value in measured.items():
+    if not isinstance(name, str) or name in ('step', ''):
+      raise ValueError(
+        f'the probe returned the name {name!r}; choose another text'
+      )
+    if not isinstance(value, jax.Array | np.ndarray | np.generic | int | float):
+      raise ValueError(
+        f'the probe returned a {type(value).__name__} as {name!r}; return'
+        ' arrays of numbers'
+      )
+    found[name] = jnp.asarray(value)
+  return found

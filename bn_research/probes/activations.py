@@ -1,14 +1,15 @@
 """Distributions of the inputs of the nonlinearities: Figure 1(b, c)."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bn_research import errors
+from bn_research import ranges
 from bn_research.probes import percentiles as percentiles_lib
+from bn_research.probes.observation import Observation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,24 +31,21 @@ class Activations:
     if not self.percentiles or not all(
       isinstance(q, float | int) and 0 <= q <= 100 for q in self.percentiles
     ):
-      raise errors.UserError(
-        f'probe.percentiles={tuple(self.percentiles)}; give some of 0 to 100'
+      raise ValueError(
+        f'percentiles={tuple(self.percentiles)}; give some of 0 to 100'
       )
+    ranges.whole(0, 2**31 - 1, unit=self.unit)
 
   @property
   def constants(self) -> dict[str, np.ndarray]:
     """What is stored once, beside what is measured."""
     return {'percentiles': np.asarray(self.percentiles, np.float32)}
 
-  def __call__(
-    self, model: Callable[..., jax.Array], x: jax.Array
-  ) -> dict[str, jax.Array]:
-    """Measures one model on one batch, whose own statistics normalize.
+  def __call__(self, observation: Observation) -> dict[str, jax.Array]:
+    """Measures the model on the batch, whose own statistics normalize.
 
     Args:
-      model: Called as `model(x, train=True, tap=...)`; what it would remember
-        of the batch stays in it, for the caller to drop.
-      x: (batch, ...) examples.
+      observation: The model and the batch.
 
     Returns:
       For each nonlinearity followed, (q,) over the batch for the unit, as
@@ -55,15 +53,16 @@ class Activations:
       `'hidden_1/input/all'`.
 
     Raises:
-      UserError: If there is no such nonlinearity, or it has no such unit.
+      ValueError: If there is no such nonlinearity, or it has no such unit.
     """
     inputs: dict[str, jax.Array] = {}
-    model(x, train=True, tap=lambda name, h: inputs.setdefault(name, h))
+    note = lambda name, h: inputs.setdefault(name, h)
+    observation.model()(observation.x, train=True, tap=note)
     sets: dict[str, jax.Array] = {}
     for name in self.nonlinearities or inputs:
       if name not in inputs:
-        raise errors.UserError(
-          f'probe.nonlinearities names {name!r}; there are'
+        raise ValueError(
+          f'nonlinearities names {name!r}; there are'
           f' {", ".join(inputs) or "none"}'
         )
       sets[f'{name}/unit'] = self._of_unit(name, inputs[name])
@@ -84,8 +83,7 @@ class Activations:
 
   def _of_unit(self, name: str, value: jax.Array) -> jax.Array:
     if not 0 <= self.unit < value.shape[-1]:
-      raise errors.UserError(
-        f'probe.unit={self.unit}, but {name} has units 0 to'
-        f' {value.shape[-1] - 1}'
+      raise ValueError(
+        f'unit={self.unit}, but {name} has units 0 to {value.shape[-1] - 1}'
       )
     return value[..., self.unit].ravel()

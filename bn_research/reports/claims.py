@@ -9,7 +9,7 @@ import rich.table
 from scipy import special
 
 from bn_research import errors
-from bn_research.reports import measures, specs
+from bn_research.reports import measures
 from bn_research.reports.runs import Run
 
 HOLDS = 'holds'
@@ -84,9 +84,6 @@ def check(claim: Claim, runs: Sequence[Run]) -> Finding:
     UserError: If no seed has both kinds of runs, or they lack what is measured.
   """
 
-  def measure(run: Run) -> float:
-    return specs.create('measure', measures.MEASURES, claim.measure, run=run)
-
   this = _by_seed(claim.this, runs)
   that = _by_seed(claim.that, runs)
   seeds = sorted(this.keys() & that.keys())
@@ -94,8 +91,12 @@ def check(claim: Claim, runs: Sequence[Run]) -> Finding:
     raise errors.UserError(
       f'no seed has finished runs of both sides of the claim {claim.claim!r}'
     )
-  x = np.asarray([measure(this[seed]) for seed in seeds])
-  y = np.asarray([measure(that[seed]) for seed in seeds])
+  x = np.asarray(
+    [measures.measure(claim.measure, this[seed]) for seed in seeds]
+  )
+  y = np.asarray(
+    [measures.measure(claim.measure, that[seed]) for seed in seeds]
+  )
   interval = mean_interval(x - y)
   return Finding(
     claim,

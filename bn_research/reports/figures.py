@@ -5,8 +5,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bn_research import disk, errors
-from bn_research.reports import labels, specs
+from bn_research import disk, errors, registry
+from bn_research.reports import labels
 from bn_research.reports import panels as panels_lib
 from bn_research.reports.runs import Run
 
@@ -77,7 +77,8 @@ class Figure:
 
     series = [_series(spec, runs, i) for i, spec in enumerate(self.series)]
     panels = [
-      specs.create('panel', panels_lib.PANELS, spec) for spec in self.panels
+      registry.create('report(): panel', panels_lib.PANELS, spec)
+      for spec in self.panels
     ]
     with matplotlib.rc_context(_STYLE):
       canvas = Canvas(figsize=self.size, layout='constrained')
@@ -85,7 +86,8 @@ class Figure:
         ncols=len(panels), squeeze=False, width_ratios=self.width_ratios
       )[0]
       for panel, a in zip(panels, axes, strict=True):
-        panel.draw(a, series)
+        with registry.mistakes_in(f'report(): {type(panel).__name__}'):
+          panel.draw(a, series)
       panels_lib.share_y(panels, axes)
       labels.draw_legend(canvas, axes, [s.name for s in series])
       canvas.draw_without_rendering()  # Sizes are settled by drawing.

@@ -3,11 +3,34 @@
 A measure is a function of a run and of options that the config gives.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
+from bn_research import errors, registry
 from bn_research.reports.runs import Run
+
+
+def measure(section: Mapping[str, Any], run: Run) -> float:
+  """Returns a number of a run.
+
+  Args:
+    section: `name`, a key of `MEASURES` or `module:attribute`, and options.
+    run: The run.
+
+  Raises:
+    UserError: If the name or an option is unknown, if the run lacks what is
+      measured, or if the result is no number.
+  """
+  value = registry.create('report(): measure', MEASURES, section, run=run)
+  try:
+    return float(value)
+  except (TypeError, ValueError) as error:
+    raise errors.UserError(
+      f'report(): the measure {section["name"]!r} returned {value!r}; return a'
+      ' number'
+    ) from error
 
 
 def final(run: Run, metric: str) -> float:

@@ -111,7 +111,7 @@ class Bands:
       axes.fill_between(
         steps, low, high, color=chosen.color, alpha=0.2, linewidth=0
       )
-    percentiles = run.config['probe.percentiles']
+    _, percentiles = run.probe(self.probe, 'percentiles')
     for i, (q, value) in enumerate(zip(percentiles, values.T, strict=True)):
       width = 1.4 if i == middle else 0.7
       axes.plot(steps, value, color=chosen.color, linewidth=width)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bn_research import errors
-from bn_research.reports import drawing, measures, specs
+from bn_research.reports import drawing, measures
 from bn_research.reports.drawing import Limits, Series
 from bn_research.reports.runs import Run
 
@@ -101,7 +101,7 @@ class Settings:
   def _numbers(self, series: Series) -> Numbers:
     found: Numbers = {}
     for run in series.runs:
-      value = specs.create('measure', measures.MEASURES, self.measure, run=run)
+      value = measures.measure(self.measure, run)
       seeds_at = found.setdefault(self._setting(run), {})
       if run.config['seed'] in seeds_at:
         raise errors.UserError(

@@ -7,8 +7,8 @@ from typing import Any
 
 import rich.console
 
-from bn_research import errors
-from bn_research.reports import claims, figures, runs, specs
+from bn_research import errors, registry
+from bn_research.reports import claims, figures, runs
 
 FOLDER = 'report'
 _PLAIN_WIDTH = 120  # of the table where there is no terminal
@@ -38,11 +38,11 @@ def write(
       f'report() returns {min(unknown)!r}; it may return figures and claims'
     )
   drawings = [
-    specs.build('figure', figures.Figure, spec)
+    registry.call('report()', figures.Figure, 'figure', spec)
     for spec in report.get('figures', ())
   ]
   statements = [
-    specs.build('claim', claims.Claim, spec)
+    registry.call('report()', claims.Claim, 'claim', spec)
     for spec in report.get('claims', ())
   ]
   found = runs.of_experiment(runs.load(directory), points, swept)

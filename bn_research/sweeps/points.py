@@ -1,5 +1,6 @@
 """The points of a sweep: names, workdirs and command lines."""
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -11,7 +12,7 @@ from typing import Any
 
 import ml_collections
 
-from bn_research import errors, workdir
+from bn_research import errors, overrides, workdir
 
 _LONGEST_NAME = 120
 
@@ -36,17 +37,17 @@ def expand(
   config: ml_collections.ConfigDict,
   path: str,
   directory: str,
-  overrides: Mapping[str, Any],
+  given: Mapping[str, Any],
   flags: Sequence[str] = (),
 ) -> list[Point]:
   """Turns the overrides of a sweep into runs, and checks each of them.
 
   Args:
     sweep: One flat dict of overrides a run, as `sweep()` of a config gives it.
-    config: The config with `overrides` in it.
+    config: The config with `given` in it.
     path: The experiment as it was typed: `path.py` or `path.py:argument`.
     directory: The workdir of the sweep; that of a run is below it.
-    overrides: What was overridden on the command line; applies to every run.
+    given: What was overridden on the command line; applies to every run.
     flags: Further flags for every run.
 
   Raises:
@@ -59,7 +60,7 @@ def expand(
     name = name_of(changes)
     if name in points:
       raise errors.UserError(f'{path}: sweep() has the run {name} twice')
-    for key in changes.keys() & overrides.keys():
+    for key in changes.keys() & given.keys():
       raise errors.UserError(
         f'--config.{key} is given and swept; leave it out, or train that run'
         ' alone with bn_research.train'
@@ -69,7 +70,7 @@ def expand(
     workdir.check_same_config(run, resolve(config, changes, path))
     command = (
       *(sys.executable, '-m', 'bn_research.train', f'--config={path}'),
-      *arguments({**overrides, **changes}),
+      *arguments({**given, **changes}),
       *(f'--workdir={run}', *flags),
     )
     points[name] = Point(name, run, command)
@@ -89,40 +90,24 @@ def resolve(
   Raises:
     UserError: If an override names no key or is of the wrong type.
   """
-  config = config.copy_and_resolve_references()
-  config.lock()
-  for key, value in changes.items():
-    try:
-      config.update_from_flattened_dict({key: value})
-    except KeyError as error:
-      raise errors.UserError(
-        f'{path}: sweep() names {key!r}, which the config does not have'
-      ) from error
-    except TypeError as error:
-      raise errors.UserError(
-        f'{path}: sweep() gives {key!r} the value {value!r}, of another type'
-        ' than the config has there'
-      ) from error
+  # References are kept, so that a value follows what it refers to.
+  config = copy.deepcopy(config)
+  overrides.apply(config, changes, f'{path}: sweep()')
   return json.loads(config.to_json_best_effort())
 
 
-def arguments(overrides: Mapping[str, Any]) -> list[str]:
-  """Writes overrides as flags, `--config.key=value`."""
-  for key, value in overrides.items():
-    if value is None:
-      raise errors.UserError(
-        f'{key} = None cannot be written on a command line; change the config'
-      )
-  return [f'--config.{key}={value}' for key, value in overrides.items()]
+def arguments(changes: Mapping[str, Any]) -> list[str]:
+  """Writes changes as flags, `--config.key=value`."""
+  return [f'--config.{key}={value}' for key, value in changes.items()]
 
 
-def name_of(overrides: Mapping[str, Any]) -> str:
+def name_of(changes: Mapping[str, Any]) -> str:
   """Returns the name of a run: `model.norm.name=none,seed=0`.
 
   Only letters, digits and `._=,+-` stay as they are. A name that is not the
   exact text of its overrides, or too long, ends with a hash of them.
   """
-  exact = ','.join(f'{key}={value}' for key, value in overrides.items())
+  exact = ','.join(f'{key}={value}' for key, value in changes.items())
   name = re.sub(r'[^\w.=,+-]+', '_', exact, flags=re.ASCII)
   if name == exact and 0 < len(name) <= _LONGEST_NAME:
     return name

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +10,16 @@ from typing import Any
 import jax
 
 import bn_research
-from bn_research import disk, dotted, errors, workdir
+from bn_research import (
+  disk,
+  dotted,
+  errors,
+  experiment,
+  probes,
+  ranges,
+  registry,
+  workdir,
+)
 from bn_research.training import schedule
 
 _INT32 = 2**31 - 1  # Steps and examples are counted in it.
@@ -19,50 +29,80 @@ _WHOLE_NUMBERS = {
   'batch_size': (1, _INT32),
   'num_devices': (1, _INT32),
   'eval.num_points': (1, 10**6),
-  'probe.unit': (0, _INT32),
-  'probe.num_examples': (1, _INT32),
-  'probe.num_points': (1, 10**6),
 }
-_OTHERS = (
-  'data.name',
-  'model.name',
-  'model.norm.name',
-  'optimizer.name',
-  'optimizer.learning_rate',
-  'eval.spacing',
-  'probe.name',
-  'probe.spacing',
-  'checkpoint_seconds',
-)
+_OF_A_PROBE = {'num_examples': (1, _INT32), 'num_points': (1, 10**6)}
 
 
 def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
   """Checks a config and returns it as nested dicts of plain values.
 
+  The options of a part, such as `model`, are checked where the part is built.
+
   Args:
-    config: A ConfigDict, or nested dicts.
+    config: A ConfigDict, or nested dicts, with the keys of
+      `experiment.base()`.
 
   Raises:
-    UserError: If a key is missing or its value is out of range.
+    UserError: If a key is unknown or missing, or its value is out of range.
   """
   resolved = _plain(config)
+  base = _plain(experiment.base())
+  registry.check_keys('the config', resolved, base)
+  for key, section in base.items():
+    if isinstance(section, dict) and not isinstance(resolved.get(key), dict):
+      raise errors.UserError(f'config.{key} is no section of the config')
+  registry.check_keys('config.eval', resolved['eval'], base['eval'])
   flat = dotted.flatten(resolved)
-  for key in (*_WHOLE_NUMBERS, *_OTHERS):
+  for key in dotted.flatten(base):
     if flat.get(key) is None:
       raise errors.UserError(f'the config has no value for {key!r}')
   for key, (least, most) in _WHOLE_NUMBERS.items():
-    value = flat[key]
-    if not isinstance(value, int) or not least <= value <= most:
-      raise errors.UserError(
-        f'{key}={value!r}; choose a whole number from {least} to {most:,}'
-      )
+    with registry.mistakes_in('the config'):
+      ranges.whole(least, most, **{key: flat[key]})
   if not flat['checkpoint_seconds'] >= 0:
     raise errors.UserError(
       f'checkpoint_seconds={flat["checkpoint_seconds"]}; choose at least 0'
     )
-  for key in ('eval', 'probe'):
-    schedule.measured(resolved, key)
+  schedule.measured(resolved['num_steps'], resolved['eval'])
+  probe_sections(resolved)
   return resolved
+
+
+def probe_sections(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+  """Returns the sections of `config.probes`, with the defaults of the loop.
+
+  Args:
+    config: A resolved config. A probe without `num_examples` sees as many
+      examples as a training batch has; without `num_points` or `spacing` it
+      looks when the run is evaluated.
+
+  Raises:
+    UserError: If a number is out of range.
+  """
+  return {
+    key: _probe(key, section, config)
+    for key, section in config['probes'].items()
+    if section is not None
+  }
+
+
+def _probe(key: str, section: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the section of a probe, with what a probe has by default."""
+  where = f'config.probes.{key}'
+  if not re.fullmatch(r'\w[\w.-]*', key):
+    raise errors.UserError(
+      f'{where}: the key is the name of a file; use letters'
+    )
+  if not isinstance(section, Mapping):
+    section = {'name': section}
+  given = {k: v for k, v in section.items() if v is not None}
+  defaults = {'num_examples': config['batch_size'], **config['eval']}
+  section = {k: defaults[k] for k in probes.OF_THE_LOOP} | given
+  with registry.mistakes_in(where):
+    for name, (least, most) in _OF_A_PROBE.items():
+      ranges.whole(least, most, **{name: section[name]})
+    schedule.measured(config['num_steps'], section)
+  return section
 
 
 def write(directory: disk.PathLike, config: Mapping[str, Any]) -> None:

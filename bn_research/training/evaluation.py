@@ -1,14 +1,15 @@
 """How good a model is on examples it was not trained on."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 from jax.sharding import PartitionSpec
 
+from bn_research import probes
 from bn_research.training import step as step_lib
 from bn_research.training.state import TrainState
 
@@ -69,23 +70,48 @@ def evaluate(
 
 def probe(
   state: TrainState,
-  images: jax.Array,
+  examples: step_lib.Examples,
   *,
-  measure: Callable[..., dict[str, jax.Array]],
+  measure: probes.Probe,
   graphdef: nnx.GraphDef,
+  optimizer: optax.GradientTransformation,
   to_input: step_lib.ToInput,
 ) -> dict[str, jax.Array]:
-  """Measures a model as it trains, and leaves the state as it is.
+  """Measures a run as it trains, and leaves the state as it is.
 
   Args:
-    state: The state; its parameters and statistics are read.
-    images: (batch, ...) stored images.
-    measure: What to measure of a model and a batch.
+    state: The state of the run.
+    examples: A batch of stored examples.
+    measure: What to measure of an observation.
     graphdef: The graph of the model.
+    optimizer: The optimizer.
     to_input: From stored images to what the network sees.
 
   Returns:
     What `measure` returns.
+
+  Raises:
+    ValueError: If `measure` returns no arrays by name.
   """
-  model: Any = nnx.merge(graphdef, state.params, state.rest, copy=True)
-  return measure(model, to_input(images))
+  x, labels = to_input(examples.images), examples.labels
+
+  def take_step() -> probes.Step:
+    return step_lib.descend(
+      state, x, labels, graphdef=graphdef, optimizer=optimizer
+    )
+
+  return probes.arrays(
+    measure(
+      probes.Observation(
+        num_steps=state.step,
+        x=x,
+        labels=labels,
+        params=state.params,
+        rest=state.rest,
+        opt_state=state.opt_state,
+        losses=step_lib.losses,
+        make_model=lambda *states: nnx.merge(graphdef, *states, copy=True),
+        take_step=take_step,
+      )
+    )
+  )

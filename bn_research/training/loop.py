@@ -183,7 +183,7 @@ class Run:
 
   def _summary(self) -> str:
     seconds = self._progress.seconds
-    probing = (self._recorder.probe_seconds or 0.0) / seconds
+    probing = self._recorder.probe_seconds / seconds
     return (
       f'{self._progress.rate(self.step):,.0f} steps/s,'
       f' {probing:.1%} of the time in probes;'

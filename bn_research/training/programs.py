@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from bn_research import data, errors, optim, probes
-from bn_research.training import evaluation, state, step
+from bn_research import data, errors, optim, probes, registry
+from bn_research.training import configuration, evaluation, state, step
 from bn_research.training import mesh as mesh_lib
 
 # Longer chunks gain nothing, and their indices take memory.
@@ -24,6 +24,7 @@ class Programs:
   Attributes:
     max_steps: The most steps that `train` takes at once.
     abstract: Shapes, dtypes and shardings of the state.
+    probes: The probes by their keys in `config.probes`.
   """
 
   def __init__(
@@ -89,9 +90,12 @@ class Programs:
     results = self._evaluate(train_state, self._test_data, self._test_batches)
     return {key: float(value) for key, value in results.items()}
 
-  def probe(self, train_state: state.TrainState) -> dict[str, np.ndarray]:
-    """Returns what the probe finds."""
-    return jax.device_get(self._probe(train_state, self._probe_images))
+  def probe(
+    self, key: str, train_state: state.TrainState
+  ) -> dict[str, np.ndarray]:
+    """Returns what the probe of `config.probes[key]` finds."""
+    found = self._probe[key](train_state, self._probe_examples[key])
+    return jax.device_get(found)
 
   def zero(self) -> jax.Array:
     """Returns a new float32 zero on the devices."""
@@ -99,14 +103,6 @@ class Programs:
 
   def _put(self, dataset: data.Dataset) -> None:
     train, test = dataset.train, dataset.test
-    count = self._config['probe']['num_examples']
-    if count > len(train.images):
-      raise errors.UserError(
-        f'probe.num_examples={count}, but there are {len(train.images)}'
-        ' training examples'
-      )
-    # Evenly spread, so that a dataset sorted by class is covered too.
-    probed = np.arange(count) * len(train.images) // count
     self._num_examples = len(train.images)
     data.batch_indices(  # Raises now where a batch does not fit.
       self._num_examples, self._config['batch_size'], 0, 0, 1
@@ -114,7 +110,10 @@ class Programs:
     put = functools.partial(mesh_lib.replicate, mesh=self._mesh)
     self._train_data = step.Examples(*put(tuple(train)))
     self._test_data = step.Examples(*put(tuple(test)))
-    self._probe_images = put(train.images[probed])
+    self._probe_examples = {
+      key: step.Examples(*put(_spread(key, train, section['num_examples'])))
+      for key, section in configuration.probe_sections(self._config).items()
+    }
     self._test_batches = put(
       evaluation.batches(len(test.images), self._mesh.size)
     )
@@ -122,6 +121,10 @@ class Programs:
 
   def _compile(self, dataset: data.Dataset) -> None:
     config = self._config
+    self.probes = {
+      key: probes.create(key, section)
+      for key, section in configuration.probe_sections(config).items()
+    }
     optimizer = optim.create(config['optimizer'], config['num_steps'])
     create = functools.partial(
       state.create,
@@ -154,13 +157,17 @@ class Programs:
       self._test_data,
       self._test_batches,
     )
-    self._probe = self._ahead(
-      functools.partial(
-        evaluation.probe, measure=probes.create(config['probe']), **parts
-      ),
-      self.abstract,
-      self._probe_images,
-    )
+    self._probe = {
+      key: self._ahead(
+        functools.partial(
+          evaluation.probe, measure=probe, optimizer=optimizer, **parts
+        ),
+        self.abstract,
+        self._probe_examples[key],
+        where=f'config.probes.{key}',
+      )
+      for key, probe in self.probes.items()
+    }
 
   def _like(self, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._whole)
@@ -170,9 +177,26 @@ class Programs:
     function: Callable[..., Any],
     *args: Any,
     options: dict[str, Any] | None = None,
+    where: str = 'config.model',
     **jit_options: Any,
   ) -> Callable[..., Any]:
     """Traces now, compiles in the background, waits for it when called."""
     jitted = jax.jit(function, out_shardings=self._whole, **jit_options)
-    compiled = self._pool.submit(jitted.lower(*args).compile, options)
+    with registry.mistakes_in(where):
+      lowered = jitted.lower(*args)
+    compiled = self._pool.submit(lowered.compile, options)
     return lambda *args: compiled.result()(*args)
+
+
+def _spread(key: str, split: data.Split, count: int) -> tuple[np.ndarray, ...]:
+  """Returns examples that are spread evenly over a split.
+
+  A split that is sorted by class is then covered, too.
+  """
+  if count > len(split.images):
+    raise errors.UserError(
+      f'config.probes.{key}.num_examples={count}, but there are'
+      f' {len(split.images)} training examples'
+    )
+  chosen = np.arange(count) * len(split.images) // count
+  return split.images[chosen], split.labels[chosen]

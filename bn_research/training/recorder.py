@@ -1,5 +1,6 @@
 """When a run is measured, and where the measurements go."""
 
+import functools
 import math
 import time
 from collections.abc import Mapping
@@ -7,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from bn_research import disk, errors, probes, workdir
-from bn_research.training import metrics, schedule
+from bn_research import disk, errors, workdir
+from bn_research.training import configuration, metrics, schedule
 from bn_research.training.programs import Programs
 from bn_research.training.state import TrainState
 
@@ -32,8 +33,8 @@ class Recorder:
 
   Attributes:
     last: The last row of metrics.
-    probe_seconds: The time that the probe has taken in this process, but for
-      its first use, which waits for the compiler.
+    probe_seconds: The time that probes have taken in this process, but for the
+      first use of each, which waits for the compiler.
   """
 
   def __init__(
@@ -52,20 +53,27 @@ class Recorder:
       step: The step that the run goes on from; -1 where it begins.
     """
     self._programs = programs
-    self._eval_points = schedule.measured(config, 'eval')
-    self._probe_points = schedule.measured(config, 'probe')
-    self._points = np.union1d(self._eval_points, self._probe_points)
+    num_steps = config['num_steps']
+    self._eval_points = schedule.measured(num_steps, config['eval'])
+    self._probe_points = {
+      key: schedule.measured(num_steps, section)
+      for key, section in configuration.probe_sections(config).items()
+    }
+    self._points = functools.reduce(
+      np.union1d, self._probe_points.values(), self._eval_points
+    )
     self._check_rows(directory, step)
     self._metrics = metrics.Metrics(directory, step)
-    self._probe_log = metrics.ProbeLog(
-      directory,
-      config['probe']['name'],
-      probes.create(config['probe']).constants,
-      step,
-    )
+    self._probe_logs = {
+      key: metrics.ProbeLog(
+        directory, key, getattr(probe, 'constants', {}), step
+      )
+      for key, probe in programs.probes.items()
+    }
     self.last = self._metrics.rows[-1] if self._metrics.rows else {}
     self._start = time.monotonic() - self.last.get('seconds', 0.0)
-    self.probe_seconds: float | None = None
+    self.probe_seconds = 0.0
+    self._used: set[str] = set()
 
   def _check_rows(self, directory: disk.PathLike, step: int) -> None:
     """Refuses to go on where rows from before the checkpoint are gone.
@@ -100,8 +108,9 @@ class Recorder:
     Raises:
       Diverged: If the loss on the test split is not finite.
     """
-    if step in self._probe_points:
-      self._probe(state, step)
+    for key, points in self._probe_points.items():
+      if step in points:
+        self._probe(key, state, step)
     if step in self._eval_points:
       self._append_row(state, step)
       state = state._replace(loss_sum=self._programs.zero())
@@ -110,19 +119,20 @@ class Recorder:
   def flush(self) -> None:
     """Makes sure that all is on the disk; to be called before a checkpoint."""
     self._metrics.flush()
-    self._probe_log.flush()
+    for log in self._probe_logs.values():
+      log.flush()
 
   def close(self) -> None:
     """Closes the files."""
     self._metrics.close()
 
-  def _probe(self, state: TrainState, step: int) -> None:
+  def _probe(self, key: str, state: TrainState, step: int) -> None:
     start = time.monotonic()
-    self._probe_log.append(step, self._programs.probe(state))
-    if self.probe_seconds is None:
-      self.probe_seconds = 0.0
-    else:
+    self._probe_logs[key].append(step, self._programs.probe(key, state))
+    # The first use of a probe waits for the compiler.
+    if key in self._used:
       self.probe_seconds += time.monotonic() - start
+    self._used.add(key)
 
   def _append_row(self, state: TrainState, step: int) -> None:
     result = self._programs.evaluate(state)

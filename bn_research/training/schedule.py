@@ -33,8 +33,6 @@ def points(num_steps: int, num_points: int, spacing: str) -> np.ndarray:
   return np.union1d(np.rint(steps).astype(np.int64), ends)
 
 
-def measured(config: Mapping[str, Any], key: str) -> np.ndarray:
-  """Returns the steps of `config['eval']` or of `config['probe']`."""
-  return points(
-    config['num_steps'], config[key]['num_points'], config[key]['spacing']
-  )
+def measured(num_steps: int, section: Mapping[str, Any]) -> np.ndarray:
+  """Returns the steps of `config.eval`, or of the section of a probe."""
+  return points(num_steps, section['num_points'], section['spacing'])

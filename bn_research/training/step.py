@@ -9,6 +9,7 @@ import optax
 from flax import nnx
 from jax.sharding import PartitionSpec
 
+from bn_research import probes
 from bn_research.training import refresh
 from bn_research.training.state import TrainState
 
@@ -41,14 +42,14 @@ def losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
   return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
-def train_step(
+def descend(
   state: TrainState,
   images: jax.Array,
   labels: jax.Array,
   *,
   graphdef: nnx.GraphDef,
   optimizer: optax.GradientTransformation,
-) -> TrainState:
+) -> probes.Step:
   """Takes one step down the gradient of the mean loss of a batch.
 
   Args:
@@ -59,7 +60,7 @@ def train_step(
     optimizer: The optimizer.
 
   Returns:
-    The state after the step.
+    The step: the loss, the gradient, the updates, and what is new after it.
   """
 
   def loss_fn(params: nnx.State) -> tuple[jax.Array, Any]:
@@ -85,13 +86,22 @@ def train_step(
     learning.params,
     input_moments=moments,
   )
+  params = optax.apply_updates(learning.params, updates)
+  return probes.Step(loss, grads, updates, params, learning.rest, opt_state)
+
+
+def train_step(
+  state: TrainState, images: jax.Array, labels: jax.Array, **parts: Any
+) -> TrainState:
+  """Returns the state after one step; the arguments are those of `descend`."""
+  new = descend(state, images, labels, **parts)
   return TrainState(
     step=state.step + 1,
-    params=optax.apply_updates(learning.params, updates),
-    rest=learning.rest,
-    opt_state=opt_state,
-    loss=loss,
-    loss_sum=state.loss_sum + loss,
+    params=new.params,
+    rest=new.rest,
+    opt_state=new.opt_state,
+    loss=new.loss,
+    loss_sum=state.loss_sum + new.loss,
   )
 
 

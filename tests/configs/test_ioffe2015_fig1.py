@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from bn_research import cli, norms, workdir
-from bn_research.reports import claims, figures, panels, specs
+from bn_research import cli, norms, registry, workdir
+from bn_research.models import normalization
+from bn_research.reports import claims, figures, panels
 from bn_research.sweeps import points
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -23,8 +24,8 @@ def test_what_the_paper_says(variant):
   assert config.batch_size == 60
   assert config.model.widths == (100, 100, 100)
   assert config.model.nonlinearity == 'sigmoid'
-  assert config.probe.percentiles == (15, 50, 85)
-  assert config.optimizer.momentum is None
+  assert config.probes.activations.percentiles == (15, 50, 85)
+  assert 'momentum' not in config.optimizer
 
 
 def test_mnist_is_as_long_as_in_the_paper():
@@ -33,7 +34,7 @@ def test_mnist_is_as_long_as_in_the_paper():
 
 
 def test_an_unknown_variant_is_refused():
-  with pytest.raises(ValueError, match='have: digits, mnist, quick'):
+  with pytest.raises(ValueError, match='there are digits, mnist, quick'):
     EXPERIMENT.get_config('minst')
 
 
@@ -44,11 +45,9 @@ def test_every_point_of_the_sweep_fits_the_config(variant, tmp_path):
   expanded = points.expand(sweep, config, PATH, str(tmp_path), {})
   assert len(expanded) == 10
   for changes in sweep:
-    config.update_from_flattened_dict(changes)
-    assert isinstance(
-      norms.create(**{k: v for k, v in config.model.norm.items() if v}),
-      norms.Normalization,
-    )
+    resolved = points.resolve(config, changes, PATH)
+    norm = normalization.create('config.model.norm', resolved['model']['norm'])
+    assert isinstance(norm, norms.Normalization)
 
 
 def test_the_report_is_well_formed():
@@ -56,7 +55,7 @@ def test_the_report_is_well_formed():
   (figure,) = (figures.Figure(**spec) for spec in report['figures'])
   labels = {series['label'] for series in figure.series}
   a, b, c = (
-    specs.create('panel', panels.PANELS, spec) for spec in figure.panels
+    registry.create('panel', panels.PANELS, spec) for spec in figure.panels
   )
   assert a.ylim == (0.7, 1.0)
   assert {b.series, c.series} == labels

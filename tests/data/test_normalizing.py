@@ -68,9 +68,9 @@ def test_epsilon_is_relative_to_the_mean_variance():
 
 
 def test_chunks_change_nothing(monkeypatch):
-  whole = normalizing.fit(RAW, 'whiten')
+  whole = normalizing.whiten(RAW)
   monkeypatch.setattr(normalizing, '_CHUNK', 7)
-  for a, b in zip(whole, normalizing.fit(RAW, 'whiten'), strict=True):
+  for a, b in zip(whole, normalizing.whiten(RAW), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
@@ -91,7 +91,7 @@ def test_it_follows_the_threshold():
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
-    ({'name': 'white'}, 'choose none, centre, standardize or whiten'),
+    ({'name': 'white'}, 'are centre, none, standardize, whiten'),
     ({'name': 'whiten', 'epsilon': 0.0}, 'choose a finite number above 0'),
     ({'name': 'whiten', 'rank': 3}, "has no option 'rank'"),
   ],

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from bn_research import errors, models
+from bn_research import errors, models, norms
 
 CONFIG = {
   'name': 'mlp',
@@ -105,9 +105,15 @@ def test_building_works_in_one_jit():
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
-    ({'name': 'mpl'}, "unknown model 'mpl'; there are mlp"),
-    ({'nonlinearity': 'sigmiod'}, "'sigmiod'; there are elu, .*sigmoid"),
-    ({'width': 3}, "no option 'width'; it has widths, nonlinearity, init"),
+    (
+      {'name': 'mpl'},
+      "model.name='mpl' is unknown .*; there are mlp",
+    ),
+    (
+      {'nonlinearity': 'sigmiod'},
+      "'sigmiod' is unknown .*; there are elu, .*sigmoid",
+    ),
+    ({'width': 3}, "no option 'width' .*; it has widths, nonlinearity, init"),
     ({'norm': {'name': 'bathc_norm'}}, 'bathc_norm.*batch_norm'),
     (
       {'norm': {'name': 'batch_norm', 'epsilom': 1.0}},
@@ -123,11 +129,18 @@ def test_what_is_unknown_is_one_line(change, message):
   assert '\n' not in str(caught.value)
 
 
-def test_a_norm_that_does_not_fit_is_one_line():
+def test_a_norm_that_does_not_fit_says_so():
   model = make(norm={'name': 'group_norm'})
-  with pytest.raises(errors.UserError) as caught:
+  with pytest.raises(ValueError, match=r'num_groups=32 does not .* 100;'):
     model(jnp.ones((2, 784)), train=True)
-  assert str(caught.value) == (
-    'config.model.norm: num_groups=32 does not divide the number of channels,'
-    ' 100; choose a divisor.'
-  )
+
+
+def test_a_layer_may_have_a_norm_of_its_own():
+  norm, norms_of = {'name': 'batch_norm'}, {'hidden_2': {'name': 'layer_norm'}}
+  model = make(norm=norm, norms=norms_of)
+  found = [layer.normalization for layer in model.norms]
+  assert found == [norms.batch_norm(), norms.layer_norm(), norms.batch_norm()]
+  with pytest.raises(
+    errors.UserError, match=r"'hidden_4' \(did you .*hidden_1"
+  ):
+    make(norm=norm, norms={'hidden_4': 'layer_norm'})

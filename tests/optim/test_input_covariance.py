@@ -8,7 +8,6 @@ import numpy as np
 import optax
 import pytest
 
-from bn_research import errors
 from bn_research.norms.inputs import layer_inputs as inputs
 from bn_research.optim import input_covariance
 from tests.quick import star
@@ -216,7 +215,7 @@ def test_until_there_are_moments_a_gradient_is_as_it_was(structure):
   ],
 )
 def test_options_out_of_range(options, message):
-  with pytest.raises(errors.UserError, match=message):
+  with pytest.raises(ValueError, match=message):
     PRECONDITION(**options)
 
 
@@ -229,5 +228,5 @@ def test_moments_that_do_not_fit():
     ({}, 'kernel of dense has no input_moments; there are those of nothing'),
     ({'dense': moments}, 'multiplies 4 inputs, and its input_moments are of 5'),
   ]:
-    with pytest.raises(errors.UserError, match=message):
+    with pytest.raises(ValueError, match=message):
       transformation.update(params, state, input_moments=wrong)

@@ -21,7 +21,6 @@ def fake_run(tmp_path):
       'num_steps': num_steps,
       'batch_size': batch_size,
       'model': {'norm': {'name': norm}},
-      'probe': {'percentiles': [15, 50, 85]},
     }
     disk.write_json(path / workdir.CONFIG, {'config': config})
     step = np.linspace(0, num_steps, 101).astype(int)
@@ -41,6 +40,7 @@ def fake_run(tmp_path):
     noise = rng.normal(0, 0.03, (step.size, 3))
     unit = np.asarray([-1, 0, 1]) + shift + noise
     arrays = {'step': step, 'last/unit': unit, 'last/all': unit / 2}
+    arrays['percentiles'] = np.asarray([15.0, 50, 85])
     workdir.write_probe(path, 'activations', arrays)
     workdir.write_status(path, workdir.Status(status, num_steps))
     return path

@@ -192,9 +192,12 @@ def test_the_files_are_figures_and_the_same_each_time(five_seeds, tmp_path):
 @pytest.mark.parametrize(
   ('panel', 'message'),
   [
-    ({'name': 'curve'}, "unknown panel 'curve'; there are bands, curves"),
-    ({'name': 'curves'}, "missing a required argument: 'metric'"),
-    ({'name': 'curves', 'metric': 'a', 'log': 1}, "unexpected.*'log'"),
+    ({'name': 'curve'}, "name='curve' is unknown .*; there are bands, curves"),
+    ({'name': 'curves'}, "'curves' needs the option 'metric'"),
+    (
+      {'name': 'curves', 'metric': 'a', 'log': 1},
+      "has no option 'log'",
+    ),
     (
       {'name': 'curves', 'metric': 'a'},
       'has no metric a; there are seconds, step',

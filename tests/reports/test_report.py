@@ -21,7 +21,6 @@ def get_config(arg='short'):
     'num_steps': {'short': 1000, 'long': 2000}[arg],
     'batch_size': 60,
     'model': {'norm': {'name': 'batch_norm'}},
-    'probe': {'percentiles': (15, 50, 85)},
   })
 
 def sweep():
@@ -101,7 +100,7 @@ def test_runs_of_another_variant_are_one_line(command, fake_run, tmp_path):
   ('report', 'message'),
   [
     ({'figure': []}, "report.. returns 'figure'; it may return"),
-    ({'figures': [{'name': 'a'}]}, r'figure.*missing.*series'),
+    ({'figures': [{'name': 'a'}]}, "'figure' needs the option 'series'"),
     ({'claims': [{'claim': 'a', 'by': 1}]}, r'claim.*'),
   ],
 )

@@ -66,7 +66,6 @@ def belonging(directory, *norms, **changes):
     'seed': 0,
     'num_steps': 1000,
     'batch_size': 60,
-    'probe': {'percentiles': (15, 50, 85)},
     **changes,
   }
   points = [{**config, 'model': {'norm': {'name': norm}}} for norm in norms]

@@ -56,12 +56,11 @@ def test_an_empty_override_has_a_name():
 @pytest.mark.parametrize(
   ('sweep', 'overrides', 'message'),
   [
-    ([{'sede': 0}], {}, "names 'sede', which the config does not have"),
-    ([{'norm.name.x': 0}], {}, "names 'norm.name.x'"),
+    ([{'sede': 0}], {}, "unknown config key 'sede'"),
+    ([{'norm.name.x': 0}], {}, "unknown config key 'norm.name.x'"),
     ([{'seed': 0.5}], {}, "gives 'seed' the value 0.5"),
     ([{'seed': 0}, {'seed': 0}], {}, 'the run seed=0 twice'),
     ([{'seed': 0}], {'seed': 3}, '--config.seed is given and swept'),
-    ([{'norm.name': None}], {}, 'norm.name = None cannot be written'),
   ],
 )
 def test_a_wrong_sweep_is_told_before_anything_runs(

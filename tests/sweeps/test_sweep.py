@@ -62,7 +62,7 @@ def test_a_dry_run_prints_what_a_person_would_type(sweep, tmp_path):
 @pytest.mark.parametrize(
   ('flag', 'message'),
   [
-    ('--config.rat=1', "unknown config key 'rat'; did you mean 'rate'?"),
+    ('--config.rat=1', "unknown config key 'rat' (did you mean 'rate'?)"),
     ('--config.rate=fast', "could not convert string to float: 'fast'"),
     ('--config.seed=1', '--config.seed is given and swept'),
     ('--jobs=0', 'flag --jobs=0'),

@@ -13,7 +13,7 @@ CONFIG = {
   'num_steps': 60,
   'batch_size': 16,
   'num_devices': 1,
-  'data': {'name': 'blobs', 'binarize': None},
+  'data': {'name': 'blobs', 'train': 'train', 'test': 'test'},
   'model': {
     'name': 'mlp',
     'widths': (12, 8),
@@ -23,13 +23,14 @@ CONFIG = {
   },
   'optimizer': {'name': 'sgd', 'learning_rate': 0.5, 'momentum': 0.9},
   'eval': {'num_points': 4, 'spacing': 'linear'},
-  'probe': {
-    'name': 'activations',
-    'percentiles': (15.0, 50.0, 85.0),
-    'unit': 1,
-    'num_examples': 40,
-    'num_points': 5,
-    'spacing': 'log',
+  'probes': {
+    'activations': {
+      'percentiles': (15.0, 50.0, 85.0),
+      'unit': 1,
+      'num_examples': 40,
+      'num_points': 5,
+      'spacing': 'log',
+    },
   },
   'checkpoint_seconds': 60.0,
 }

@@ -113,10 +113,10 @@ def test_what_was_measured_is_on_the_disk_before_its_checkpoint(
   def check_and_save(self, state):
     step = int(state.step)
     rows = [json.loads(line)['step'] for line in synced]
-    due = schedule.measured(config, 'eval')
+    due = schedule.measured(60, config['eval'])
     assert rows == [point for point in due if point <= step]
     probed = workdir.read_probe(tmp_path, 'activations')['step']
-    due = schedule.measured(config, 'probe')
+    due = schedule.measured(60, config['probes']['activations'])
     assert list(probed) == [point for point in due if point <= step]
     saved.append(step)
     save(self, state)
@@ -249,7 +249,10 @@ def test_two_processes_do_not_share_a_workdir(config, tmp_path):
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
-    ({'optimizer': {'name': 'sdg', 'learning_rate': 1.0}}, "optimizer 'sdg'"),
+    (
+      {'optimizer': {'name': 'sdg', 'learning_rate': 1.0}},
+      "optimizer.name='sdg'",
+    ),
     ({'batch_size': 101}, '101.*100'),
     ({'num_devices': 9, 'batch_size': 18}, 'num_devices=9'),
     ({'num_devices': 3}, 'num_devices=3'),
@@ -264,7 +267,7 @@ def test_two_processes_do_not_share_a_workdir(config, tmp_path):
     ({'checkpoint_seconds': -1.0}, 'checkpoint_seconds=-1.0'),
     (
       {'optimizer': {'name': 'sgd', 'learning_rate': -1.0}},
-      'optimizer.learning_rate=-1.0; choose a finite number of at least 0',
+      'learning_rate=-1.0; choose a finite number of at least 0',
     ),
     (
       {'model': {'name': 'mlp', 'norm': {'name': 'rms_norm', 'epsilon': NAN}}},
@@ -272,10 +275,10 @@ def test_two_processes_do_not_share_a_workdir(config, tmp_path):
     ),
     (
       {'model': {'name': 'mlp', 'init_scale': NAN, 'norm': {'name': 'none'}}},
-      'model.init_scale=nan; choose',
+      'config.model: init_scale=nan; choose',
     ),
     ({'eval': {'num_points': 3, 'spacing': 'cubic'}}, "'cubic'"),
-    ({'model': {'name': 'mlq', 'norm': {'name': 'none'}}}, "model 'mlq'"),
+    ({'model': {'name': 'mlq', 'norm': {'name': 'none'}}}, "model.name='mlq'"),
     ({'model': {'name': 'mlp', 'norm': {'name': 'bn'}}}, "'bn'"),
     ({'model': {'name': 'mlp', 'norm': {}}}, 'model.norm.name'),
     (
@@ -297,14 +300,14 @@ def test_a_wrong_config_is_one_line_and_leaves_nothing(
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
-    ({'num_examples': 101}, 'probe.num_examples=101.*100'),
-    ({'unit': 8}, 'probe.unit=8, but hidden_2/input has units 0 to 7'),
+    ({'num_examples': 101}, 'probes.activations.num_examples=101.*100'),
+    ({'unit': 8}, 'unit=8, but hidden_2/input has units 0 to 7'),
     ({'percentiles': (50.0, 101.0)}, 'percentiles'),
-    ({'name': 'gradients'}, "probe 'gradients'"),
+    ({'name': 'gradients'}, "name='gradients' is unknown"),
   ],
 )
 def test_a_wrong_probe_is_one_line(config, tmp_path, change, message):
-  config['probe'] |= change
+  config['probes']['activations'] |= change
   with pytest.raises(errors.UserError, match=message):
     training.train(config, tmp_path / 'run')
   assert not (tmp_path / 'run').exists()

@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import types
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -98,8 +99,10 @@ class _Programs:
     del state
     return {'accuracy': 0.5, 'loss': 1.0}
 
-  def probe(self, state):
-    del state
+  probes: ClassVar = {'activations': None}
+
+  def probe(self, key, state):
+    del key, state
     return {'hidden_1/input/unit': np.zeros(3, np.float32)}
 
   def zero(self):
@@ -110,12 +113,8 @@ def _recorder(directory, step):
   config = {
     'num_steps': 20,
     'eval': {'num_points': 2, 'spacing': 'linear'},
-    'probe': {
-      'name': 'activations',
-      'num_points': 2,
-      'spacing': 'linear',
-      'num_examples': 1,
-    },
+    'batch_size': 1,
+    'probes': {'activations': {}},
   }
   return recorder.Recorder(config, directory, _Programs(), step)
 

@@ -84,14 +84,17 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
 @pytest.mark.parametrize(
   ('optimizer', 'message'),
   [
-    ({'precondition': {'name': 'covariance'}}, 'unknown precondition'),
+    (
+      {'precondition': {'name': 'covariance'}},
+      "precondition.name='covariance' is unknown",
+    ),
     (
       {'precondition': {'name': 'input_covariance', 'each': 1}},
       "no option 'each'",
     ),
     (
       {'name': 'adam', 'precondition': {'name': 'input_covariance'}},
-      "optimizer 'adam' has no option 'precondition'",
+      "'adam' has no option 'precondition'",
     ),
   ],
 )

@@ -1,10 +1,12 @@
-"""Normalizations by name, for configs: a table of names, and `create`."""
+"""Normalizations, choices on the axes and combinations by name, for configs."""
 
 import difflib
 import inspect
 from collections.abc import Callable
 from typing import Any
 
+from bn_research.norms import gradients, maps, populations, scopes
+from bn_research.norms.combine import Chain, Coloured, Mixture
 from bn_research.norms.methods import (
   batch,
   evonorm,
@@ -39,6 +41,43 @@ NAMES: dict[str, Callable[..., Any]] = {
   'evonorm_b0': evonorm.EvoNormB0,
   'evonorm_s0': evonorm.EvoNormS0,
 }
+
+"""Named normalizations: a factory by name."""
+
+COMBINATIONS: dict[str, Callable[..., Any]] = {
+  'chain': Chain,
+  'coloured': Coloured,
+  'mixture': Mixture,
+}
+"""Normalizations made of normalizations: a class by name."""
+
+AXES: dict[str, dict[str, Any]] = {
+  'scope': {
+    'batch': scopes.Batch,
+    'example': scopes.Example,
+    'neighbourhood': scopes.Neighbourhood,
+    'reference': scopes.Reference,
+  },
+  'map': {
+    'divide': maps.Divide,
+    'standardize': maps.Standardize,
+    'whiten': maps.Whiten,
+  },
+  'population': {
+    'none': None,
+    'accumulated': populations.Accumulated,
+    'cumulative': populations.Cumulative,
+    'ema': populations.Ema,
+    'fixed': populations.Fixed,
+    'interval': populations.Interval,
+    'pooled': populations.Pooled,
+  },
+  'gradient': {**gradients.NAMES, 'renormalized': gradients.Renormalized},
+}
+"""Choices by axis and name: classes, gradient policies, or None."""
+
+SCHEDULES: dict[str, Callable[..., Any]] = {'ramp': gradients.Ramp}
+"""Numbers that change with the number of updates: a class by name."""
 
 
 def create(name: str, **options) -> Any:

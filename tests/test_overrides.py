@@ -1,0 +1,76 @@
+"""Changes of a config by dotted key."""
+
+import copy
+
+import pytest
+
+from bn_research import errors, experiment, overrides
+
+
+def changed(**changes):
+  keys = {key.replace('__', '.'): value for key, value in changes.items()}
+  return experiment.config(keys).to_dict()
+
+
+def test_an_option_need_not_be_listed_before():
+  norm = changed(model__norm__num_groups=4)['model']['norm']
+  assert norm == {'name': 'none', 'num_groups': 4}
+
+
+def test_a_text_in_the_place_of_a_part_is_its_name():
+  assert changed(model__norm='layer_norm')['model']['norm'] == {
+    'name': 'layer_norm'
+  }
+  # Whichever comes first; also where the part is not there yet.
+  first = {'model.norm.scope': 'batch', 'model.norm.scope.group_size': 8}
+  second = dict(reversed(first.items()))
+  expected = {'name': 'batch', 'group_size': 8}
+  for changes in (first, second):
+    found = experiment.config(changes).to_dict()
+    assert found['model']['norm']['scope'] == expected
+
+
+def test_a_text_becomes_a_part_where_it_gets_options():
+  found = experiment.config(
+    {'model.norm.gradient': 'renormalized'},
+    {'model.norm.gradient.r_max': 2.0},
+  )
+  assert found.model.norm.gradient.to_dict() == {
+    'name': 'renormalized',
+    'r_max': 2.0,
+  }
+
+
+def test_none_takes_any_place():
+  found = changed(batch_size=None, model__norm=None, data__name=None)
+  assert found['batch_size'] is None
+  assert found['model']['norm'] is None
+
+
+def test_references_follow():
+  config = experiment.base()
+  config.num_steps = 10 * config.get_ref('batch_size')
+  other = copy.deepcopy(config)
+  overrides.apply(other, {'batch_size': 20}, 'sweep()')
+  assert (other.num_steps, config.num_steps) == (200, 600)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'num_stps': 3}, r"'num_stps' \(did you mean 'num_steps'\?\); there are"),
+    ({'eval.every': 3}, "unknown config key 'eval.every'; there are num_p"),
+    ({'modle.norm': 'x'}, r"'modle' \(did you mean 'model'\?\)"),
+    ({'seed.x': 3}, "unknown config key 'seed.x'; seed is no section"),
+    ({'model.name.x': 3}, "'model.name.x'; model.name is no section"),
+    ({'seed': 'a'}, "the config gives 'seed' the value 'a', of another type"),
+  ],
+)
+def test_a_mistake_is_one_line(changes, message):
+  with pytest.raises(errors.UserError, match=message):
+    experiment.config(changes)
+
+
+def test_a_variant_that_is_not_there_is_named():
+  with pytest.raises(ValueError, match="'x'; there are a, b"):
+    experiment.variant('x', {'a': {}, 'b': {}})

@@ -56,7 +56,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
   """
   for flag in flags.FLAGS.flags_by_module_dict()[__name__]:
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-  app.run(lambda _: _in_one_line(main), flags_parser=_parse)
+  app.run(lambda _: in_one_line(main), flags_parser=_parse)
 
 
 def config_path() -> str:
@@ -83,7 +83,7 @@ def config_module(path: str) -> types.ModuleType:
     raise errors.UserError(
       f'no config file {name}; give --config=path.py or path.py:argument'
     )
-  _make_importable(os.path.dirname(os.path.abspath(name)))
+  make_importable(os.path.dirname(os.path.abspath(name)))
   spec = importlib.util.spec_from_file_location('experiment', name)
   if spec is None or spec.loader is None:
     raise errors.UserError(f'{name} is not a Python file (.py)')
@@ -92,7 +92,7 @@ def config_module(path: str) -> types.ModuleType:
   return module
 
 
-def _make_importable(folder: str) -> None:
+def make_importable(folder: str) -> None:
   """Lets `module:attribute` name a module beside a config file."""
   if folder not in sys.path:
     # Last: a file of the user called `jax.py` must not hide the library.
@@ -105,7 +105,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
   ml_collections tells a bad config by tracebacks and a misspelt key by Python's
   attribute errors; so the config is loaded and the keys are looked up first.
   """
-  return _in_one_line(lambda: _checked_parse(argv))
+  return in_one_line(lambda: _checked_parse(argv))
 
 
 def _checked_parse(argv: Sequence[str]) -> list[str]:
@@ -204,7 +204,8 @@ def _of_the_user(name: str, call: Callable[..., Any], *args: Any) -> Any:
     raise errors.UserError(told if place else f'{name}: {told}') from error
 
 
-def _in_one_line(call: Callable[[], Any]) -> Any:
+def in_one_line(call: Callable[[], Any]) -> Any:
+  """Returns what `call` returns; a mistake of the user ends the process."""
   try:
     return call()
   except errors.UserError as error:

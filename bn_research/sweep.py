@@ -7,12 +7,13 @@ Runs that are finished are left alone, so the same command goes on after an
 interruption.
 """
 
+import os
 import shlex
 
 from absl import flags
 
 from bn_research import cli, errors
-from bn_research.sweeps import driver, points
+from bn_research.sweeps import checking, driver, points
 
 _DATA_DIR = cli.define_data_dir()
 _JOBS = flags.DEFINE_integer('jobs', 1, 'Runs at a time.', lower_bound=1)
@@ -37,6 +38,9 @@ def main() -> int:
     for point in sweep:
       print(shlex.join(point.command))
     return 0
+  if todo := [point.config for point in sweep if not driver.is_known(point)]:
+    folder = os.path.dirname(os.path.abspath(path.partition(':')[0]))
+    checking.check(todo, folder, _DATA_DIR.value)
   return driver.run(sweep, _JOBS.value)
 
 

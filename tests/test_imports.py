@@ -26,6 +26,7 @@ ROOMS = {
   'reports': {'workdir'},
   'workdir': set(),
   'errors': set(),
+  'check': {'cli', 'training'},
   'cli': {'overrides'},
   'experiment': {'overrides'},
   'overrides': set(),

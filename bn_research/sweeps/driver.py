@@ -51,6 +51,11 @@ def run(sweep: Sequence[points.Point], jobs: int = 1) -> int:
   return 1 if count[workdir.FAILED] + count[pool.LOST] else 0
 
 
+def is_known(point: points.Point) -> bool:
+  """Whether a run is done, diverged or failed, and is not trained again."""
+  return _known(point).status != workdir.INCOMPLETE
+
+
 def _known(point: points.Point) -> pool.Outcome:
   status = workdir.read_status(point.workdir)
   return pool.Outcome(point, status.status, reason=status.reason)

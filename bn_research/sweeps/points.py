@@ -25,11 +25,13 @@ class Point:
     name: A readable name made from the overrides; a file name, too.
     workdir: Where the run writes.
     command: The command line that trains it.
+    config: Its config, as `config.json` would hold it.
   """
 
   name: str
   workdir: pathlib.Path
   command: tuple[str, ...]
+  config: Mapping[str, Any] = dataclasses.field(hash=False)
 
 
 def expand(
@@ -67,13 +69,14 @@ def expand(
       )
     run = pathlib.Path(directory, name)
     # A finished run is not started again, so nothing else would notice.
-    workdir.check_same_config(run, resolve(config, changes, path))
+    resolved = resolve(config, changes, path)
+    workdir.check_same_config(run, resolved)
     command = (
       *(sys.executable, '-m', 'bn_research.train', f'--config={path}'),
       *arguments({**given, **changes}),
       *(f'--workdir={run}', *flags),
     )
-    points[name] = Point(name, run, command)
+    points[name] = Point(name, run, command, resolved)
   return list(points.values())
 
 

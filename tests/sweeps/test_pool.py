@@ -28,7 +28,7 @@ starts = (here / 'starts').stat().st_size
 def point(tmp_path, name, script):
   run = tmp_path / name
   command = (sys.executable, '-S', '-c', _RUN + script, str(run))
-  return points.Point(name, run, command)
+  return points.Point(name, run, command, {})
 
 
 def starts(point):

@@ -10,10 +10,10 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 
 _CONFIG = """
-import ml_collections
+from bn_research import experiment
 
 def get_config(arg='a'):
-  return ml_collections.ConfigDict({'seed': 0, 'rate': 0.1, 'arg': arg})
+  return experiment.config({'model.widths': (4,), 'num_steps': 20})
 """
 _SWEEP = """
 def sweep():
@@ -42,14 +42,18 @@ def sweep(tmp_path):
 
 
 def test_a_dry_run_prints_what_a_person_would_type(sweep, tmp_path):
-  result = sweep('--dry_run', '--data_dir=/some where', '--config.rate=0.2')
+  result = sweep(
+    '--dry_run',
+    '--data_dir=/some where',
+    '--config.optimizer.learning_rate=0.2',
+  )
   assert result.returncode == 0, result.stderr
   commands = [shlex.split(line) for line in result.stdout.splitlines()]
   assert commands == [
     [
       *(sys.executable, '-m', 'bn_research.train'),
       f'--config={tmp_path}/a config.py:b',
-      '--config.rate=0.2',
+      '--config.optimizer.learning_rate=0.2',
       f'--config.seed={seed}',
       f'--workdir={tmp_path}/runs/seed={seed}',
       '--data_dir=/some where',
@@ -62,8 +66,16 @@ def test_a_dry_run_prints_what_a_person_would_type(sweep, tmp_path):
 @pytest.mark.parametrize(
   ('flag', 'message'),
   [
-    ('--config.rat=1', "unknown config key 'rat' (did you mean 'rate'?)"),
-    ('--config.rate=fast', "could not convert string to float: 'fast'"),
+    ('--config.sed=1', "unknown config key 'sed' (did you mean 'seed'?)"),
+    (
+      '--config.optimizer.learning_rat=1',
+      "'sgd' has no option 'learning_rat'",
+    ),
+    ('--config.model.norm=bath_norm', "'bath_norm' is unknown"),
+    (
+      '--config.optimizer.learning_rate=fast',
+      "could not convert string to float: 'fast'",
+    ),
     ('--config.seed=1', '--config.seed is given and swept'),
     ('--jobs=0', 'flag --jobs=0'),
     ('--dryrun', "Unknown command line flag 'dryrun'"),

@@ -43,7 +43,8 @@ def apply(
       if value is None:
         set_none(parent, name)
       else:
-        parent[name] = value
+        with parent.unlocked():
+          parent[name] = value
     except TypeError as error:
       raise errors.UserError(
         f'{where} gives {key!r} the value {value!r}, of another type than the'

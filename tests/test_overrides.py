@@ -50,8 +50,11 @@ def test_none_takes_any_place():
 def test_references_follow():
   config = experiment.base()
   config.num_steps = 10 * config.get_ref('batch_size')
+  config.lock()
   other = copy.deepcopy(config)
-  overrides.apply(other, {'batch_size': 20}, 'sweep()')
+  changes = {'batch_size': 20, 'model.norm.epsilon': 0.5}
+  overrides.apply(other, changes, 'sweep()')
+  assert other.model.norm.epsilon == 0.5
   assert (other.num_steps, config.num_steps) == (200, 600)
 
 

@@ -189,7 +189,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 from bn_research.sweeps import driver, points
 name, *command = json.load(open({str(tmp_path / 'point.json')!r}))
 run = pathlib.Path({str(run.workdir)!r})
-raise SystemExit(driver.run([points.Point(name, run, tuple(command))]))
+raise SystemExit(driver.run([points.Point(name, run, tuple(command), {{}})]))
 """
   process = subprocess.Popen(
     [sys.executable, '-c', program],

@@ -23,7 +23,8 @@ def told(error: BaseException) -> str:
     error: An error that was raised. The place is the innermost line of a file
       of the user; it is left out where the error met no such file.
   """
-  lines = str(error).splitlines() or ['']
+  message = error.msg if isinstance(error, SyntaxError) else str(error)
+  lines = message.splitlines() or ['']
   text = f'{type(error).__name__}: {lines[0]}'.removesuffix(': ')
   where = place(error)
   return f'{where}: {text}' if where else text

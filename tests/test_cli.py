@@ -17,6 +17,7 @@ def get_config(arg='small'):
   config.optimizer = {'name': 'sgd', 'learning_rate': 0.5}
   config.optimizer.momentum = config_dict.placeholder(float)
   config.widths = (3, 4)
+  config.unset = config_dict.placeholder(int)
   return config
 """
 
@@ -81,6 +82,29 @@ def test_flags_reach_the_command(run):
   assert done.stderr == ''
 
 
+def test_an_option_of_a_part_need_not_be_listed(run):
+  done = run(
+    '--config.optimizer.decay=1e-3',
+    '--config.optimizer.bounds=(1, 2)',
+    '--config.optimizer.limit=inf',
+    '--config.optimizer.schedule=cosine',
+    '--config.optimizer.schedule.alpha=0.1',
+    '--config.optimizer=adam',
+    '--config.optimizer.learning_rate=None',
+  )
+  assert done.returncode == 0, done.stderr
+  overrides = {
+    'optimizer.decay': 0.001,
+    'optimizer.bounds': (1, 2),
+    'optimizer.limit': float('inf'),
+    'optimizer.schedule.name': 'cosine',
+    'optimizer.schedule.alpha': 0.1,
+    'optimizer.name': 'adam',
+    'optimizer.learning_rate': None,
+  }
+  assert done.stdout.splitlines()[0] == f'config.py {overrides} w'
+
+
 def test_a_tilde_is_the_home_directory(run):
   done = run('--workdir=~/w', '--data_dir=~/d')
   assert done.returncode == 0, done.stderr
@@ -102,7 +126,7 @@ def test_help_shows_the_flags(run):
     ),
     (
       ['--config.zzz=1'],
-      "unknown config key 'zzz'; there are optimizer, seed, widths",
+      "unknown config key 'zzz'; there are optimizer, seed, unset, widths",
     ),
     (['--config.seed.x=1'], "unknown config key 'seed.x'"),
     (

@@ -137,17 +137,18 @@ def _config(norm: str) -> dict[str, Any]:
     'num_steps': num_turns * _STEPS.value,
     'batch_size': _BATCH,
     'num_devices': 1,
-    'data': {'name': 'mnist', 'binarize': _BINARIZE},
+    'data': {
+      'name': 'mnist',
+      'train': 'train',
+      'test': 'test',
+      'binarize': _BINARIZE,
+    },
     'model': {'name': 'mlp', 'norm': {'name': norm}},
     'optimizer': {'name': 'sgd', 'learning_rate': _LEARNING_RATE},
     'eval': {'num_points': 1, 'spacing': 'linear'},
     # One a turn: Figure 1 has one in 500 steps.
-    'probe': {
-      'name': 'activations',
-      'unit': 0,
-      'num_examples': 1000,
-      'num_points': num_turns,
-      'spacing': 'linear',
+    'probes': {
+      'activations': {'num_examples': 1000, 'num_points': num_turns},
     },
     'checkpoint_seconds': 60.0,
   }

@@ -8,6 +8,7 @@ import jax
 from flax import nnx
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Step:
   """One step of training on the batch of an observation.

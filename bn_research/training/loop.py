@@ -129,7 +129,7 @@ class Run:
     """Trains to the last step, a non-finite loss, or a signal."""
     try:
       if self._is_new:
-        self._state = self._recorder.measure(self._state, 0)
+        self._state = self._recorder.measure(self._state, 0, {})
       self._progress.start(self.step)
       while self.step < self._num_steps and stop.signal is None:
         self.advance()
@@ -160,14 +160,14 @@ class Run:
     chunk = min(self._chunk, self._programs.max_steps)
     end = min(self.step + chunk, self._recorder.next_point(self.step))
     start = time.monotonic()
-    self._state = self._programs.train(self._state, self.step, end)
+    self._state, scalars = self._programs.train(self._state, self.step, end)
     step, loss = jax.device_get((self._state.step, self._state.loss))
     if not math.isfinite(loss):
       raise recorder.Diverged(int(step), 'the training loss', loss)
     rate = (end - self.step) / max(time.monotonic() - start, 1e-6)
     self._chunk = int(rate * _SECONDS_A_CHUNK) + 1
     self.step = end
-    self._state = self._recorder.measure(self._state, end)
+    self._state = self._recorder.measure(self._state, end, scalars)
     self._progress.update(end, self._recorder.last)
 
   def _save(self) -> None:

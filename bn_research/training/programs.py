@@ -64,7 +64,7 @@ class Programs:
 
   def train(
     self, train_state: state.TrainState, start: int, stop: int
-  ) -> state.TrainState:
+  ) -> tuple[state.TrainState, dict[str, jax.Array]]:
     """Takes the steps from `start` up to `stop`; `train_state` is used up.
 
     Args:
@@ -73,7 +73,8 @@ class Programs:
       stop: One past the last; at most `max_steps` steps are taken.
 
     Returns:
-      The state after the last step, or after the first with a non-finite loss.
+      The state after the last step, or after the first with a non-finite loss;
+      and the scalars of the last step.
     """
     batch_size = self._config['batch_size']
     indices = data.batch_indices(

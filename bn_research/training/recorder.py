@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from bn_research import disk, errors, workdir
@@ -95,12 +96,15 @@ class Recorder:
     """Returns the first step after `step` at which something is measured."""
     return int(self._points[np.searchsorted(self._points, step, 'right')])
 
-  def measure(self, state: TrainState, step: int) -> TrainState:
+  def measure(
+    self, state: TrainState, step: int, scalars: Mapping[str, jax.Array]
+  ) -> TrainState:
     """Measures what is due at `step`.
 
     Args:
       state: The state after `step` steps.
       step: The number of steps.
+      scalars: What `step.scalars` says of the last step; none before the first.
 
     Returns:
       The state; the sum of losses begins anew where a row was written.
@@ -112,7 +116,7 @@ class Recorder:
       if step in points:
         self._probe(key, state, step)
     if step in self._eval_points:
-      self._append_row(state, step)
+      self._append_row(state, step, scalars)
       state = state._replace(loss_sum=self._programs.zero())
     return state
 
@@ -134,7 +138,9 @@ class Recorder:
       self.probe_seconds += time.monotonic() - start
     self._used.add(key)
 
-  def _append_row(self, state: TrainState, step: int) -> None:
+  def _append_row(
+    self, state: TrainState, step: int, scalars: Mapping[str, jax.Array]
+  ) -> None:
     result = self._programs.evaluate(state)
     if not math.isfinite(result['loss']):
       raise Diverged(step, 'the test loss', result['loss'])
@@ -142,6 +148,7 @@ class Recorder:
     if step:
       since = self._eval_points[np.searchsorted(self._eval_points, step) - 1]
       row['train_loss'] = float(state.loss_sum) / int(step - since)
+    row |= {name: float(value) for name, value in scalars.items()}
     row['test_accuracy'] = result['accuracy']
     row['test_loss'] = result['loss']
     row['seconds'] = round(time.monotonic() - self._start, 3)

@@ -90,11 +90,8 @@ def descend(
   return probes.Step(loss, grads, updates, params, learning.rest, opt_state)
 
 
-def train_step(
-  state: TrainState, images: jax.Array, labels: jax.Array, **parts: Any
-) -> TrainState:
-  """Returns the state after one step; the arguments are those of `descend`."""
-  new = descend(state, images, labels, **parts)
+def after(state: TrainState, new: probes.Step) -> TrainState:
+  """Returns the state after one step."""
   return TrainState(
     step=state.step + 1,
     params=new.params,
@@ -103,6 +100,34 @@ def train_step(
     loss=new.loss,
     loss_sum=state.loss_sum + new.loss,
   )
+
+
+def train_step(
+  state: TrainState, images: jax.Array, labels: jax.Array, **parts: Any
+) -> TrainState:
+  """Returns the state after one step; the arguments are those of `descend`."""
+  return after(state, descend(state, images, labels, **parts))
+
+
+def scalars(new: probes.Step) -> dict[str, jax.Array]:
+  """Returns what a row of metrics says of one step, beside the loss.
+
+  Args:
+    new: The step.
+
+  Returns:
+    `grad_norm`, `update_norm` and `param_norm`: () float32, the l2 norms of the
+    gradient, of the updates, and of the parameters after the step.
+  """
+  norms = {
+    'grad_norm': new.grads,
+    'update_norm': new.updates,
+    'param_norm': new.params,
+  }
+  return {
+    name: optax.tree.norm(tree).astype(jnp.float32)
+    for name, tree in norms.items()
+  }
 
 
 def train_steps(
@@ -114,7 +139,7 @@ def train_steps(
   graphdef: nnx.GraphDef,
   optimizer: optax.GradientTransformation,
   to_input: ToInput,
-) -> TrainState:
+) -> tuple[TrainState, dict[str, jax.Array]]:
   """Takes many steps; stops after the first whose loss is not finite.
 
   The number of steps is traced, so that one compiled program serves chunks of
@@ -130,23 +155,33 @@ def train_steps(
     to_input: From stored images to what the network sees.
 
   Returns:
-    The state after the last step taken.
+    The state after the last step taken, and the scalars of step `num_steps`;
+    zeros where the loop stopped before.
   """
   start = state.step
 
-  def unfinished(state: TrainState) -> jax.Array:
-    return (state.step - start < num_steps) & jnp.isfinite(state.loss)
-
-  def body(state: TrainState) -> TrainState:
+  def step(state: TrainState) -> probes.Step:
     batch = jax.lax.with_sharding_constraint(
       indices[state.step - start], PartitionSpec('data')
     )
-    return train_step(
-      state,
-      to_input(examples.images[batch]),
-      examples.labels[batch],
-      graphdef=graphdef,
-      optimizer=optimizer,
-    )
+    x, labels = to_input(examples.images[batch]), examples.labels[batch]
+    return descend(state, x, labels, graphdef=graphdef, optimizer=optimizer)
 
-  return jax.lax.while_loop(unfinished, body, state)
+  def unfinished(carry: Carry) -> jax.Array:
+    state, _ = carry
+    return (state.step - start < num_steps) & jnp.isfinite(state.loss)
+
+  def body(carry: Carry) -> Carry:
+    state, measured = carry
+    new = step(state)
+    # Norms at every step would take about as long as a step of a small network.
+    is_last = state.step - start == num_steps - 1
+    measured = jax.lax.cond(is_last, scalars, lambda _: measured, new)
+    return after(state, new), measured
+
+  shapes = jax.eval_shape(lambda state: scalars(step(state)), state)
+  zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+  return jax.lax.while_loop(unfinished, body, (state, zeros))
+
+
+Carry = tuple[TrainState, dict[str, jax.Array]]

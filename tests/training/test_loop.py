@@ -40,6 +40,7 @@ def test_a_run_leaves_what_the_plan_names(config, tmp_path):
   rows = workdir.read_metrics(tmp_path)
   assert [row['step'] for row in rows] == [0, 15, 30, 45, 60]
   assert 'train_loss' not in rows[0]
+  assert all(row['grad_norm'] > 0 for row in rows[1:])
   assert rows[-1]['train_loss'] < rows[1]['train_loss']
   assert rows[-1]['test_accuracy'] > 0.9 > rows[0]['test_accuracy']
   probe = workdir.read_probe(tmp_path, 'activations')

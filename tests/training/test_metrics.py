@@ -123,11 +123,14 @@ def test_train_loss_is_the_mean_since_the_last_row(tmp_path):
   measured = _recorder(tmp_path, -1)
   for step, total in ((0, 0.0), (10, 5.0), (20, 30.0)):
     measured.measure(
-      types.SimpleNamespace(loss_sum=total, _replace=lambda **_: None), step
+      types.SimpleNamespace(loss_sum=total, _replace=lambda **_: None),
+      step,
+      {'grad_norm': np.float32(2)} if step else {},
     )
   measured.close()
   rows = workdir.read_metrics(tmp_path)
   assert [row.get('train_loss') for row in rows] == [None, 0.5, 3.0]
+  assert [row.get('grad_norm') for row in rows] == [None, 2.0, 2.0]
 
 
 def test_rows_that_cannot_be_read_are_not_thrown_away(tmp_path):

@@ -37,7 +37,7 @@ def run(parts, examples, indices, num_steps, start=None):
     steps = jax.jit(
       functools.partial(step.train_steps, to_input=data.to_input, **fixed)
     )
-    return steps(start or first, examples, indices, num_steps)
+    return steps(start or first, examples, indices, num_steps)[0]
 
 
 def test_a_step_descends_the_mean_cross_entropy(parts, examples):
@@ -88,6 +88,35 @@ def test_many_steps_are_single_steps_in_a_row(parts, examples):
     jax.tree.leaves(together), jax.tree.leaves(apart), strict=True
   ):
     np.testing.assert_array_equal(a, b)
+
+
+def test_scalars_are_those_of_the_last_step(parts, examples):
+  indices = np.random.default_rng(1).integers(0, 20, (8, 5), np.int32)
+  first, fixed = parts
+  before = run(parts, examples, indices, 3)
+  with jax.set_mesh(mesh.create(1, 5)):
+    _, found = jax.jit(
+      functools.partial(step.train_steps, to_input=data.to_input, **fixed)
+    )(first, examples, indices, 4)
+  batch = indices[3]
+  new = step.descend(
+    before,
+    data.to_input(examples.images[batch]),
+    examples.labels[batch],
+    **fixed,
+  )
+  expected = {
+    'grad_norm': new.grads,
+    'update_norm': jax.tree.map(jnp.subtract, new.params, before.params),
+    'param_norm': new.params,
+  }
+  assert found.keys() == expected.keys()
+  for name, tree in expected.items():
+    leaves = [
+      np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)
+    ]
+    norm = np.linalg.norm(np.concatenate(leaves))
+    np.testing.assert_allclose(found[name], norm, rtol=1e-5)
 
 
 def test_losses_are_added_up_until_someone_asks(parts, examples):

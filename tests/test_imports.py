@@ -17,7 +17,7 @@ ROOMS = {
   'models': {'norms', 'layers'},
   'data': set(),
   'optim': {'norms'},
-  'probes': {'norms'},
+  'probes': {'norms', 'layers'},
   'training': {
     *('norms', 'layers', 'models', 'data', 'optim', 'probes'),
     *('experiment', 'workdir', '__version__'),

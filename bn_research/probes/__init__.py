@@ -18,14 +18,22 @@ import numpy as np
 
 from bn_research import registry
 from bn_research.probes.activations import Activations
+from bn_research.probes.covariate_shift import CovariateShift
+from bn_research.probes.gradients import gradients
 from bn_research.probes.observation import Observation, Step
+from bn_research.probes.whiteness import whiteness
 
 __all__ = ['PROBES', 'Observation', 'Probe', 'Step', 'arrays', 'create']
 
 Probe = Callable[[Observation], Mapping[str, jax.Array]]
 
-PROBES: dict[str, Any] = {'activations': Activations}
-"""Probes by name: classes whose instances are probes."""
+PROBES: dict[str, Any] = {
+  'activations': Activations,
+  'covariate_shift': CovariateShift,
+  'gradients': gradients,
+  'whiteness': whiteness,
+}
+"""Probes by name: functions of an observation, or classes of such."""
 
 # When, and on how many examples, a probe looks: options of every probe.
 OF_THE_LOOP = ('num_examples', 'num_points', 'spacing')

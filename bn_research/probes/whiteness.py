@@ -1,0 +1,66 @@
+"""How white the input of each layer is: what Section 2 wants of inputs."""
+
+import jax
+import jax.numpy as jnp
+
+from bn_research.layers.nnx import inputs
+from bn_research.norms import Moments
+from bn_research.probes.observation import Observation
+
+
+def whiteness(observation: Observation) -> dict[str, jax.Array]:
+  """Measures the inputs of dense layers and convolutions.
+
+  With S the covariance of the d inputs of a kernel, λ its eigenvalues, and R
+  their correlations:
+
+  * `condition`: λ_max / λ_min, at most 1 / ε, with ε the precision of float32;
+  * `rank`: the effective rank, exp(−Σ p log p), p = λ / Σ λ, from 1 to d;
+  * `correlation`: √(Σ_{i≠j} R_ij² / (d (d − 1))), from 0 to 1.
+
+  White inputs have a condition of 1, a rank of d, and no correlation. Inputs
+  that do not vary have no correlations, and are left out of the last.
+
+  Args:
+    observation: The network and a batch; a batch has more examples than a layer
+      has inputs, or the covariance is singular.
+
+  Returns:
+    For each layer, () float32, such as `'dense/0/condition'`.
+
+  Source: Roy and Vetterli (2007), "The effective rank", for the rank.
+  """
+  model = observation.model()
+  moments = inputs.record_inputs(model)
+  model(observation.x, train=True)
+  return {
+    f'{layer}/{name}': value
+    for layer, of_inputs in moments.items()
+    for name, value in _of_covariance(of_inputs).items()
+  }
+
+
+def _of_covariance(moments: Moments) -> dict[str, jax.Array]:
+  covariance = (moments.comoment / moments.count.max())[0]
+  values = jnp.maximum(jnp.linalg.eigvalsh(covariance), 0)
+  largest, total = values[-1], values.sum()
+  least = jnp.finfo(values.dtype).eps * largest
+  part = values / jnp.where(total > 0, total, 1)
+  entropy = -jnp.sum(jnp.where(part > 0, part * jnp.log(part), 0))
+  return {
+    'condition': jnp.where(
+      largest > 0, largest / jnp.maximum(values[0], least), 1
+    ),
+    'rank': jnp.exp(entropy),
+    'correlation': _correlation(covariance),
+  }
+
+
+def _correlation(covariance: jax.Array) -> jax.Array:
+  variance = jnp.diag(covariance)
+  varies = variance > 0
+  scale = varies / jnp.sqrt(jnp.where(varies, variance, 1))
+  off = covariance * scale[:, None] * scale * (1 - jnp.eye(len(variance)))
+  count = varies.sum()
+  pairs = jnp.maximum(count * (count - 1), 1)
+  return jnp.sqrt(jnp.sum(off**2) / pairs)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from bn_research import errors, registry
 from bn_research.reports.runs import Run
 
 Limits = tuple[float, float] | None
@@ -37,6 +38,21 @@ class Series:
     if not self.num_diverged:
       return self.label
     return f'{self.label} ({self.num_diverged} more diverged)'
+
+
+def of_label(series: Sequence[Series], label: str) -> Series:
+  """Returns the series of a label.
+
+  Raises:
+    UserError: If there is no such series.
+  """
+  found = {s.label: s for s in series}
+  if label not in found:
+    raise errors.UserError(
+      f'report(): unknown series {label!r}{registry.hint(label, found)}; there'
+      f' are {", ".join(found)}'
+    )
+  return found[label]
 
 
 def draw_runs(

@@ -7,6 +7,7 @@ import numpy as np
 from scipy import optimize
 
 _POINTS_AN_INCH = 72
+_END = 'end of a line'
 
 
 def draw_legend(canvas: Any, axes: Sequence[Any], names: Sequence[str]) -> None:
@@ -52,6 +53,7 @@ def label_end(axes: Any, text: str, end: tuple[float, float]) -> None:
     textcoords='offset points',
     verticalalignment='center',
     fontsize='small',
+    gid=_END,
   )
 
 
@@ -60,7 +62,9 @@ def part_ends(axes: Any) -> None:
 
   Sizes must be settled: it works with what is seen.
   """
-  boxes = {text: text.get_window_extent() for text in axes.texts}
+  # Texts that a panel has put elsewhere stay.
+  ends = [text for text in axes.texts if text.get_gid() == _END]
+  boxes = {text: text.get_window_extent() for text in ends}
   if not boxes:
     return
   texts = sorted(boxes, key=lambda text: boxes[text].y0)

@@ -10,6 +10,7 @@ import numpy as np
 
 from bn_research import errors, registry
 from bn_research.reports.runs import Run
+from bn_research.reports.series import series
 
 
 def measure(section: Mapping[str, Any], run: Run) -> float:
@@ -33,22 +34,36 @@ def measure(section: Mapping[str, Any], run: Run) -> float:
     ) from error
 
 
-def final(run: Run, metric: str) -> float:
-  """Returns the last value of a metric."""
-  return float(run.columns(metric)[0][-1])
+def final(
+  run: Run,
+  metric: str | None = None,
+  probe: str | None = None,
+  array: str | None = None,
+) -> float:
+  """Returns the last value of a metric, or of an array of a probe."""
+  _, values = series(run, metric, probe, array)
+  return float(values[-1])
 
 
-def early(run: Run, metric: str, part: float) -> float:
-  """Returns the mean of a metric over the first part of a run.
+def early(
+  run: Run,
+  metric: str | None = None,
+  part: float = 0.2,
+  probe: str | None = None,
+  array: str | None = None,
+) -> float:
+  """Returns the mean of a quantity over the first part of a run.
 
   Of two runs that end alike, the faster one has more of it.
 
   Args:
     run: The run.
-    metric: The metric; each of its measurements counts the same.
+    metric: A metric; each of its measurements counts the same.
     part: Up to which part of the steps, in (0, 1].
+    probe: The key of a probe, if there is no metric.
+    array: The name of an array of the probe.
   """
-  steps, values = run.columns('step', metric)
+  steps, values = series(run, metric, probe, array)
   return float(values[steps <= part * steps[-1]].mean())
 
 

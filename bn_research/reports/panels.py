@@ -8,8 +8,11 @@ import numpy as np
 
 from bn_research import errors
 from bn_research.reports import drawing, labels
+from bn_research.reports import series as quantities
 from bn_research.reports.drawing import Limits, Series
+from bn_research.reports.runs import Run
 from bn_research.reports.settings import Settings
+from bn_research.reports.tables import Bars, HeatMap
 
 
 class Panel(Protocol):
@@ -23,13 +26,15 @@ class Panel(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-  """A metric of all series: the mean over seeds, and their lowest to highest.
+  """A quantity of all series: the mean over seeds, and their lowest to highest.
 
   With fewer than five seeds, each run is drawn instead of the spread.
 
   Attributes:
-    metric: The metric, as in `metrics.jsonl`.
-    x: What it is drawn by: `step`, or another metric, such as `seconds`.
+    metric: The quantity, where it is a metric of `metrics.jsonl`.
+    probe: The key of the probe, where it is not.
+    array: Which array of the probe: (k,), one number a step.
+    x: What a metric is drawn by: `step`, or another metric, such as `seconds`.
     title: Title of the panel.
     xlabel: Label of the x axis.
     ylabel: Label of the y axis.
@@ -39,7 +44,9 @@ class Curves:
     yscale: Any scale of Matplotlib's.
   """
 
-  metric: str
+  metric: str | None = None
+  probe: str | None = None
+  array: str | None = None
   x: str = 'step'
   title: str = ''
   xlabel: str = 'training step'
@@ -61,14 +68,20 @@ class Curves:
 
   def _columns(self, series: Series) -> tuple[np.ndarray, np.ndarray]:
     """Returns the mean over runs of x, (k,), and y of each run, (runs, k)."""
-    columns = [run.columns('step', self.x, self.metric) for run in series.runs]
+    columns = [self._of_run(run) for run in series.runs]
     steps, xs, ys = zip(*columns, strict=True)
     if not all(np.array_equal(other, steps[0]) for other in steps):
       raise errors.UserError(
-        f'the runs {series.label!r} measured {self.metric} at different steps;'
-        ' draw them as different series'
+        f'the runs {series.label!r} measured {self.metric or self.array} at'
+        ' different steps; draw them as different series'
       )
     return np.mean(xs, 0), np.asarray(ys)
+
+  def _of_run(self, run: Run) -> Sequence[np.ndarray]:
+    if self.metric is not None and self.x != 'step':
+      return run.columns('step', self.x, self.metric)
+    steps, values = quantities.series(run, self.metric, self.probe, self.array)
+    return steps, steps, values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,12 +111,7 @@ class Bands:
 
   def draw(self, axes: Any, series: Sequence[Series]) -> None:
     """Draws the bands of the one series."""
-    chosen = {s.label: s for s in series}.get(self.series)
-    if chosen is None:
-      raise errors.UserError(
-        f'bands of an unknown series {self.series!r}; there are'
-        f' {", ".join(s.label for s in series)}'
-      )
+    chosen = drawing.of_label(series, self.series)
     run = min(chosen.runs, key=lambda run: run.config['seed'])
     steps, values = run.probe(self.probe, self.array)
     middle = values.shape[1] // 2
@@ -120,7 +128,14 @@ class Bands:
     drawing.label_axes(axes, self, title)
 
 
-PANELS = {'curves': Curves, 'bands': Bands, 'settings': Settings}
+PANELS = {
+  'bands': Bands,
+  'bars': Bars,
+  'curves': Curves,
+  'heat_map': HeatMap,
+  'settings': Settings,
+}
+"""Panels by name: classes with a method `draw`."""
 
 
 def share_y(panels: Sequence[Panel], axes: Sequence[Any]) -> None:

@@ -192,8 +192,8 @@ def test_the_files_are_figures_and_the_same_each_time(five_seeds, tmp_path):
 @pytest.mark.parametrize(
   ('panel', 'message'),
   [
-    ({'name': 'curve'}, "name='curve' is unknown .*; there are bands, curves"),
-    ({'name': 'curves'}, "'curves' needs the option 'metric'"),
+    ({'name': 'curve'}, "'curve' is unknown .*; there are bands, bars, curves"),
+    ({'name': 'curves'}, 'give a metric, or a probe and an array'),
     (
       {'name': 'curves', 'metric': 'a', 'log': 1},
       "has no option 'log'",

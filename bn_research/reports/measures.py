@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from bn_research import errors, registry
+from bn_research.reports.quantities import series
 from bn_research.reports.runs import Run
-from bn_research.reports.series import series
 
 
 def measure(section: Mapping[str, Any], run: Run) -> float:

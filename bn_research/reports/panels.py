@@ -7,8 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from bn_research import errors
-from bn_research.reports import drawing, labels
-from bn_research.reports import series as quantities
+from bn_research.reports import drawing, labels, quantities
 from bn_research.reports.drawing import Limits, Series
 from bn_research.reports.runs import Run
 from bn_research.reports.settings import Settings

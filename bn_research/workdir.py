@@ -22,6 +22,9 @@ STATUS = 'status.json'
 PROBES = 'probes'
 CHECKPOINTS = 'checkpoints'
 
+FORMAT = 2
+"""The format of what is written here; 1 had no number, and one start."""
+
 INCOMPLETE = 'incomplete'
 DONE = 'done'
 DIVERGED = 'diverged'
@@ -74,10 +77,12 @@ def read_record(workdir: disk.PathLike) -> dict[str, Any]:
   """Reads `config.json` whole: the config and what it ran with.
 
   Returns:
-    A dict with `config`, `versions`, `devices` and `command`.
+    A dict with `format`, `config`, `dataset`, and `starts`: for each start of
+    the run `time`, `versions`, `revision`, `devices` and `command`.
 
   Raises:
-    UserError: If `workdir` holds no readable `config.json`.
+    UserError: If `workdir` holds no readable `config.json`, or one of a later
+      format.
   """
   path = pathlib.Path(workdir, CONFIG)
   try:
@@ -91,6 +96,11 @@ def read_record(workdir: disk.PathLike) -> dict[str, Any]:
     raise errors.UserError(
       f'{path} is damaged; remove it and train again'
     ) from error
+  if record.get('format', 1) not in range(1, FORMAT + 1):
+    raise errors.UserError(
+      f'{path} has the format {record["format"]}, and this version knows'
+      f' formats up to {FORMAT}; update, or choose another --workdir'
+    )
   return record
 
 

@@ -26,6 +26,7 @@ class Dataset:
   train: Split
   test: Split
   num_classes: int
+  version: str = ''
 
 
 # How images become inputs: see `normalizing.input_function`.
@@ -67,6 +68,7 @@ def load(config: Mapping[str, Any], data_dir: str | None = None) -> Dataset:
     train=_read(builder, 'train', str(options.get('train', 'train'))),
     test=_read(builder, 'test', str(options.get('test', 'test'))),
     num_classes=num_classes,
+    version=str(builder.version),
   )
 
 

@@ -10,7 +10,7 @@ from scipy import special
 
 from bn_research import errors
 from bn_research.reports import measures
-from bn_research.reports.runs import Run
+from bn_research.results import Run
 
 HOLDS = 'holds'
 DOES_NOT_HOLD = 'does not hold'

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bn_research import errors, registry
-from bn_research.reports.runs import Run
+from bn_research.results import Run
 
 Limits = tuple[float, float] | None
 

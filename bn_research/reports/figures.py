@@ -8,7 +8,7 @@ from typing import Any
 from bn_research import disk, errors, registry
 from bn_research.reports import labels
 from bn_research.reports import panels as panels_lib
-from bn_research.reports.runs import Run
+from bn_research.results import Run
 
 # Okabe and Ito's palette, which the color-blind can tell apart.
 _COLORS = (

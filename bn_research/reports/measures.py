@@ -10,7 +10,7 @@ import numpy as np
 
 from bn_research import errors, registry
 from bn_research.reports.quantities import series
-from bn_research.reports.runs import Run
+from bn_research.results import Run
 
 
 def measure(section: Mapping[str, Any], run: Run) -> float:

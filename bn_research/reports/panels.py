@@ -9,9 +9,9 @@ import numpy as np
 from bn_research import errors
 from bn_research.reports import drawing, labels, quantities
 from bn_research.reports.drawing import Limits, Series
-from bn_research.reports.runs import Run
 from bn_research.reports.settings import Settings
 from bn_research.reports.tables import Bars, HeatMap
+from bn_research.results import Run
 
 
 class Panel(Protocol):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from bn_research import errors
-from bn_research.reports.runs import Run
+from bn_research.results import Run
 
 
 def series(

@@ -9,7 +9,7 @@ import numpy as np
 from bn_research import errors
 from bn_research.reports import drawing, measures
 from bn_research.reports.drawing import Limits, Series
-from bn_research.reports.runs import Run
+from bn_research.results import Run
 
 _MARGIN = 0.03  # of the width; a marker would be cut in half by the edge
 

@@ -154,6 +154,36 @@ class Checkpoints:
     return aside
 
 
+def read_newest(directory: disk.PathLike, abstract: TrainState) -> TrainState:
+  """Reads the newest checkpoint, and changes no file.
+
+  Args:
+    directory: The workdir of the run.
+    abstract: The shapes, dtypes and shardings of the state.
+
+  Raises:
+    UserError: If there is no checkpoint, or the newest is damaged or of another
+      model.
+  """
+  from orbax import checkpoint as ocp
+
+  _silence_threads()
+  folder = pathlib.Path(directory, workdir.CHECKPOINTS).absolute()
+  if not any(folder.glob('[0-9]*')):
+    raise errors.UserError(f'{folder} has no checkpoint yet; train first')
+  options = ocp.CheckpointManagerOptions(read_only=True)
+  with ocp.CheckpointManager(folder, options=options) as manager:
+    step = manager.latest_step()
+    try:
+      args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+      return manager.restore(step, args=args)['state']
+    except (ValueError, LookupError, OSError, TypeError) as error:
+      raise errors.UserError(
+        f'{folder / str(step)} is damaged, or of another model'
+        f' ({type(error).__name__}); the command that trains mends it'
+      ) from error
+
+
 @contextlib.contextmanager
 def _writing(path: pathlib.Path) -> Iterator[None]:
   """As `disk.writing`, also where the error comes from TensorStore."""

@@ -57,7 +57,7 @@ def train(
   with jax.set_mesh(mesh), stopping.on_signals() as stop:
     programs = Programs(config, dataset, mesh)
     with locking.exclusive(directory):
-      configuration.write(directory, config)
+      configuration.write(directory, config, dataset)
       with _noting_failure(directory):
         run = Run(config, directory, programs)
         with contextlib.closing(run):

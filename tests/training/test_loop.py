@@ -36,7 +36,8 @@ def test_a_run_leaves_what_the_plan_names(config, tmp_path):
   assert workdir.read_status(tmp_path) == status
   record = workdir.read_record(tmp_path)
   assert record['config']['model']['widths'] == [12, 8]
-  assert record.keys() == {'config', 'versions', 'devices', 'command'}
+  assert record.keys() == {'format', 'config', 'dataset', 'starts'}
+  assert record['dataset']['shape'] == [4, 4, 1]
   rows = workdir.read_metrics(tmp_path)
   assert [row['step'] for row in rows] == [0, 15, 30, 45, 60]
   assert 'train_loss' not in rows[0]
@@ -304,7 +305,7 @@ def test_a_wrong_config_is_one_line_and_leaves_nothing(
     ({'num_examples': 101}, 'probes.activations.num_examples=101.*100'),
     ({'unit': 8}, 'unit=8, but hidden_2/input has units 0 to 7'),
     ({'percentiles': (50.0, 101.0)}, 'percentiles'),
-    ({'name': 'gradients'}, "name='gradients' is unknown"),
+    ({'name': 'gradient'}, "name='gradient' is unknown"),
   ],
 )
 def test_a_wrong_probe_is_one_line(config, tmp_path, change, message):

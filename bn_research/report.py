@@ -7,9 +7,15 @@ Reads the runs below --workdir and writes into its folder `report`. They must be
 those of the config: give each `--config.KEY=VALUE` that they were trained with.
 """
 
+from absl import flags
+
 from bn_research import cli, errors
-from bn_research.reports import writing
+from bn_research.reports import export, writing
 from bn_research.sweeps import points
+
+_EXPORT = flags.DEFINE_multi_enum(
+  'export', [], list(export.KINDS), 'Formats of tables of runs and claims.'
+)
 
 
 def main() -> None:
@@ -24,6 +30,7 @@ def main() -> None:
     str(cli.WORKDIR.value),
     [points.resolve(cli.CONFIG.value, changes, path) for changes in sweep],
     set().union(*sweep),
+    _EXPORT.value,
   )
 
 

@@ -34,7 +34,10 @@ def main() -> int:
   if _CACHE.value != '':
     compilation.enable_cache(_CACHE.value)
   directory = str(cli.WORKDIR.value)
-  status = training.train(cli.CONFIG.value, directory, _DATA_DIR.value)
+  try:
+    status = training.train(cli.CONFIG.value, directory, _DATA_DIR.value)
+  except training.Interrupted as end:
+    status = end.status
   reason = f': {status.reason}' if status.reason else ''
   print(f'{directory}: {status.status} at step {status.step:,}{reason}')
   return _DIVERGED if status.status == workdir.DIVERGED else 0

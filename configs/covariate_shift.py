@@ -20,6 +20,13 @@ not depend on the size of the gradients.
     python -m bn_research.report --config=configs/covariate_shift.py:digits \\
         --workdir=runs/covariate_shift
 
+On the digits, five seeds, the definitions agree: with batch norm the
+percentiles of activations drift less (0.07 against 0.60 in layer 1), and the
+two gradients are closer (cosines of 0.99, 0.98 and 0.98 against 0.96, 0.70 and
+0.60). The finding of Santurkar et al., on other networks, does not hold here:
+of this small network of sigmoids, at a learning rate of 1.0. With layer norm
+gradients shift as much as without a norm.
+
 Variants: `digits`, the 8x8 images of scikit-learn, 2,000 steps; `mnist`, 20,000
 steps; `quick`, 40 steps of the digits.
 """
@@ -104,7 +111,7 @@ def report():
           {
             'name': 'bars',
             'title': '(b)',
-            'ylabel': '1: no shift of gradients',
+            'ylabel': 'cosine of gradients, 1 without shift',
             'measure': {
               label: {**cosine, 'array': f'{layer}/cosine'}
               for layer, label in LAYERS.items()

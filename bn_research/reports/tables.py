@@ -52,7 +52,7 @@ class Bars:
       axes.plot(x, values, '.', color=s.color, markersize=3)
     axes.set_yscale(self.yscale)
     counts = sorted({len(s.runs) for s in series})
-    axes.set_title(f'{self.title} {drawing.sample(counts)}'.lstrip())
+    axes.set_title(f'{self.title} {_seeds(counts)}'.lstrip())
     axes.set_xticks(range(len(groups)), list(groups))
     axes.set_xlabel(self.xlabel)
     axes.set_ylabel(self.ylabel)
@@ -108,10 +108,17 @@ class HeatMap:
     axes.set_xticks(range(len(xs)), [str(x) for x in xs])
     axes.set_yticks(range(len(ys)), [str(y) for y in ys])
     counts = sorted({len(values) for values in cells.values()})
-    axes.set_title(f'{self.title} {drawing.sample(counts)}'.lstrip())
+    number = ' or '.join(map(str, counts))
+    seeds = '1 seed' if counts[-1] == 1 else f'mean of {number} seeds'
+    axes.set_title(f'{self.title} {seeds}'.lstrip())
     axes.set_xlabel(self.x if self.xlabel is None else self.xlabel)
     axes.set_ylabel(self.y if self.ylabel is None else self.ylabel)
     axes.spines[:].set_visible(False)
+
+
+def _seeds(counts: Sequence[int]) -> str:
+  number = ' or '.join(map(str, counts))
+  return '1 seed' if counts[-1] == 1 else f'mean and each of {number} seeds'
 
 
 def _hashable(value: Any) -> Any:

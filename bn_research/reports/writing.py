@@ -8,7 +8,7 @@ from typing import Any
 import rich.console
 
 from bn_research import errors, registry
-from bn_research.reports import claims, figures, runs
+from bn_research.reports import claims, export, figures, runs
 
 FOLDER = 'report'
 _PLAIN_WIDTH = 120  # of the table where there is no terminal
@@ -19,6 +19,7 @@ def write(
   directory: str,
   points: Sequence[Mapping[str, Any]],
   swept: Collection[str],
+  exports: Sequence[str] = (),
 ) -> None:
   """Draws the figures, checks the claims, and prints where and what.
 
@@ -28,6 +29,8 @@ def write(
     directory: Where the runs are; the files go to its folder `report`.
     points: The configs of the experiment's runs.
     swept: The keys, dotted, that tell these runs apart.
+    exports: Formats in which the runs and the claims are written, too: keys of
+      `export.KINDS`.
 
   Raises:
     UserError: If the specification is wrong, or the runs are of another config
@@ -50,6 +53,10 @@ def write(
     for path in figure.draw(found, pathlib.Path(directory, FOLDER)):
       print(path)
   findings = [claims.check(claim, found) for claim in statements]
+  for kind in exports:
+    folder = pathlib.Path(directory, FOLDER)
+    for path in export.write(kind, found, findings, folder):
+      print(path)
   if findings:
     console = rich.console.Console(
       width=None if sys.stdout.isatty() else _PLAIN_WIDTH

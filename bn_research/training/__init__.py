@@ -1,5 +1,5 @@
 """One run: state, step, loop, checkpoints, metrics, device mesh."""
 
-from bn_research.training.loop import train
+from bn_research.training.loop import Interrupted, train
 
-__all__ = ['train']
+__all__ = ['Interrupted', 'train']

@@ -41,10 +41,11 @@ def train(
     data_dir: Where datasets are kept; TFDS's own default where None.
 
   Returns:
-    How the run ended: done, diverged, or incomplete where SIGTERM or Ctrl-C
-    asked it to stop. A run that was done or diverged already is left as it is.
+    How the run ended: done or diverged. A run that was done or diverged already
+    is left as it is.
 
   Raises:
+    Interrupted: If SIGTERM or Ctrl-C asked it to stop; the run is saved then.
     UserError: If config, data, devices or disk do not allow it.
   """
   config = configuration.resolve(config)
@@ -61,7 +62,10 @@ def train(
       with _noting_failure(directory):
         run = Run(config, directory, programs)
         with contextlib.closing(run):
-          return run.until_end_or(stop)
+          status = run.until_end_or(stop)
+      if status.status == workdir.INCOMPLETE:
+        raise Interrupted(status)
+      return status
 
 
 @contextlib.contextmanager
@@ -81,6 +85,20 @@ def _noting_failure(directory: disk.PathLike) -> Iterator[None]:
     status = workdir.Status(workdir.FAILED, step, reason)
     workdir.write_status(directory, status)
     raise
+
+
+class Interrupted(KeyboardInterrupt):
+  """A signal ended a run, after the run was saved.
+
+  A KeyboardInterrupt, so that a program that trains many runs ends too.
+
+  Attributes:
+    status: Where the run stands.
+  """
+
+  def __init__(self, status: workdir.Status):
+    super().__init__(status.reason)
+    self.status = status
 
 
 class Run:

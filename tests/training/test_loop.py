@@ -71,7 +71,10 @@ def test_a_signal_stops_a_run_that_goes_on_to_the_same_bits(
   training.train(config, tmp_path / 'whole')
   with monkeypatch.context() as patch:
     taken = interrupt(patch, 4, number)
-    status = training.train(config, tmp_path / 'cut')
+    with pytest.raises(KeyboardInterrupt) as end:
+      training.train(config, tmp_path / 'cut')
+  assert isinstance(end.value, training.Interrupted)
+  status = end.value.status
   assert status.status == workdir.INCOMPLETE
   assert 0 < status.step == taken[3] < 60
   assert signal.Signals(number).name in status.reason
@@ -85,7 +88,9 @@ def test_rows_after_the_checkpoint_are_measured_again(
   training.train(config, tmp_path / 'whole')
   with monkeypatch.context() as patch:
     interrupt(patch, 4)
-    step = training.train(config, tmp_path / 'cut').step
+    with pytest.raises(training.Interrupted) as end:
+      training.train(config, tmp_path / 'cut')
+  step = end.value.status.step
   # What a kill leaves: later rows, the last of them unfinished.
   with open(tmp_path / 'cut' / workdir.METRICS, 'a') as file:
     file.write(json.dumps({'step': step + 1, 'test_accuracy': 0.0}) + '\n')
@@ -229,7 +234,9 @@ def test_a_run_goes_on_with_another_number_of_devices(
 ):
   with monkeypatch.context() as patch:
     interrupt(patch, 3)
-    step = training.train(config, tmp_path).step
+    with pytest.raises(training.Interrupted) as end:
+      training.train(config, tmp_path)
+  step = end.value.status.step
   capsys.readouterr()
   config['num_devices'] = 2
   assert training.train(config, tmp_path).status == workdir.DONE

@@ -75,7 +75,10 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
   whole = trained(route, name='whole')
   with monkeypatch.context() as patch:
     patch.setattr(Programs, 'train', take_and_stop)
-    cut = trained(route, name='cut')
+    with pytest.raises(training.Interrupted) as end:
+      trained(route, name='cut')
+  cut = whole.parent / whole.name.replace('whole', 'cut')
+  assert end.value.status.status == workdir.INCOMPLETE
   assert workdir.read_status(cut).status == workdir.INCOMPLETE
   trained(route, name='cut')
   assert results(cut) == results(whole)

@@ -1,0 +1,145 @@
+"""Runs and claims as tables for other programs and for papers."""
+
+import csv
+import io
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from bn_research import disk
+from bn_research.reports.claims import Finding
+from bn_research.results import Run, Runs
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def write(
+  kind: str,
+  runs: Sequence[Run],
+  findings: Sequence[Finding],
+  folder: disk.PathLike,
+) -> list[pathlib.Path]:
+  """Writes the runs, and the claims where there are some.
+
+  Args:
+    kind: A key of `KINDS`.
+    runs: The runs; each is a row with its settings, its status and the last
+      value of each metric.
+    findings: What the runs say of the claims.
+    folder: Where the files go.
+
+  Returns:
+    The paths of the files.
+  """
+  tables = {'runs': _of_runs(Runs(runs)), 'claims': _of_findings(findings)}
+  suffix, format_ = KINDS[kind]
+  written = []
+  for name, rows in tables.items():
+    if rows:
+      path = pathlib.Path(folder, f'{name}.{suffix}')
+      _write(path, format_(rows))
+      written.append(path)
+  return written
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+  disk.write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def _of_runs(runs: Runs) -> Rows:
+  settings = runs.settings()
+  rows = []
+  for run in runs:
+    last = {name: values[-1] for name, values in run.metrics.items()}
+    row = {'run': run.path.name, 'status': run.status.status}
+    rows.append(row | {key: run.config.get(key) for key in settings} | last)
+  return rows
+
+
+def _of_findings(findings: Sequence[Finding]) -> Rows:
+  return [
+    {
+      'claim': finding.claim.claim,
+      'source': finding.claim.source,
+      'published': finding.claim.published,
+      'measured': finding.claim.measured,
+      'this': finding.this,
+      'that': finding.that,
+      'difference': float(finding.differences.mean()),
+      'low': finding.interval[0],
+      'high': finding.interval[1],
+      'seeds': len(finding.differences),
+      'verdict': finding.verdict,
+    }
+    for finding in findings
+  ]
+
+
+def _names(rows: Rows) -> list[str]:
+  return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def _csv(rows: Rows) -> str:
+  file = io.StringIO(newline='')
+  writer = csv.DictWriter(file, _names(rows))
+  writer.writeheader()
+  writer.writerows(rows)
+  return file.getvalue()
+
+
+def _json(rows: Rows) -> str:
+  # JSON has no NaN: what was not measured is null.
+  is_nan = lambda value: isinstance(value, float) and value != value
+  clean = [
+    {k: None if is_nan(v) else v for k, v in row.items()} for row in rows
+  ]
+  return json.dumps(clean, indent=2, allow_nan=False) + '\n'
+
+
+def _markdown(rows: Rows) -> str:
+  names = _names(rows)
+  lines = [names, ['---'] * len(names)]
+  lines += [[_cell(row.get(name, '')) for name in names] for row in rows]
+  escaped = ([cell.replace('|', '\\|') for cell in line] for line in lines)
+  return ''.join(f'| {" | ".join(line)} |\n' for line in escaped)
+
+
+_OF_LATEX = str.maketrans(
+  {
+    '\\': r'\textbackslash{}',
+    '~': r'\textasciitilde{}',
+    '^': r'\textasciicircum{}',
+    **{character: f'\\{character}' for character in '&%$#_{}'},
+  }
+)
+
+
+def _latex(rows: Rows) -> str:
+  names = _names(rows)
+  lines = [names] + [
+    [_cell(row.get(name, '')) for name in names] for row in rows
+  ]
+  texts = [
+    ' & '.join(cell.translate(_OF_LATEX) for cell in line) + r' \\' + '\n'
+    for line in lines
+  ]
+  head, *body = texts
+  columns = 'l' * len(names)
+  return (
+    f'\\begin{{tabular}}{{{columns}}}\n\\hline\n{head}\\hline\n{"".join(body)}'
+    '\\hline\n\\end{tabular}\n'
+  )
+
+
+def _cell(value: Any) -> str:
+  return f'{value:.4g}' if isinstance(value, float) else str(value)
+
+
+KINDS: dict[str, tuple[str, Callable[[Rows], str]]] = {
+  'csv': ('csv', _csv),
+  'json': ('json', _json),
+  'latex': ('tex', _latex),
+  'markdown': ('md', _markdown),
+}
+"""Formats by name: the suffix of a file, and a function of rows."""

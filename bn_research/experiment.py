@@ -40,7 +40,7 @@ def base() -> ml_collections.ConfigDict:
       'data': {'name': 'digits', 'train': 'train', 'test': 'test'},
       'model': {'name': 'mlp', 'norm': {'name': 'none'}},
       'optimizer': {'name': 'sgd', 'learning_rate': 0.1},
-      'eval': {'num_points': 50, 'spacing': 'linear'},
+      'eval': {'num_points': 50, 'spacing': 'linear', 'splits': ('test',)},
       'probes': {},
       'checkpoint_seconds': 60.0,
     }

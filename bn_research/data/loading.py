@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,13 +27,32 @@ class Dataset:
   test: Split
   num_classes: int
   version: str = ''
+  others: Mapping[str, Split] = dataclasses.field(default_factory=dict)
+
+  def split(self, name: str) -> Split:
+    """Returns a split: `train`, `test`, or one of `others`.
+
+    Raises:
+      UserError: If there is no such split.
+    """
+    splits = {'train': self.train, 'test': self.test, **self.others}
+    if name not in splits:
+      raise errors.UserError(
+        f'config.eval.splits names {name!r}; {self.name} has'
+        f' {", ".join(splits)}'
+      )
+    return splits[name]
 
 
 # How images become inputs: see `normalizing.input_function`.
 OF_INPUTS = ('binarize', 'normalize')
 
 
-def load(config: Mapping[str, Any], data_dir: str | None = None) -> Dataset:
+def load(
+  config: Mapping[str, Any],
+  data_dir: str | None = None,
+  others: Sequence[str] = (),
+) -> Dataset:
   """Loads a prepared image-classification dataset; never downloads one.
 
   A dataset that comes with an installed package is prepared on first use.
@@ -46,6 +65,8 @@ def load(config: Mapping[str, Any], data_dir: str | None = None) -> Dataset:
       the section, and with `data_dir` if it takes one; it returns a `Dataset`.
       `binarize` and `normalize` are not read here.
     data_dir: Where TFDS keeps its datasets; its own default where None.
+    others: Further splits or slices of TFDS, such as `'validation'`. A function
+      of the user returns all splits that it has.
 
   Raises:
     UserError: If the dataset, an option or a split is unknown, not prepared,
@@ -69,6 +90,7 @@ def load(config: Mapping[str, Any], data_dir: str | None = None) -> Dataset:
     test=_read(builder, 'test', str(options.get('test', 'test'))),
     num_classes=num_classes,
     version=str(builder.version),
+    others={split: _read(builder, split, split) for split in others},
   )
 
 

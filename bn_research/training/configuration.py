@@ -67,9 +67,18 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     raise errors.UserError(
       f'checkpoint_seconds={flat["checkpoint_seconds"]}; choose at least 0'
     )
+  _check_splits(resolved['eval']['splits'])
   schedule.measured(resolved['num_steps'], resolved['eval'])
   probe_sections(resolved)
   return resolved
+
+
+def _check_splits(splits: Any) -> None:
+  if isinstance(splits, str) or not splits or len(set(splits)) < len(splits):
+    raise errors.UserError(
+      f'config.eval.splits={splits!r}; give the names of splits, such as'
+      " ('test', 'train')"
+    )
 
 
 def probe_sections(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

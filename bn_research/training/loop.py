@@ -53,7 +53,8 @@ def train(
   status = workdir.read_status(directory)
   if status.status in (workdir.DONE, workdir.DIVERGED):
     return status
-  dataset = data.load(config['data'], data_dir)
+  others = [s for s in config['eval']['splits'] if s not in ('train', 'test')]
+  dataset = data.load(config['data'], data_dir, others)
   mesh = mesh_lib.create(config['num_devices'], config['batch_size'])
   with jax.set_mesh(mesh), stopping.on_signals() as stop:
     programs = Programs(config, dataset, mesh)
@@ -205,5 +206,13 @@ class Run:
     return (
       f'{self._progress.rate(self.step):,.0f} steps/s,'
       f' {probing:.1%} of the time in probes;'
-      f' test accuracy {self._recorder.last["test_accuracy"]:.4f}'
+      f' {_accuracies(self._recorder.last)}'
     )
+
+
+def _accuracies(row: Mapping[str, Any]) -> str:
+  names = [name for name in row if name.endswith('_accuracy')]
+  return ', '.join(
+    f'{name.removesuffix("_accuracy")} accuracy {row[name]:.4f}'
+    for name in names
+  )

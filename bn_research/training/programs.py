@@ -86,10 +86,15 @@ class Programs:
       train_state, self._train_data, padded, np.int32(stop - start)
     )
 
-  def evaluate(self, train_state: state.TrainState) -> dict[str, float]:
-    """Returns `'accuracy'` and `'loss'` on the test split."""
-    results = self._evaluate(train_state, self._test_data, self._test_batches)
-    return {key: float(value) for key, value in results.items()}
+  def evaluate(
+    self, train_state: state.TrainState
+  ) -> dict[str, dict[str, float]]:
+    """Returns `'accuracy'` and `'loss'` on each split of `config.eval`."""
+    results = {
+      split: evaluate(train_state, *self._evaluated[split])
+      for split, evaluate in self._evaluate.items()
+    }
+    return jax.tree.map(float, jax.device_get(results))
 
   def probe(
     self, key: str, train_state: state.TrainState
@@ -103,22 +108,33 @@ class Programs:
     return mesh_lib.replicate(np.zeros((), np.float32), self._mesh)
 
   def _put(self, dataset: data.Dataset) -> None:
-    train, test = dataset.train, dataset.test
+    train = dataset.train
     self._num_examples = len(train.images)
     data.batch_indices(  # Raises now where a batch does not fit.
       self._num_examples, self._config['batch_size'], 0, 0, 1
     )
     put = functools.partial(mesh_lib.replicate, mesh=self._mesh)
     self._train_data = step.Examples(*put(tuple(train)))
-    self._test_data = step.Examples(*put(tuple(test)))
     self._probe_examples = {
       key: step.Examples(*put(_spread(key, train, section['num_examples'])))
       for key, section in configuration.probe_sections(self._config).items()
     }
-    self._test_batches = put(
-      evaluation.batches(len(test.images), self._mesh.size)
-    )
+    self._evaluated = {
+      name: self._put_split(dataset, name)
+      for name in self._config['eval']['splits']
+    }
     self._key = put(jax.random.key(self._config['seed']))
+
+  def _put_split(
+    self, dataset: data.Dataset, name: str
+  ) -> tuple[step.Examples, jax.Array]:
+    """Returns a split, and its batches, on the devices."""
+    split = dataset.split(name)
+    batches = evaluation.batches(len(split.images), self._mesh.size)
+    put = functools.partial(mesh_lib.replicate, mesh=self._mesh)
+    if name == 'train':
+      return self._train_data, put(batches)
+    return step.Examples(*put(tuple(split))), put(batches)
 
   def _compile(self, dataset: data.Dataset) -> None:
     config = self._config
@@ -152,12 +168,12 @@ class Programs:
       self._like(jax.ShapeDtypeStruct((), np.int32)),
       donate_argnums=0,
     )
-    self._evaluate = self._ahead(
-      functools.partial(evaluation.evaluate, **parts),
-      self.abstract,
-      self._test_data,
-      self._test_batches,
-    )
+    self._evaluate = {
+      split: self._ahead(
+        functools.partial(evaluation.evaluate, **parts), self.abstract, *given
+      )
+      for split, given in self._evaluated.items()
+    }
     self._probe = {
       key: self._ahead(
         functools.partial(

@@ -73,10 +73,10 @@ class Progress:
 
 
 def _measured(row: Mapping[str, Any]) -> str:
-  names = {'train_loss': 'loss', 'test_accuracy': 'accuracy'}
-  return '  '.join(
-    f'{name} {row[key]:.4f}' for key, name in names.items() if key in row
-  )
+  loss = [f'loss {row["train_loss"]:.4f}'] if 'train_loss' in row else []
+  # The first of the splits, which is the one that matters most.
+  accuracies = [row[key] for key in row if key.endswith('_accuracy')][:1]
+  return '  '.join([*loss, *(f'accuracy {value:.4f}' for value in accuracies)])
 
 
 def _bar(num_steps: int) -> Any:

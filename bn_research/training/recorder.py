@@ -141,16 +141,19 @@ class Recorder:
   def _append_row(
     self, state: TrainState, step: int, scalars: Mapping[str, jax.Array]
   ) -> None:
-    result = self._programs.evaluate(state)
-    if not math.isfinite(result['loss']):
-      raise Diverged(step, 'the test loss', result['loss'])
+    results = self._programs.evaluate(state)
+    for split, result in results.items():
+      if not math.isfinite(result['loss']):
+        raise Diverged(step, f'the {split} loss', result['loss'])
     row: dict[str, Any] = {'step': step}
     if step:
       since = self._eval_points[np.searchsorted(self._eval_points, step) - 1]
       row['train_loss'] = float(state.loss_sum) / int(step - since)
     row |= {name: float(value) for name, value in scalars.items()}
-    row['test_accuracy'] = result['accuracy']
-    row['test_loss'] = result['loss']
+    for split, result in results.items():
+      # The `train_loss` of a row is the one of the steps that were taken.
+      name = 'train_eval' if split == 'train' else split
+      row |= {f'{name}_{key}': value for key, value in result.items()}
     row['seconds'] = round(time.monotonic() - self._start, 3)
     self._metrics.append(row)
     self.last = row

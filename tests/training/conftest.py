@@ -22,7 +22,7 @@ CONFIG = {
     'norm': {'name': 'batch_norm', 'momentum': None},
   },
   'optimizer': {'name': 'sgd', 'learning_rate': 0.5, 'momentum': 0.9},
-  'eval': {'num_points': 4, 'spacing': 'linear'},
+  'eval': {'num_points': 4, 'spacing': 'linear', 'splits': ('test',)},
   'probes': {
     'activations': {
       'percentiles': (15.0, 50.0, 85.0),
@@ -54,7 +54,7 @@ def dataset():
 @pytest.fixture
 def loaded(monkeypatch, dataset):
   """Has every run train on `dataset`."""
-  monkeypatch.setattr(data, 'load', lambda config, data_dir: dataset)
+  monkeypatch.setattr(data, 'load', lambda config, data_dir, others: dataset)
 
 
 @pytest.fixture

@@ -53,6 +53,22 @@ def test_a_run_leaves_what_the_plan_names(config, tmp_path):
   assert list(tmp_path.glob('events.out.tfevents.*'))
 
 
+def test_several_splits_are_evaluated(config, dataset, tmp_path):
+  training.train(config, tmp_path / 'test')
+  config['eval']['splits'] = ('test', 'train')
+  training.train(config, tmp_path / 'both')
+  both, alone = (
+    workdir.read_metrics(tmp_path / name) for name in ('both', 'test')
+  )
+  for row, other in zip(both, alone, strict=True):
+    assert row['train_eval_loss'] > 0
+    assert row['test_loss'] == other['test_loss']
+  assert both[-1]['train_eval_accuracy'] > 0.9
+  config['eval']['splits'] = ('tset',)
+  with pytest.raises(errors.UserError, match="'tset'; blobs has train, test"):
+    training.train(config, tmp_path / 'wrong')
+
+
 @pytest.mark.parametrize('seconds', some([0.0], [1e-4]))
 def test_the_length_of_chunks_changes_no_bit(
   config, tmp_path, results, monkeypatch, seconds
@@ -268,7 +284,7 @@ def test_two_processes_do_not_share_a_workdir(config, tmp_path):
     ({'num_steps': 0}, 'num_steps=0'),
     ({'num_steps': 2**31}, 'num_steps=2147483648; choose .* to 2,147,483,647'),
     (
-      {'eval': {'num_points': 10**12, 'spacing': 'log'}},
+      {'eval': {'num_points': 10**12, 'spacing': 'log', 'splits': ['test']}},
       'eval.num_points=1000',
     ),
     ({'seed': 0.5}, 'seed=0.5'),
@@ -286,7 +302,14 @@ def test_two_processes_do_not_share_a_workdir(config, tmp_path):
       {'model': {'name': 'mlp', 'init_scale': NAN, 'norm': {'name': 'none'}}},
       'config.model: init_scale=nan; choose',
     ),
-    ({'eval': {'num_points': 3, 'spacing': 'cubic'}}, "'cubic'"),
+    (
+      {'eval': {'num_points': 3, 'spacing': 'cubic', 'splits': ['test']}},
+      "'cubic'",
+    ),
+    (
+      {'eval': {'num_points': 3, 'spacing': 'log', 'splits': 'test'}},
+      "eval.splits='test'; give",
+    ),
     ({'model': {'name': 'mlq', 'norm': {'name': 'none'}}}, "model.name='mlq'"),
     ({'model': {'name': 'mlp', 'norm': {'name': 'bn'}}}, "'bn'"),
     ({'model': {'name': 'mlp', 'norm': {}}}, 'model.norm.name'),

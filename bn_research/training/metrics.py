@@ -4,13 +4,13 @@ import errno
 import json
 import os
 import pathlib
-import time
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from bn_research import disk, workdir
+from bn_research.training import tensorboard
 
 
 class Metrics:
@@ -20,20 +20,22 @@ class Metrics:
     rows: All rows of the run, those of earlier processes included.
   """
 
-  def __init__(self, directory: disk.PathLike, step: int):
+  def __init__(
+    self, directory: disk.PathLike, step: int, config: Mapping[str, Any]
+  ):
     """Goes on after `step`; later rows, of a run that was killed, are dropped.
 
     Args:
       directory: The workdir.
       step: The step that the run goes on from; -1 before anything was measured.
+      config: The config of the run, for TensorBoard.
     """
     self._directory = pathlib.Path(directory)
     self.rows = workdir.truncate_metrics(directory, step)
     self._path = self._directory / workdir.METRICS
     with disk.writing(self._path):
       self._file = open(self._path, 'ab', buffering=0)  # noqa: SIM115
-    self._new: list[tuple[float, dict[str, Any]]] = []
-    self._events: Any = None
+    self._events = tensorboard.Events(directory, config)
 
   def append(self, row: dict[str, Any]) -> None:
     """Writes one row: `step`, and scalars by name."""
@@ -45,38 +47,18 @@ class Metrics:
         self._file.truncate(size)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     self.rows.append(row)
-    self._new.append((time.time(), row))
+    self._events.append(row)
 
   def flush(self) -> None:
     """Makes sure that all rows are on the disk, and TensorBoard's copy."""
     with disk.writing(self._path):
       os.fsync(self._file.fileno())
-      if self._new:
-        self._write_events()
-    self._new.clear()
+    self._events.flush()
 
   def close(self) -> None:
     """Closes the files."""
     self._file.close()
-    if self._events is not None:
-      self._events.close()
-
-  def _write_events(self) -> None:
-    # Imported late, and written here rather than by the writer's own thread,
-    # where an error of the disk would be lost.
-    from tensorboardX import event_file_writer, summary
-    from tensorboardX.proto import event_pb2
-
-    if self._events is None:
-      prefix, suffix = str(self._directory / 'events'), f'.{time.time_ns()}'
-      self._events = event_file_writer.EventsWriter(prefix, suffix)
-    for wall_time, row in self._new:
-      for name in sorted(row.keys() - {'step'}):
-        scalar = summary.scalar(name, row[name])
-        self._events.write_event(
-          event_pb2.Event(wall_time=wall_time, step=row['step'], summary=scalar)
-        )
-    self._events.flush()
+    self._events.close()
 
 
 class ProbeLog:

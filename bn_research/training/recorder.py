@@ -64,7 +64,7 @@ class Recorder:
       np.union1d, self._probe_points.values(), self._eval_points
     )
     self._check_rows(directory, step)
-    self._metrics = metrics.Metrics(directory, step)
+    self._metrics = metrics.Metrics(directory, step, config)
     self._probe_logs = {
       key: metrics.ProbeLog(
         directory, key, getattr(probe, 'constants', {}), step

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 from bn_research import errors, workdir
-from bn_research.training import metrics, recorder
+from bn_research.training import metrics, recorder, tensorboard
 
+CONFIG = {'seed': 3, 'model': {'norm': {'name': 'none'}, 'widths': [2, 3]}}
 ROWS = [{'step': step, 'test_loss': 1 / (1 + step)} for step in (0, 5, 10)]
 
 
 @pytest.fixture
 def written(tmp_path):
-  log = metrics.Metrics(tmp_path, -1)
+  log = metrics.Metrics(tmp_path, -1, CONFIG)
   for row in ROWS:
     log.append(row)
   log.flush()
@@ -28,37 +29,70 @@ def test_rows_come_back(written):
 
 
 def test_a_new_run_drops_what_a_killed_one_left(written):
-  metrics.Metrics(written, -1).close()
+  metrics.Metrics(written, -1, CONFIG).close()
   assert workdir.read_metrics(written) == []
 
 
 def test_going_on_drops_later_rows_and_half_a_line(written):
   with open(written / workdir.METRICS, 'a') as file:
     file.write('{"step": 1')
-  log = metrics.Metrics(written, 5)
+  log = metrics.Metrics(written, 5, CONFIG)
   assert log.rows == ROWS[:2]
   log.append({'step': 7})
   log.close()
   assert workdir.read_metrics(written) == [*ROWS[:2], {'step': 7}]
 
 
-def test_tensorboard_gets_a_copy(written):
+def events(directory):
   from tensorboardX.proto import event_pb2
 
-  [path] = written.glob('events.out.tfevents.*')
-  content, found = path.read_bytes(), []
+  [path] = directory.glob('events.out.tfevents.*')
+  content = path.read_bytes()
   while content:
     length = int.from_bytes(content[:8], 'little')
-    event = event_pb2.Event.FromString(content[12 : 12 + length])
-    found += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
+    yield event_pb2.Event.FromString(content[12 : 12 + length])
     content = content[12 + length + 4 :]
+
+
+def test_tensorboard_gets_a_copy(written):
+  found = [
+    (event.step, value.tag, value.simple_value)
+    for event in events(written)
+    for value in event.summary.value
+    if not value.tag.startswith('_hparams_')
+  ]
   expected = [(row['step'], 'test_loss', row['test_loss']) for row in ROWS]
   assert [(s, t) for s, t, _ in found] == [(s, t) for s, t, _ in expected]
   np.testing.assert_allclose([v for *_, v in found], [v for *_, v in expected])
 
 
+def test_tensorboard_gets_the_settings(written):
+  from tensorboardX.proto import plugin_hparams_pb2
+
+  (content,) = (
+    value.metadata.plugin_data.content
+    for event in events(written)
+    for value in event.summary.value
+    if value.tag == '_hparams_/session_start_info'
+  )
+  data = plugin_hparams_pb2.HParamsPluginData.FromString(content)
+  settings = data.session_start_info.hparams
+  assert settings['seed'].number_value == 3
+  assert settings['model.norm.name'].string_value == 'none'
+  assert settings['model.widths'].string_value == '[2, 3]'
+
+
+def test_tensorboard_does_not_wait_for_a_checkpoint(tmp_path, monkeypatch):
+  monkeypatch.setattr(tensorboard, '_SECONDS', 0.0)
+  log = metrics.Metrics(tmp_path, -1, CONFIG)
+  log.append(ROWS[0])
+  tags = [v.tag for event in events(tmp_path) for v in event.summary.value]
+  log.close()
+  assert tags[-1] == 'test_loss'
+
+
 def test_a_full_disk_is_one_line_and_loses_nothing(written, monkeypatch):
-  log = metrics.Metrics(written, 10)
+  log = metrics.Metrics(written, 10, CONFIG)
 
   def full(descriptor):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

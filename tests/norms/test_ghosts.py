@@ -23,9 +23,13 @@ def temporary(norm, rows, features=512):
 
 
 @pytest.mark.parametrize('rows', [1023, 1025, 993])
-def test_memory_is_that_of_a_batch_that_divides(rows):
+def test_memory_is_a_few_arrays_also_where_groups_do_not_divide(rows):
+  """Three and four arrays of the size of x by jax 0.10, none and four by 0.12.
+
+  Separate statistics of each group, spread over rows, would be several more.
+  """
   norm = norms.batch_norm(group_size=32)
-  assert temporary(norm, rows) <= 1.5 * temporary(norm, 1024)
+  assert temporary(norm, rows) <= 5 * rows * 512 * 4
 
 
 @pytest.mark.slow

@@ -88,6 +88,7 @@ def config_module(path: str) -> types.ModuleType:
   if spec is None or spec.loader is None:
     raise errors.UserError(f'{name} is not a Python file (.py)')
   module = importlib.util.module_from_spec(spec)
+  sys.modules['experiment'] = module  # where dataclasses look for it
   _of_the_user(name, spec.loader.exec_module, module)
   return module
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from bn_research import errors, registry
+from bn_research import dotted, errors, registry
 
 CLOSED = ('', 'eval')
 """The sections in which a change may add no key."""
@@ -34,6 +34,8 @@ def apply(
     UserError: If a key does not exist in a closed section, or if a value is of
       another type than the config has there.
   """
+  # A section is changed key by key, as flags would change it.
+  changes = dotted.flatten(changes)
   for key, value in changes.items():
     key = place(config, key, changes, value)
     open_(config, key)

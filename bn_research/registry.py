@@ -240,7 +240,11 @@ def _check_type(where: str, value: Any, annotation: Any) -> None:
     kinds = typing.get_args(annotation)
   else:
     kinds = (annotation,)
-  # Of an annotation such as Callable or Sequence[int], only the factory knows.
+  # Of an annotation such as Callable or Sequence[int], only the factory knows;
+  # but a number that may also be an array or a schedule is never True.
+  is_number = float in kinds or int in kinds
+  if is_number and isinstance(value, bool) and bool not in kinds:
+    raise errors.UserError(f'{where}={value!r} is not a number')
   if not all(kind in _PLAIN for kind in kinds):
     return
   # True is an int for Python, and a mistake for a number of steps.

@@ -46,7 +46,8 @@ class Run:
     Raises:
       UserError: If the config lacks a key.
     """
-    return {key: self.value(key) for key in where} == dict(where)
+    # JSON has lists for the tuples of a config.
+    return all(_plain(self.value(k)) == _plain(v) for k, v in where.items())
 
   def value(self, key: str) -> Any:
     """Returns the value of a dotted key of the config.
@@ -133,6 +134,12 @@ class Run:
         f' {self.status.step}; remove that workdir and train again'
       )
     return rows
+
+
+def _plain(value: Any) -> Any:
+  """Returns lists for tuples, as JSON has them."""
+  is_list = isinstance(value, list | tuple)
+  return [_plain(item) for item in value] if is_list else value
 
 
 class Runs(tuple[Run, ...]):

@@ -41,6 +41,11 @@ def test_a_text_becomes_a_part_where_it_gets_options():
   }
 
 
+def test_a_section_is_changed_key_by_key():
+  found = changed(model__norm={'name': 'layer_norm', 'epsilon': 0.5})
+  assert found['model']['norm'] == {'name': 'layer_norm', 'epsilon': 0.5}
+
+
 def test_none_takes_any_place():
   found = changed(batch_size=None, model__norm=None, data__name=None)
   assert found['batch_size'] is None

@@ -18,11 +18,20 @@ class Square:
     self.side = side
 
 
+def scheduled(rate: float | list = 1.0):
+  return rate
+
+
 def line(*, length: int, unit):
   return length
 
 
-SHAPES = {'circle': circle, 'square': Square, 'line': line}
+SHAPES = {
+  'circle': circle,
+  'square': Square,
+  'line': line,
+  'scheduled': scheduled,
+}
 
 
 def create(**options):
@@ -46,15 +55,16 @@ def test_a_text_is_short_for_a_name():
     (
       {'name': 'cicle'},
       r"config.shape.name='cicle' is unknown \(did you mean 'circle'\?\);"
-      ' there are circle, line, square, and module:attribute',
+      ' there are circle, line, scheduled, square, and module:attribute',
     ),
-    ({}, 'name=None is unknown; there are circle, line, square'),
+    ({}, 'name=None is unknown; there are circle, line, sch'),
     ({'name': 'circle', 'side': 1}, "'circle' has no option 'side'; it has ra"),
     ({'name': 'square', 'unit': 1}, "'square' has no option 'unit'; it has si"),
     ({'name': 'line'}, "'line' needs the option 'length'"),
     ({'name': 'line', 'length': 1.5}, 'shape.length=1.5 is not of type int'),
-    ({'name': 'line', 'length': True}, 'length=True is not of type int'),
+    ({'name': 'line', 'length': True}, 'length=True is not a number'),
     ({'name': 'circle', 'radius': 'x'}, "radius='x' is not of type float"),
+    ({'name': 'scheduled', 'rate': True}, 'rate=True is not a number'),
     (
       {'name': 'circle', 'radius': -1.0},
       r'y:\d+: ValueError: radius=-1.0; ',

@@ -48,6 +48,7 @@ def test_many_runs_are_selected_by_their_settings(folder):
   chosen = runs.select({'model.norm.name': 'none'}, seed=1)
   assert [run.path.name for run in chosen] == ['none-1']
   assert len(runs.select(model__norm__name='batch_norm')) == 2
+  assert len(runs.select(widths=(3,))) == len(runs.select(widths=[3])) == 4
   with pytest.raises(errors.UserError, match="no key 'sede'"):
     runs.select(sede=1)
 

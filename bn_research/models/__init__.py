@@ -1,6 +1,7 @@
 """Networks that are given a norm for each place, and never ask which one."""
 
 import collections
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,6 +43,7 @@ def create(
       `norms` names no layer of the model.
   """
   options = dict(config)
+  _check_taken(options)
   norm = _Norms(options.pop('norm'), options.pop('norms', None) or {})
   name, dense_options = registry.split(options.pop('dense', None))
   section = {'name': name or 'dense', **dense_options}
@@ -57,6 +59,27 @@ def create(
   )
   norm.check_all_used()
   return model
+
+
+def _check_taken(config: Mapping[str, Any]) -> None:
+  """Raises a UserError if a norm or a dense layer would be left out."""
+  name = config.get('name')
+  takes = registry.signature(registry.find('config.model', MODELS, name))
+  asked = {
+    'norm': registry.split(config['norm'])[0] not in (None, 'none')
+    or bool(config.get('norms')),
+    'dense': registry.split(config.get('dense'))[0] not in (None, 'dense'),
+  }
+  for key, is_asked in asked.items():
+    if is_asked and key not in takes and not _takes_all(takes):
+      raise errors.UserError(
+        f'config.model.{key} is given, and the model {name!r} has no'
+        f' argument {key!r}'
+      )
+
+
+def _takes_all(parameters: Mapping[str, inspect.Parameter]) -> bool:
+  return any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 class _Norms:

@@ -64,6 +64,10 @@ def create(key: str, section: Mapping[str, Any]) -> Probe:
   return registry.bind(where, found, name, options)
 
 
+# Names of the file's own, or of arguments of `numpy.savez`.
+_TAKEN = ('', 'step', 'file', 'allow_pickle')
+
+
 def arrays(measured: Any) -> dict[str, jax.Array]:
   """Returns what a probe returned, checked: arrays that a file can hold.
 
@@ -79,7 +83,7 @@ def arrays(measured: Any) -> dict[str, jax.Array]:
     )
   found = {}
   for name, value in measured.items():
-    if not isinstance(name, str) or name in ('step', ''):
+    if not isinstance(name, str) or name in _TAKEN:
       raise ValueError(
         f'the probe returned the name {name!r}; choose another text'
       )
@@ -88,5 +92,21 @@ def arrays(measured: Any) -> dict[str, jax.Array]:
         f'the probe returned a {type(value).__name__} as {name!r}; return'
         ' arrays of numbers'
       )
-    found[name] = jnp.asarray(value)
+    found[name] = _storable(name, jnp.asarray(value))
   return found
+
+
+def _storable(name: str, value: jax.Array) -> jax.Array:
+  """Returns an array that NumPy can store."""
+  if jnp.issubdtype(value.dtype, jnp.floating):
+    # NumPy has no bfloat16.
+    is_narrow = value.dtype.itemsize < 4
+    return value.astype(jnp.float32) if is_narrow else value
+  if not (
+    jnp.issubdtype(value.dtype, jnp.number)
+    or jnp.issubdtype(value.dtype, jnp.bool_)
+  ):
+    raise ValueError(
+      f'the probe returned {value.dtype} as {name!r}; return arrays of numbers'
+    )
+  return value

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -89,8 +90,8 @@ def _csv(rows: Rows) -> str:
 
 
 def _json(rows: Rows) -> str:
-  # JSON has no NaN: what was not measured is null.
-  is_nan = lambda value: isinstance(value, float) and value != value
+  # JSON has neither NaN nor infinity: what was not measured is null.
+  is_nan = lambda value: isinstance(value, float) and not math.isfinite(value)
   clean = [
     {k: None if is_nan(v) else v for k, v in row.items()} for row in rows
   ]

@@ -12,7 +12,7 @@ from typing import Any
 
 import ml_collections
 
-from bn_research import errors, overrides, workdir
+from bn_research import dotted, errors, overrides, workdir
 
 _LONGEST_NAME = 120
 
@@ -101,7 +101,8 @@ def resolve(
 
 def arguments(changes: Mapping[str, Any]) -> list[str]:
   """Writes changes as flags, `--config.key=value`."""
-  return [f'--config.{key}={value}' for key, value in changes.items()]
+  flat: dict[str, Any] = dotted.flatten(changes)
+  return [f'--config.{key}={value}' for key, value in flat.items()]
 
 
 def name_of(changes: Mapping[str, Any]) -> str:

@@ -74,7 +74,12 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_splits(splits: Any) -> None:
-  if isinstance(splits, str) or not splits or len(set(splits)) < len(splits):
+  is_list = isinstance(splits, list | tuple) and len(splits) > 0
+  if (
+    not is_list
+    or not all(isinstance(split, str) for split in splits)
+    or len(set(splits)) < len(splits)
+  ):
     raise errors.UserError(
       f'config.eval.splits={splits!r}; give the names of splits, such as'
       " ('test', 'train')"

@@ -135,6 +135,20 @@ def test_a_norm_that_does_not_fit_says_so():
     model(jnp.ones((2, 784)), train=True)
 
 
+def test_a_norm_that_a_model_does_not_take_is_refused(tmp_path, monkeypatch):
+  (tmp_path / 'bare_model.py').write_text(
+    'from flax import nnx\n'
+    'class Bare(nnx.Module):\n'
+    '  def __init__(self, *, rngs): pass\n'
+  )
+  monkeypatch.syspath_prepend(tmp_path)
+  bare = {'name': 'bare_model:Bare', 'norm': {'name': 'none'}}
+  models.create(bare, (3,), 2, jax.random.key(0))
+  for key, name in (('norm', 'batch_norm'), ('dense', 'prong')):
+    with pytest.raises(errors.UserError, match=f'config.model.{key} is given'):
+      models.create(bare | {key: name}, (3,), 2, jax.random.key(0))
+
+
 def test_a_layer_may_have_a_norm_of_its_own():
   norm, norms_of = {'name': 'batch_norm'}, {'hidden_2': {'name': 'layer_norm'}}
   model = make(norm=norm, norms=norms_of)

@@ -216,3 +216,27 @@ def test_a_probe_costs_a_gradient_a_layer_and_two():
   num_layers = 3
   one_gradient = 3 * num_layers - 1  # The first has no gradient of its input.
   assert text.count('dot_general') <= (num_layers + 2) * one_gradient
+
+
+def test_what_a_probe_returns_can_be_stored():
+  found = probes.arrays({'a': jnp.ones(2, jnp.bfloat16), 'b': 3, 'c': True})
+  assert {k: v.dtype.name for k, v in found.items()} == {
+    'a': 'float32',
+    'b': 'int32',
+    'c': 'bool',
+  }
+
+
+@pytest.mark.parametrize(
+  ('measured', 'message'),
+  [
+    ([1], 'returned a list; return a dict'),
+    ({'step': 1}, "the name 'step'"),
+    ({'file': 1}, "the name 'file'"),
+    ({'a': 'b'}, "returned a str as 'a'"),
+    ({'a': jax.random.key(0)}, "as 'a'; return arrays of numbers"),
+  ],
+)
+def test_what_cannot_be_stored_is_refused(measured, message):
+  with pytest.raises(ValueError, match=message):
+    probes.arrays(measured)

@@ -47,6 +47,12 @@ def test_json_has_no_nan(write):
   assert 'NaN' not in runs.read_text() + of_claims.read_text()
 
 
+def test_json_has_no_infinity():
+  rows = [{'grad_norm': float('inf'), 'x': float('nan'), 'y': 1.5}]
+  _, as_json = export.KINDS['json']
+  assert json.loads(as_json(rows)) == [{'grad_norm': None, 'x': None, 'y': 1.5}]
+
+
 def test_markdown_and_latex_are_escaped(write):
   _, markdown = write('markdown')
   header, _, row = markdown.read_text().splitlines()

@@ -170,7 +170,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(start, tmp_path):
     [
       (['--config.data.name=nothing'], ''),
       (['--config.model.norm.name=bacth_norm'], ''),
-      (['--config.optimizer.learning_rate=-1'], 'optimizer.learning_rate=-1'),
+      (['--config.optimizer.learning_rate=-1'], 'config.optimizer.schedule: '),
       (['--config.num_devices=2'], 'num_devices=2, but there are 1'),
       ([f'--workdir={"a" * 300}'], 'cannot write '),
     ],

@@ -22,6 +22,7 @@ from typing import Any
 
 from bn_research import errors
 
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _PLAIN = (bool, int, float, str, types.NoneType)
 
 
@@ -104,8 +105,7 @@ def call(
   """
   parameters = signature(factory)
   _check_options(where, parameters, name, options, given)
-  takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-  ours = {k: v for k, v in given.items() if takes_all or k in parameters}
+  ours = {k: v for k, v in given.items() if takes(parameters, k)}
   with mistakes_in(where):
     return factory(**options, **ours)
 
@@ -143,13 +143,12 @@ def _check_options(
   given: Mapping[str, Any],
 ) -> None:
   """Raises a UserError if an option is unknown, missing or of a wrong type."""
-  takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
   named = {k: p for k, p in parameters.items() if p.kind not in _VARIADIC}
   known = [key for key in named if key not in given]
   for key, value in options.items():
     if key in known:
       _check_type(f'{where}.{key}', value, named[key].annotation)
-    elif not takes_all or key in given:
+    elif key in given or not takes(parameters, key):
       raise errors.UserError(
         f'{where}: {name!r} has no option {key!r}{hint(key, known)}; it has'
         f' {", ".join(known) or "none"}'
@@ -159,9 +158,6 @@ def _check_options(
       raise errors.UserError(f'{where}: {name!r} needs the option {key!r}')
 
 
-_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-
-
 def signature(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
   """Returns the parameters of a function or of a class, by name."""
   if not inspect.isclass(factory):
@@ -169,6 +165,12 @@ def signature(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
   # The metaclass of nnx.Module hides the signature of its classes.
   parameters = inspect.signature(factory.__init__).parameters
   return dict(list(parameters.items())[1:])
+
+
+def takes(parameters: Mapping[str, inspect.Parameter], key: str) -> bool:
+  """Whether a function with these parameters has an argument of a name."""
+  kinds = (parameter.kind for parameter in parameters.values())
+  return key in parameters or inspect.Parameter.VAR_KEYWORD in kinds
 
 
 def check_keys(

@@ -37,7 +37,9 @@ ROOMS = {
   'report': {'cli', 'reports', 'sweeps'},
 }
 # Small helpers without an opinion: everyone but `norms` may use them.
-HELPERS = {'arguments', 'disk', 'dotted', 'errors', 'ranges', 'registry'}
+HELPERS = {
+  *('arguments', 'disk', 'dotted', 'errors', 'ranges', 'registry', 'trees')
+}
 
 # What some rooms may import beside that and the standard library.
 OTHERS = {

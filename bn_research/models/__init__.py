@@ -1,7 +1,6 @@
 """Networks that are given a norm for each place, and never ask which one."""
 
 import collections
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -64,22 +63,19 @@ def create(
 def _check_taken(config: Mapping[str, Any]) -> None:
   """Raises a UserError if a norm or a dense layer would be left out."""
   name = config.get('name')
-  takes = registry.signature(registry.find('config.model', MODELS, name))
+  factory = registry.find('config.model', MODELS, name)
+  parameters = registry.signature(factory)
   asked = {
     'norm': registry.split(config['norm'])[0] not in (None, 'none')
     or bool(config.get('norms')),
     'dense': registry.split(config.get('dense'))[0] not in (None, 'dense'),
   }
   for key, is_asked in asked.items():
-    if is_asked and key not in takes and not _takes_all(takes):
+    if is_asked and not registry.takes(parameters, key):
       raise errors.UserError(
         f'config.model.{key} is given, and the model {name!r} has no'
         f' argument {key!r}'
       )
-
-
-def _takes_all(parameters: Mapping[str, inspect.Parameter]) -> bool:
-  return any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 class _Norms:

@@ -6,19 +6,7 @@ from typing import Any
 
 import jax
 
-from bn_research import norms
-
-
-def layers_of(tree: Any) -> dict[str, dict[str, jax.Array]]:
-  """Groups the leaves of a tree by the name of what holds them.
-
-  Returns:
-    Such as `{'dense/0': {'kernel': ..., 'bias': ...}}`.
-  """
-  layers: dict[str, dict[str, jax.Array]] = {}
-  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    layers.setdefault(_name(path[:-1]), {})[_name(path[-1:])] = leaf
-  return layers
+from bn_research import norms, trees
 
 
 def with_layers(
@@ -26,7 +14,8 @@ def with_layers(
 ) -> Any:
   """Returns the tree with the leaves of `layers`."""
   return jax.tree_util.tree_map_with_path(
-    lambda path, _: layers[_name(path[:-1])][_name(path[-1:])], tree
+    lambda path, _: layers[trees.name_of(path[:-1])][trees.name_of(path[-1:])],
+    tree,
   )
 
 
@@ -35,11 +24,7 @@ def moments_of(tree: Any) -> dict[str, norms.Moments]:
   leaves = jax.tree_util.tree_leaves_with_path(
     tree, is_leaf=lambda node: isinstance(node, norms.Moments)
   )
-  return {_name(path): moments for path, moments in leaves}
-
-
-def _name(path: Any) -> str:
-  return jax.tree_util.keystr(path, simple=True, separator='/')
+  return {trees.name_of(path): moments for path, moments in leaves}
 
 
 def check(

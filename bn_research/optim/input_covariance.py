@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from bn_research import norms, ranges
+from bn_research import norms, ranges, trees
 from bn_research.norms import checks
 from bn_research.norms.inputs import coordinates
 from bn_research.norms.roots import matrices
@@ -98,7 +98,7 @@ def precondition_by_input_covariance(
   rule = _Rule(every, epsilon, decay, covariance, relative)
 
   def init(params: optax.Params) -> InputCovarianceState:
-    layers = by_layer.layers_of(params)
+    layers = trees.by_module(params)
     return InputCovarianceState(
       {
         name: rule.init(layer['kernel'])
@@ -116,7 +116,7 @@ def precondition_by_input_covariance(
     **extra: Any,
   ) -> tuple[optax.Updates, InputCovarianceState]:
     del params, extra
-    layers = by_layer.layers_of(updates)
+    layers = trees.by_module(updates)
     moments = by_layer.moments_of(input_moments)
     new = {}
     for name, layer_state in state.layers.items():

@@ -3,7 +3,7 @@
 import jax
 import optax
 
-from bn_research.probes import layers
+from bn_research import trees
 from bn_research.probes.observation import Observation
 
 
@@ -18,13 +18,13 @@ def gradients(observation: Observation) -> dict[str, jax.Array]:
     `'dense/0/update'` and `'dense/0/parameters'`, the latter before the step.
   """
   step = observation.take_step()
-  trees = {
+  quantities = {
     'gradient': step.grads,
     'update': step.updates,
     'parameters': observation.params,
   }
   return {
     f'{module}/{name}': optax.tree.norm(leaves)
-    for name, tree in trees.items()
-    for module, leaves in layers.by_module(tree).items()
+    for name, tree in quantities.items()
+    for module, leaves in trees.by_module(tree).items()
   }

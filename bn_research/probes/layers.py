@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from bn_research import trees
 from bn_research.probes.observation import Observation
 
 
@@ -38,7 +39,7 @@ def in_order(observation: Observation) -> list[Layer]:
   modules: dict[str, list[int]] = {}
   for number, use in _uses(observation):
     del use
-    modules.setdefault(_path(paths[number][0][:-1]), []).append(number)
+    modules.setdefault(trees.name_of(paths[number][0][:-1]), []).append(number)
   layers: list[Layer] = []
   before: tuple[int, ...] = ()
   for name, numbers in modules.items():
@@ -64,18 +65,6 @@ def _uses(observation: Observation) -> list[tuple[int, int]]:
   return sorted(uses, key=lambda use: use[1])
 
 
-def by_module(tree: Any) -> dict[str, dict[str, jax.Array]]:
-  """Groups the leaves of a tree by the path of what holds them.
-
-  Returns:
-    Such as `{'dense/0': {'kernel': ..., 'bias': ...}}`.
-  """
-  modules: dict[str, dict[str, jax.Array]] = {}
-  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    modules.setdefault(_path(path[:-1]), {})[_path(path[-1:])] = leaf
-  return modules
-
-
 def replaced(tree: Any, leaves: Mapping[int, Any]) -> Any:
   """Returns a tree with other leaves in the places of some numbers."""
   all_leaves, structure = jax.tree.flatten(tree)
@@ -88,7 +77,3 @@ def chosen(tree: Any, numbers: Sequence[int]) -> dict[int, jax.Array]:
   """Returns the leaves of some numbers, by number."""
   leaves = jax.tree.leaves(tree)
   return {number: leaves[number] for number in numbers}
-
-
-def _path(path: Any) -> str:
-  return jax.tree_util.keystr(path, simple=True, separator='/')

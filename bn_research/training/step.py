@@ -27,6 +27,7 @@ class Examples(NamedTuple):
 
 
 ToInput = Callable[[jax.Array], jax.Array]
+Carry = tuple[TrainState, dict[str, jax.Array]]
 
 
 def losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -109,6 +110,9 @@ def train_step(
   return after(state, descend(state, images, labels, **parts))
 
 
+SCALARS = ('grad_norm', 'update_norm', 'param_norm')
+
+
 def scalars(new: probes.Step) -> dict[str, jax.Array]:
   """Returns what a row of metrics says of one step, beside the loss.
 
@@ -119,14 +123,10 @@ def scalars(new: probes.Step) -> dict[str, jax.Array]:
     `grad_norm`, `update_norm` and `param_norm`: () float32, the l2 norms of the
     gradient, of the updates, and of the parameters after the step.
   """
-  norms = {
-    'grad_norm': new.grads,
-    'update_norm': new.updates,
-    'param_norm': new.params,
-  }
+  trees = (new.grads, new.updates, new.params)
   return {
     name: optax.tree.norm(tree).astype(jnp.float32)
-    for name, tree in norms.items()
+    for name, tree in zip(SCALARS, trees, strict=True)
   }
 
 
@@ -179,9 +179,5 @@ def train_steps(
     measured = jax.lax.cond(is_last, scalars, lambda _: measured, new)
     return after(state, new), measured
 
-  shapes = jax.eval_shape(lambda state: scalars(step(state)), state)
-  zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+  zeros = {name: jnp.zeros((), jnp.float32) for name in SCALARS}
   return jax.lax.while_loop(unfinished, body, (state, zeros))
-
-
-Carry = tuple[TrainState, dict[str, jax.Array]]

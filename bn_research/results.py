@@ -13,7 +13,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -165,17 +165,24 @@ class Runs(tuple[Run, ...]):
     texts = lambda key: {json.dumps(run.config.get(key)) for run in self}
     return [key for key in keys if len(texts(key)) > 1]
 
+  def first_columns(self) -> list[dict[str, Any]]:
+    """Returns what tells runs apart: path, status, and settings that differ."""
+    settings = self.settings()
+    return [
+      {
+        'run': str(run.path),
+        'status': run.status.status,
+        **{key: run.config.get(key) for key in settings},
+      }
+      for run in self
+    ]
+
   def rows(self) -> Iterator[dict[str, Any]]:
     """Yields the rows of metrics of all runs, as one table.
 
-    Each row begins with `run`, the path, `status`, and the settings in which
-    the runs differ.
+    Each row begins with the columns of `first_columns`.
     """
-    settings = self.settings()
-    for run in self:
-      first: dict[str, Any] = {'run': str(run.path)}
-      first['status'] = run.status.status
-      first |= {key: run.config.get(key) for key in settings}
+    for run, first in zip(self, self.first_columns(), strict=True):
       metrics = run.metrics
       for k in range(len(metrics.get('step', ()))):
         yield first | {name: values[k] for name, values in metrics.items()}
@@ -229,17 +236,22 @@ def load_all(directory: disk.PathLike) -> Runs:
   Raises:
     UserError: If there is no run.
   """
-  found = Runs(load(path) for path in sorted(workdirs(directory)))
+  return Runs(load(path) for path in workdirs(directory))
+
+
+def workdirs(directory: disk.PathLike) -> list[pathlib.Path]:
+  """Returns the directories that hold a `config.json`, outermost ones only.
+
+  Raises:
+    UserError: If there is none.
+  """
+  found = []
+  for path, below, files in os.walk(directory):
+    if workdir.CONFIG in files:
+      below.clear()
+      found.append(pathlib.Path(path))
   if not found:
     raise errors.UserError(
       f'{directory} has no runs; train some with python -m bn_research.sweep'
     )
-  return found
-
-
-def workdirs(directory: disk.PathLike) -> Iterable[pathlib.Path]:
-  """Yields the directories that hold a `config.json`, outermost ones only."""
-  for path, below, files in os.walk(directory):
-    if workdir.CONFIG in files:
-      below.clear()
-      yield pathlib.Path(path)
+  return sorted(found)

@@ -43,7 +43,7 @@ def create(where: str, section: Any) -> norms.Normalizer:
   with registry.mistakes_in(where):
     normalization = _replaced(preset, choices)
   for key in options if choices else ():
-    _check_effect(where, key, options, call, choices)
+    _check_effect(where, key, preset, options, call, choices)
   return normalization
 
 
@@ -56,7 +56,8 @@ def _choice(where: str, table: Mapping[str, Any], section: Any) -> Any:
   options = _with_schedules(where, options)
   found = registry.find(where, table, name)
   of_functions = (norms.AXES['gradient'], norms.SCHEDULES)
-  is_function = table in of_functions and not isinstance(found, type)
+  takes_functions = any(table is other for other in of_functions)
+  is_function = takes_functions and not isinstance(found, type)
   if found is None or is_function:
     registry.check_keys(f'{where}={name}', options, ())
     return found
@@ -111,6 +112,7 @@ def _replaced(preset: Any, choices: Choices) -> Any:
 def _check_effect(
   where: str,
   key: str,
+  preset: Any,
   options: Mapping[str, Any],
   call: Callable[[Mapping[str, Any]], Any],
   choices: Choices,
@@ -120,7 +122,6 @@ def _check_effect(
     without = call({k: v for k, v in options.items() if k != key})
   except errors.UserError:
     return  # The preset needs this option.
-  preset = call(options)
   if without != preset and _replaced(without, choices) == _replaced(
     preset, choices
   ):

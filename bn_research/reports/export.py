@@ -49,13 +49,10 @@ def _write(path: pathlib.Path, text: str) -> None:
 
 
 def _of_runs(runs: Runs) -> Rows:
-  settings = runs.settings()
-  rows = []
-  for run in runs:
-    last = {name: values[-1] for name, values in run.metrics.items()}
-    row = {'run': run.path.name, 'status': run.status.status}
-    rows.append(row | {key: run.config.get(key) for key in settings} | last)
-  return rows
+  return [
+    first | {name: values[-1] for name, values in run.metrics.items()}
+    for run, first in zip(runs, runs.first_columns(), strict=True)
+  ]
 
 
 def _of_findings(findings: Sequence[Finding]) -> Rows:

@@ -24,10 +24,6 @@ def load(directory: str) -> list[Run]:
   paths = collections.defaultdict(list)
   for path in results.workdirs(directory):
     paths[workdir.read_status(path).status].append(path)
-  if not paths:
-    raise errors.UserError(
-      f'{directory} has no runs; train some with python -m bn_research.sweep'
-    )
   for status in (workdir.INCOMPLETE, workdir.FAILED):
     for path in paths[status]:
       print(f'left out, because {status}: {path}')

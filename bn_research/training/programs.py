@@ -49,6 +49,7 @@ class Programs:
         config['num_steps'], _MAX_STEPS, _MAX_INDICES // config['batch_size']
       ),
     )
+    self._sections = configuration.probe_sections(config)
     self._put(dataset)
     self._pool = futures.ThreadPoolExecutor()
     self._compile(dataset)
@@ -117,7 +118,7 @@ class Programs:
     self._train_data = step.Examples(*put(tuple(train)))
     self._probe_examples = {
       key: step.Examples(*put(_spread(key, train, section['num_examples'])))
-      for key, section in configuration.probe_sections(self._config).items()
+      for key, section in self._sections.items()
     }
     self._evaluated = {
       name: self._put_split(dataset, name)
@@ -140,7 +141,7 @@ class Programs:
     config = self._config
     self.probes = {
       key: probes.create(key, section)
-      for key, section in configuration.probe_sections(config).items()
+      for key, section in self._sections.items()
     }
     optimizer = optim.create(config['optimizer'], config['num_steps'])
     create = functools.partial(

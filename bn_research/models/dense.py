@@ -6,7 +6,7 @@ from collections.abc import Callable
 from flax import nnx
 
 from bn_research import norms
-from bn_research.layers.nnx.whitened_dense import WhitenedDense
+from bn_research.preconditioning import WhitenedDense
 
 DenseFactory = Callable[..., nnx.Module]
 

@@ -6,12 +6,12 @@ from typing import Any
 import optax
 
 from bn_research import ranges, registry
-from bn_research.optim import input_covariance
+from bn_research.preconditioning import precondition_by_input_covariance
 
 
 def create(
   config: Mapping[str, Any], num_steps: int
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
   """Creates the optimizer that a config names.
 
   Args:
@@ -37,8 +37,10 @@ def create(
     learning_rate=options.pop('learning_rate'),
     num_steps=num_steps,
   )
-  return registry.create(
-    'config.optimizer', OPTIMIZERS, options, learning_rate=learning_rate
+  return optax.with_extra_args_support(
+    registry.create(
+      'config.optimizer', OPTIMIZERS, options, learning_rate=learning_rate
+    )
   )
 
 
@@ -127,7 +129,7 @@ OPTIMIZERS = {
 
 PRECONDITIONS = {
   'none': optax.identity,
-  'input_covariance': input_covariance.precondition_by_input_covariance,
+  'input_covariance': precondition_by_input_covariance,
 }
 """What changes the update of `sgd`, by name."""
 

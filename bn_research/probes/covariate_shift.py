@@ -37,7 +37,8 @@ class CovariateShift:
       layer has a distance of 0.
     """
     step = observation.take_step()
-    params = observation.params
+    # Where layers moved to new coordinates, old weights are written in these.
+    params, rest = step.origin
     found: dict[str, jax.Array] = {}
     moved: list[int] = []
     for layer in layers.in_order(observation):
@@ -45,7 +46,8 @@ class CovariateShift:
       new = layers.chosen(step.params, moved)
 
       def loss(weights, new=new):
-        return observation.loss(layers.replaced(params, {**new, **weights}))
+        moved_params = layers.replaced(params, {**new, **weights})
+        return observation.loss(moved_params, rest)
 
       before = layers.chosen(step.grads, layer.weights)
       after = jax.grad(loss)(weights) if moved else before

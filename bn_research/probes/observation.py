@@ -19,7 +19,10 @@ class Step:
     loss: () float32, the mean loss of the batch, in nats.
     grads: The gradient of the loss, like `params`.
     updates: The optimizer adds these to the parameters, like `params`.
-    params: The parameters after the step.
+    origin: The parameters, and what else the model held, before the step. Where
+      layers moved to new coordinates in this step (PRONG), these are written in
+      the new coordinates, as `grads`, `updates` and `params` are.
+    params: The parameters after the step, `origin[0] + updates`.
     rest: What else the model holds after the step, such as running statistics.
     opt_state: The state of the optimizer after the step.
   """
@@ -27,6 +30,7 @@ class Step:
   loss: jax.Array
   grads: Any
   updates: Any
+  origin: tuple[Any, Any]
   params: Any
   rest: Any
   opt_state: Any
@@ -61,24 +65,27 @@ class Observation:
   make_model: Callable[[Any, Any], nnx.Module]
   take_step: Callable[[], Step]
 
-  def model(self, params: Any = None) -> Any:
+  def model(self, params: Any = None, rest: Any = None) -> Any:
     """Returns a copy of the model.
 
     Args:
       params: Parameters in place of those of this moment, such as
         `self.take_step().params`; None for the parameters of this moment.
+      rest: What else the model holds, such as `self.take_step().origin[1]`;
+        None for the rest of this moment.
     """
     params = self.params if params is None else params
-    return self.make_model(params, self.rest)
+    return self.make_model(params, self.rest if rest is None else rest)
 
-  def loss(self, params: Any = None) -> jax.Array:
+  def loss(self, params: Any = None, rest: Any = None) -> jax.Array:
     """Returns the mean loss of the batch, as training computes it.
 
     Args:
       params: As in `model`.
+      rest: As in `model`.
 
     Returns:
       () float32, in nats.
     """
-    logits = self.model(params)(self.x, train=True)
+    logits = self.model(params, rest)(self.x, train=True)
     return self.losses(logits, self.labels).mean()

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from bn_research.layers.nnx import inputs
+from bn_research import preconditioning
 from bn_research.norms import Moments
 from bn_research.probes.observation import Observation
 
@@ -31,7 +31,7 @@ def whiteness(observation: Observation) -> dict[str, jax.Array]:
   Source: Roy and Vetterli (2007), "The effective rank", for the rank.
   """
   model = observation.model()
-  moments = inputs.record_inputs(model)
+  moments = preconditioning.record_inputs(model)
   model(observation.x, train=True)
   return {
     f'{layer}/{name}': value

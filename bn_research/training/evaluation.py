@@ -74,7 +74,7 @@ def probe(
   *,
   measure: probes.Probe,
   graphdef: nnx.GraphDef,
-  optimizer: optax.GradientTransformation,
+  optimizer: optax.GradientTransformationExtraArgs,
   to_input: step_lib.ToInput,
 ) -> dict[str, jax.Array]:
   """Measures a run as it trains, and leaves the state as it is.
@@ -96,7 +96,7 @@ def probe(
   x, labels = to_input(examples.images), examples.labels
 
   def take_step() -> probes.Step:
-    return step_lib.descend(
+    return step_lib.train_step(
       state, x, labels, graphdef=graphdef, optimizer=optimizer
     )
 

@@ -9,8 +9,7 @@ import optax
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from bn_research import probes
-from bn_research.training import refresh
+from bn_research import hooks, probes
 from bn_research.training.state import TrainState
 
 
@@ -43,13 +42,13 @@ def losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
   return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
-def descend(
+def train_step(
   state: TrainState,
   images: jax.Array,
   labels: jax.Array,
   *,
   graphdef: nnx.GraphDef,
-  optimizer: optax.GradientTransformation,
+  optimizer: optax.GradientTransformationExtraArgs,
 ) -> probes.Step:
   """Takes one step down the gradient of the mean loss of a batch.
 
@@ -63,35 +62,34 @@ def descend(
   Returns:
     The step: the loss, the gradient, the updates, and what is new after it.
   """
+  model = nnx.merge(graphdef, state.params, state.rest)
+  brought = hooks.Brought(model, state.opt_state)
 
   def loss_fn(params: nnx.State) -> tuple[jax.Array, Any]:
     # Without a copy, statistics of this trace would land in the outer one.
     model: Any = nnx.merge(graphdef, params, state.rest, copy=True)
-    moments = refresh.record_inputs(model, state.opt_state)
+    noted = brought.listen(model)
     loss = losses(model(images, train=True), labels).mean()
-    _, _, *rest = nnx.split(model, nnx.Param, ...)
-    return loss, (nnx.as_pure(rest[0]), moments)
+    return loss, (nnx.as_pure(nnx.state(model, nnx.Not(nnx.Param))), noted)
 
   grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-  (loss, (rest, moments)), grads = grad_fn(state.params)
-  learning = refresh.refresh(
-    refresh.Learning(state.params, rest, grads, state.opt_state),
-    moments,
-    graphdef=graphdef,
-    optimizer=optimizer,
+  (loss, (rest, noted)), grads = grad_fn(state.params)
+  old = hooks.Descent(state.params, state.rest, grads, state.opt_state, {})
+  old, new = (
+    brought.before_update(at, noted, graphdef=graphdef, optimizer=optimizer)
+    for at in (old, old._replace(rest=rest))
   )
-  update = optax.with_extra_args_support(optimizer).update
-  updates, opt_state = update(
-    learning.grads,
-    learning.opt_state,
-    learning.params,
-    input_moments=moments,
+  updates, opt_state = optimizer.update(
+    new.grads, new.opt_state, new.params, **new.given
   )
-  params = optax.apply_updates(learning.params, updates)
-  return probes.Step(loss, grads, updates, params, learning.rest, opt_state)
+  params = optax.apply_updates(new.params, updates)
+  origin = old.params, old.rest
+  return probes.Step(
+    loss, new.grads, updates, origin, params, new.rest, opt_state
+  )
 
 
-def after(state: TrainState, new: probes.Step) -> TrainState:
+def next_state(state: TrainState, new: probes.Step) -> TrainState:
   """Returns the state after one step."""
   return TrainState(
     step=state.step + 1,
@@ -101,13 +99,6 @@ def after(state: TrainState, new: probes.Step) -> TrainState:
     loss=new.loss,
     loss_sum=state.loss_sum + new.loss,
   )
-
-
-def train_step(
-  state: TrainState, images: jax.Array, labels: jax.Array, **parts: Any
-) -> TrainState:
-  """Returns the state after one step; the arguments are those of `descend`."""
-  return after(state, descend(state, images, labels, **parts))
 
 
 SCALARS = ('grad_norm', 'update_norm', 'param_norm')
@@ -137,7 +128,7 @@ def train_steps(
   num_steps: jax.Array,
   *,
   graphdef: nnx.GraphDef,
-  optimizer: optax.GradientTransformation,
+  optimizer: optax.GradientTransformationExtraArgs,
   to_input: ToInput,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Takes many steps; stops after the first whose loss is not finite.
@@ -165,7 +156,7 @@ def train_steps(
       indices[state.step - start], PartitionSpec('data')
     )
     x, labels = to_input(examples.images[batch]), examples.labels[batch]
-    return descend(state, x, labels, graphdef=graphdef, optimizer=optimizer)
+    return train_step(state, x, labels, graphdef=graphdef, optimizer=optimizer)
 
   def unfinished(carry: Carry) -> jax.Array:
     state, _ = carry
@@ -177,7 +168,7 @@ def train_steps(
     # Norms at every step would take about as long as a step of a small network.
     is_last = state.step - start == num_steps - 1
     measured = jax.lax.cond(is_last, scalars, lambda _: measured, new)
-    return after(state, new), measured
+    return next_state(state, new), measured
 
   zeros = {name: jnp.zeros((), jnp.float32) for name in SCALARS}
   return jax.lax.while_loop(unfinished, body, (state, zeros))

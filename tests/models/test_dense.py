@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from bn_research import errors, models
-from bn_research.layers.nnx.whitened_dense import WhitenedDense
+from bn_research.preconditioning import WhitenedDense
 
 CONFIG = {'name': 'mlp', 'widths': (4, 3), 'norm': {'name': 'none'}}
 

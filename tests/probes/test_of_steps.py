@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -29,12 +30,12 @@ def to_input(images):
 
 
 @functools.cache
-def start(norm='none', **optimizer):
-  options = {'name': 'sgd', 'learning_rate': RATE, **optimizer}
+def start(norm='none', dense='dense', rate=RATE):
+  options = {'name': 'sgd', 'learning_rate': rate, 'momentum': 0.9}
   transformation = optim.create(options, 10)
   graphdef, first = state.create(
     jax.random.key(0),
-    CONFIG | {'norm': {'name': norm}},
+    CONFIG | {'norm': {'name': norm}, 'dense': {'name': dense}},
     IMAGES.shape[1:],
     4,
     transformation,
@@ -113,6 +114,42 @@ def test_covariate_shift_is_its_definition(by_hand):
       )
   assert found['dense/0/distance'] == 0
   assert found['output/distance'] > 1e-2
+
+
+def observe(probe, **choices):
+  """What a probe of one's own finds before the first step."""
+  first, parts = start(**choices)
+  measure = functools.partial(
+    evaluation.probe, measure=probe, to_input=to_input, **parts
+  )
+  return jax.jit(measure)(first, step.Examples(IMAGES, LABELS))
+
+
+@pytest.mark.parametrize('dense', ['dense', 'prong'])
+def test_a_step_is_in_the_coordinates_of_its_origin(dense):
+  # The first step of PRONG moves all layers to new coordinates.
+  def probe(observation):
+    new = observation.take_step()
+    params, rest = new.origin
+    loss, grads = jax.value_and_grad(observation.loss)(params, rest)
+    moved = jax.tree.map(jnp.add, params, new.updates)
+    errors = {
+      'gradient': jax.tree.map(jnp.subtract, grads, new.grads),
+      'parameters': jax.tree.map(jnp.subtract, moved, new.params),
+    }
+    norms = {name: optax.tree.norm(tree) for name, tree in errors.items()}
+    return {'loss': loss - observation.loss(), **norms}
+
+  for error in observe(probe, dense=dense).values():
+    np.testing.assert_allclose(error, 0, atol=1e-5)
+
+
+@pytest.mark.parametrize('dense', ['dense', 'prong'])
+def test_layers_that_do_not_move_shift_nothing(dense):
+  probe = probes.create('covariate_shift', {})
+  for name, value in observe(probe, dense=dense, rate=0.0).items():
+    if name.endswith('distance'):
+      np.testing.assert_allclose(value, 0, atol=1e-5)
 
 
 def test_norms_by_layer(by_hand):

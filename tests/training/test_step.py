@@ -99,7 +99,7 @@ def test_scalars_are_those_of_the_last_step(parts, examples):
       functools.partial(step.train_steps, to_input=data.to_input, **fixed)
     )(first, examples, indices, 4)
   batch = indices[3]
-  new = step.descend(
+  new = step.train_step(
     before,
     data.to_input(examples.images[batch]),
     examples.labels[batch],

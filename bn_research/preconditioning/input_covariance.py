@@ -2,18 +2,20 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from jax import lax
 
-from bn_research import norms, ranges, trees
+from bn_research import hooks, norms, ranges, trees
 from bn_research.norms import checks
 from bn_research.norms.inputs import coordinates
 from bn_research.norms.roots import matrices
-from bn_research.optim import by_layer
+from bn_research.preconditioning import by_layer, recording
 
 Structure = Literal['full', 'diagonal', 'identity']
 
@@ -32,6 +34,26 @@ class LayerState(NamedTuple):
   average: norms.Running
 
 
+@dataclasses.dataclass(frozen=True)
+class GiveInputMoments:
+  """The hook of optimizers whose `update` takes `input_moments`."""
+
+  def listen(self, model: nnx.Module) -> dict[str, norms.Moments]:
+    """Lets the layers note the moments of their inputs, by name."""
+    # A layer in whitened coordinates multiplies another input than its own.
+    return recording.record_inputs(model, of=recording.PLAIN_LAYERS)
+
+  def before_update(
+    self,
+    descent: hooks.Descent,
+    noted: Mapping[str, norms.Moments],
+    **parts: Any,
+  ) -> hooks.Descent:
+    """Returns the same descent, with `input_moments` for the optimizer."""
+    del parts
+    return descent._replace(given={**descent.given, 'input_moments': noted})
+
+
 class InputCovarianceState(NamedTuple):
   """State of `precondition_by_input_covariance`.
 
@@ -40,6 +62,11 @@ class InputCovarianceState(NamedTuple):
   """
 
   layers: dict[str, LayerState]
+
+  @property
+  def step_hook(self) -> GiveInputMoments:
+    """What a step of training is to do for this optimizer."""
+    return GiveInputMoments()
 
 
 def precondition_by_input_covariance(
@@ -127,15 +154,6 @@ def precondition_by_input_covariance(
     return by_layer.with_layers(updates, layers), InputCovarianceState(new)
 
   return optax.GradientTransformationExtraArgs(init, update)
-
-
-def uses_input_moments(opt_state: optax.OptState) -> bool:
-  """Whether an optimizer with this state is to be given `input_moments`."""
-
-  def is_ours(node: Any) -> bool:
-    return isinstance(node, InputCovarianceState)
-
-  return any(map(is_ours, jax.tree.leaves(opt_state, is_leaf=is_ours)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from bn_research.norms.inputs import layer_inputs as inputs
-from bn_research.optim import input_covariance
+from bn_research.preconditioning import input_covariance
 from tests.quick import star
 
 D, M, EPSILON, DECAY = 4, 3, 1e-2, 0.8

@@ -12,6 +12,7 @@ from bn_research import norms
 from bn_research.layers.nnx.promotion import array_of, is_variable
 from bn_research.norms.inputs import coordinates
 from bn_research.norms.roots.matrices import matmul
+from bn_research.preconditioning.refresh import Refresh
 
 _KERNEL_INIT = nnx.initializers.lecun_normal()
 _WHITEN = norms.Whiten('zca', epsilon=1e-2, relative=False)
@@ -40,6 +41,8 @@ class WhitenedDense(nnx.Module):
 
   Source: Desjardins et al., "Natural Neural Networks" (2015), Algorithm 1.
   """
+
+  step_hook = Refresh()
 
   def __init__(
     self,

@@ -7,18 +7,18 @@ import jax
 from flax import nnx
 
 from bn_research import norms
-from bn_research.layers.nnx.whitened_dense import WhitenedDense
 from bn_research.norms.inputs import layer_inputs as inputs
 from bn_research.norms.statistics.collectives import AxisNames
 
 Note = Callable[[norms.Moments], None]
 
-_LAYERS = (nnx.Linear, nnx.Conv, WhitenedDense)
+PLAIN_LAYERS = (nnx.Linear, nnx.Conv)
+"""Layers whose kernel multiplies the input itself, or patches of it."""
 
 
 def record_inputs(
   model: nnx.Module,
-  of: tuple[type, ...] = _LAYERS,
+  of: tuple[type, ...] | None = None,
   axis_name: AxisNames = None,
 ) -> dict[str, norms.Moments]:
   """Makes dense and convolution layers record the moments of the inputs.
@@ -28,8 +28,8 @@ def record_inputs(
   Args:
     model: The model, which is changed in place and records in all later calls.
       Give a copy if the model is used again.
-    of: The classes of the recording layers: `nnx.Linear`, `nnx.Conv` and
-      `WhitenedDense`, or some of the three.
+    of: The classes of the recording layers; None for `nnx.Linear`, `nnx.Conv`
+      and all layers with an attribute `observe`, such as `WhitenedDense`.
     axis_name: Named mesh axes to pool over in `shard_map`, `pmap` and `vmap`;
       None to pool over no named axis.
 
@@ -40,10 +40,14 @@ def record_inputs(
   """
   found: dict[str, norms.Moments] = {}
   for path, layer in nnx.iter_modules(model):
-    if isinstance(layer, of):
+    if _can_note(layer) and (of is None or isinstance(layer, of)):
       note = _note_in(found, '/'.join(map(str, path)))
       _listen(layer, note, axis_name)
   return found
+
+
+def _can_note(layer: nnx.Module) -> bool:
+  return isinstance(layer, PLAIN_LAYERS) or hasattr(layer, 'observe')
 
 
 def _note_in(found: dict[str, norms.Moments], name: str) -> Note:
@@ -59,14 +63,23 @@ def _listen(layer: Any, note: Note, axis_name: AxisNames) -> None:
   """Makes a layer call `note` with the moments of each input."""
   # The layers of Flax have no hook for inputs, but the function that multiplies
   # by the kernel is an attribute. A wrapper sees the padded input.
-  if isinstance(layer, WhitenedDense):
-    layer.observe = lambda x: note(inputs.feature_moments(x, axis_name))
+  if hasattr(layer, 'observe'):
+    layer.observe = _observing_too(layer.observe, note, axis_name)
   elif isinstance(layer, nnx.Linear):
     layer.dot_general = _noting_features(layer.dot_general, note, axis_name)
   elif isinstance(layer, nnx.Conv):
     layer.conv_general_dilated = _noting_patches(
       layer.conv_general_dilated, note, axis_name
     )
+
+
+def _observing_too(observe: Callable | None, note: Note, axis_name: AxisNames):
+  def observing(x: jax.Array) -> None:
+    note(inputs.feature_moments(x, axis_name))
+    if observe is not None:
+      observe(x)
+
+  return observing
 
 
 def _noting_features(dot_general: Callable[..., jax.Array], note, axis_name):

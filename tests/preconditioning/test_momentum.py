@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from bn_research.optim import momentum
+from bn_research.preconditioning import momentum
 
 PARAMS = {'kernel': jnp.zeros((3, 2)), 'bias': jnp.zeros(2)}
 ONES = jax.tree.map(jnp.ones_like, PARAMS)

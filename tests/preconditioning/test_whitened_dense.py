@@ -9,9 +9,8 @@ import pytest
 from flax import nnx
 
 from bn_research import norms
-from bn_research.layers.nnx.inputs import record_inputs
-from bn_research.layers.nnx.whitened_dense import WhitenedDense
 from bn_research.norms.inputs import layer_inputs as inputs
+from bn_research.preconditioning import WhitenedDense, record_inputs
 from tests.quick import some
 
 D, M = 40, 7

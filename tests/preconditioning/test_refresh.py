@@ -11,17 +11,15 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bn_research import norms
-from bn_research.layers.nnx import inputs, whitened_dense
-from bn_research.optim import input_covariance
+from bn_research import hooks, norms, preconditioning
+from bn_research.preconditioning.refresh import Refresh
 from bn_research.training import mesh as mesh_lib
-from bn_research.training import refresh as refresh_lib
 from tests.quick import some
 
 SIZES = (6, 5, 3)
 EVERY, EPSILON, DECAY, RATE = 20, 1e-3, 0.9, 0.05
 WHITENED = functools.partial(
-  whitened_dense.WhitenedDense,
+  preconditioning.WhitenedDense,
   every=EVERY,
   whiten=norms.Whiten('zca', epsilon=EPSILON),
   population=norms.Ema(DECAY),
@@ -62,32 +60,29 @@ class Net(nnx.Module):
     return self.dense[1](jnp.tanh(self.dense[0](x)))
 
 
-def take_step(state, x, y, *, graphdef, optimizer, refresh):
+def take_step(state, x, y, *, graphdef, optimizer):
   params, rest, opt_state = state
+  brought = hooks.Brought(nnx.merge(graphdef, params, rest), opt_state)
 
   def loss_fn(params):
     model = nnx.merge(graphdef, params, rest, copy=True)
-    moments = inputs.record_inputs(model)
-    return ((model(x) - y) ** 2).mean(), moments
+    noted = brought.listen(model)
+    return ((model(x) - y) ** 2).mean(), noted
 
-  (loss, moments), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-  learning = refresh(
-    refresh_lib.Learning(params, rest, grads, opt_state),
-    moments,
+  (loss, noted), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+  new = brought.before_update(
+    hooks.Descent(params, rest, grads, opt_state, {}),
+    noted,
     graphdef=graphdef,
     optimizer=optimizer,
   )
   updates, opt_state = optimizer.update(
-    learning.grads,
-    learning.opt_state,
-    learning.params,
-    input_moments=moments,
+    new.grads, new.opt_state, new.params, **new.given
   )
-  params = optax.apply_updates(learning.params, updates)
-  return (params, learning.rest, opt_state), loss
+  return (optax.apply_updates(new.params, updates), new.rest, opt_state), loss
 
 
-def train(model, optimizer, num_devices=1, refresh=refresh_lib.refresh):
+def train(model, optimizer, num_devices=1):
   """Returns 200 losses, and the trained model."""
   optimizer = optax.with_extra_args_support(optimizer)
   graphdef, *states = nnx.split(model, nnx.Param, ...)
@@ -96,9 +91,7 @@ def train(model, optimizer, num_devices=1, refresh=refresh_lib.refresh):
   state = mesh_lib.replicate((params, rest, optimizer.init(params)), mesh)
   sharding = NamedSharding(mesh, PartitionSpec('data'))
   step = jax.jit(
-    functools.partial(
-      take_step, graphdef=graphdef, optimizer=optimizer, refresh=refresh
-    ),
+    functools.partial(take_step, graphdef=graphdef, optimizer=optimizer),
     out_shardings=mesh_lib.replicated(mesh),
   )
   losses = []
@@ -173,7 +166,7 @@ def canonical(dense):
   """K and b of a layer in any coordinates."""
   kernel = np.asarray(dense.kernel[...])
   bias = 0.0 if dense.bias is None else np.asarray(dense.bias[...])
-  if not isinstance(dense, whitened_dense.WhitenedDense):
+  if not isinstance(dense, preconditioning.WhitenedDense):
     return kernel, bias
   kernel = np.asarray(dense.basis[...]) @ kernel
   return kernel, bias - np.asarray(dense.mean[...]) @ kernel
@@ -209,7 +202,7 @@ def test_descent_in_whitened_coordinates_is_preconditioned_descent(
 def test_the_optimizer_does_the_same(x64, num_devices):
   optimizer = optax.chain(
     optax.trace(0.9),
-    input_covariance.precondition_by_input_covariance(
+    preconditioning.precondition_by_input_covariance(
       EVERY, EPSILON, DECAY, relative=True
     ),
     optax.scale_by_learning_rate(RATE),
@@ -224,12 +217,15 @@ def test_on_many_devices(x64):
   assert deviation(result, expected(0.9)) <= 1e-10
 
 
-def test_momentum_must_be_carried(x64):
-  def without(learning, moments, **options):
-    new = refresh_lib.refresh(learning, moments, **options)
-    return new._replace(opt_state=learning.opt_state)
+def test_momentum_must_be_carried(x64, monkeypatch):
+  before_update = Refresh.before_update
 
-  result = train(Net(WHITENED), optax.sgd(RATE, 0.9), refresh=without)
+  def without(self, descent, noted, **parts):
+    new = before_update(self, descent, noted, **parts)
+    return new._replace(opt_state=descent.opt_state)
+
+  monkeypatch.setattr(Refresh, 'before_update', without)
+  result = train(Net(WHITENED), optax.sgd(RATE, 0.9))
   assert deviation(result, expected(0.9)) > 1e-2
 
 
@@ -240,10 +236,19 @@ def test_adam_trains_too():
   assert losses[-20:].mean() < 0.9 * losses[:20].mean()
 
 
-def test_a_model_without_such_layers_is_left_alone():
-  graphdef, params, rest = nnx.split(Net(nnx.Linear), nnx.Param, ...)
-  learning = refresh_lib.Learning(params, rest, params, ())
-  new = refresh_lib.refresh(
-    learning, {}, graphdef=graphdef, optimizer=optax.identity()
-  )
-  assert new is learning
+def test_other_models_and_optimizers_bring_nothing_along():
+  optimizer = optax.adam(RATE)
+  model = Net(nnx.Linear)
+  opt_state = optimizer.init(nnx.state(model, nnx.Param))
+  brought = hooks.Brought(model, opt_state)
+  descent = hooks.Descent({}, {}, {}, opt_state, {})
+  assert brought.listen(model) == []
+  assert brought.before_update(descent, []) is descent
+
+
+def test_both_routes_at_once_are_refused():
+  optimizer = preconditioning.precondition_by_input_covariance()
+  with pytest.raises(
+    ValueError, match='kernel of dense/0 has no input_moments'
+  ):
+    train(Net(WHITENED), optimizer)

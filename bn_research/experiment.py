@@ -40,7 +40,13 @@ def base() -> ml_collections.ConfigDict:
       'data': {'name': 'digits', 'train': 'train', 'test': 'test'},
       'model': {'name': 'mlp', 'norm': {'name': 'none'}},
       'optimizer': {'name': 'sgd', 'learning_rate': 0.1},
-      'eval': {'num_points': 50, 'spacing': 'linear', 'splits': ('test',)},
+      'eval': {
+        'num_points': 50,
+        'spacing': 'linear',
+        'splits': ('test',),
+        'population': 'running',
+        'step_norms': 'last',
+      },
       'probes': {},
       'checkpoint_seconds': 60.0,
     }

@@ -46,6 +46,15 @@ class Status:
   step: int = 0
   reason: str = ''
 
+  def towards(self, num_steps: int) -> 'Status':
+    """Returns where the run stands on its way to a number of steps.
+
+    A run that was done is incomplete when it is to be extended.
+    """
+    if self.status == DONE and self.step < num_steps:
+      return Status(INCOMPLETE, self.step)
+    return self
+
 
 def write_status(workdir: disk.PathLike, status: Status) -> None:
   """Writes `status.json`."""
@@ -197,17 +206,34 @@ def check_same_config(
 ) -> None:
   """Checks that a workdir, if it has been used, was used for this config.
 
+  The config may have a larger `num_steps`, if no schedule of the learning rate
+  depends on the length of the run: the run is then extended.
+
   Raises:
     UserError: If it holds a run of another config; names the keys that differ.
   """
   if not has_config(directory):
     return
-  differing = differences(read_config(directory), config)
+  there = read_config(directory)
+  differing = differences(there, config)
+  if differing.keys() == {'num_steps'}:
+    if there['num_steps'] < config['num_steps'] and not _has_schedule(config):
+      return
+    differing['num_steps'] += (
+      '; a run can only be extended, and only with a constant learning rate'
+    )
   if differing:
     raise errors.UserError(
       f'{directory} holds a run of another config'
       f' ({"; ".join(differing.values())}); choose another --workdir'
     )
+
+
+def _has_schedule(config: Mapping[str, Any]) -> bool:
+  """Whether the learning rate depends on the length of the run."""
+  schedule = config['optimizer'].get('schedule')
+  name = schedule.get('name') if hasattr(schedule, 'get') else schedule
+  return name not in (None, 'constant')
 
 
 def differences(

@@ -145,7 +145,13 @@ def _config(norm: str) -> dict[str, Any]:
     },
     'model': {'name': 'mlp', 'norm': {'name': norm}},
     'optimizer': {'name': 'sgd', 'learning_rate': _LEARNING_RATE},
-    'eval': {'num_points': 1, 'spacing': 'linear', 'splits': ('test',)},
+    'eval': {
+      'num_points': 1,
+      'spacing': 'linear',
+      'splits': ('test',),
+      'population': 'running',
+      'step_norms': 'last',
+    },
     # One a turn: Figure 1 has one in 500 steps.
     'probes': {
       'activations': {'num_examples': 1000, 'num_points': num_turns},

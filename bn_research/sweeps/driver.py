@@ -57,7 +57,7 @@ def is_known(point: points.Point) -> bool:
 
 
 def _known(point: points.Point) -> pool.Outcome:
-  status = workdir.read_status(point.workdir)
+  status = point.read_status()
   return pool.Outcome(point, status.status, reason=status.reason)
 
 

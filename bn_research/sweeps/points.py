@@ -12,7 +12,8 @@ from typing import Any
 
 import ml_collections
 
-from bn_research import dotted, errors, overrides, workdir
+from bn_research import dotted, errors, overrides
+from bn_research import workdir as workdir_lib
 
 _LONGEST_NAME = 120
 
@@ -32,6 +33,11 @@ class Point:
   workdir: pathlib.Path
   command: tuple[str, ...]
   config: Mapping[str, Any] = dataclasses.field(hash=False)
+
+  def read_status(self) -> workdir_lib.Status:
+    """Reads where the run stands on its way to the length in its config."""
+    status = workdir_lib.read_status(self.workdir)
+    return status.towards(self.config['num_steps'])
 
 
 def expand(
@@ -70,7 +76,7 @@ def expand(
     run = pathlib.Path(directory, name)
     # A finished run is not started again, so nothing else would notice.
     resolved = resolve(config, changes, path)
-    workdir.check_same_config(run, resolved)
+    workdir_lib.check_same_config(run, resolved)
     command = (
       *(sys.executable, '-m', 'bn_research.train', f'--config={path}'),
       *arguments({**given, **changes}),

@@ -103,7 +103,7 @@ def _start(point: points.Point, number: int) -> _Attempt:
 
 def _outcome(attempt: _Attempt) -> Outcome:
   seconds = time.monotonic() - attempt.start
-  status = workdir.read_status(attempt.point.workdir)
+  status = attempt.point.read_status()
   code = attempt.process.returncode
   if status.status != workdir.INCOMPLETE:
     return Outcome(attempt.point, status.status, seconds, status.reason)

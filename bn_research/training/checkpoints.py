@@ -10,10 +10,11 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
 from bn_research import disk, errors, workdir
 from bn_research.training.state import TrainState
@@ -68,7 +69,8 @@ class Checkpoints:
       try:
         run = self._read(step, 'run')
         self._check_run(run, abstract)
-        return self._read(step, 'state', abstract)
+        saved = _as_saved(abstract, run['arrays'])
+        return _with_sums(self._read(step, 'state', saved), abstract)
       except (ValueError, LookupError, OSError, TypeError) as error:
         aside = self._move_aside(step)
         self._say(
@@ -133,7 +135,7 @@ class Checkpoints:
 
   def _check_run(self, run: dict[str, Any], abstract: TrainState) -> None:
     # Orbax casts another dtype in silence.
-    if run['arrays'] != _describe(abstract):
+    if run['arrays'] != _describe(_as_saved(abstract, run['arrays'])):
       raise errors.UserError(
         f'{self._directory} holds checkpoints of another model; choose another'
         ' --workdir'
@@ -175,8 +177,11 @@ def read_newest(directory: disk.PathLike, abstract: TrainState) -> TrainState:
   with ocp.CheckpointManager(folder, options=options) as manager:
     step = manager.latest_step()
     try:
-      args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-      return manager.restore(step, args=args)['state']
+      args = ocp.args.Composite(run=ocp.args.JsonRestore())
+      run = manager.restore(step, args=args)['run']
+      saved = _as_saved(abstract, run['arrays'])
+      args = ocp.args.Composite(state=ocp.args.StandardRestore(saved))
+      return _with_sums(manager.restore(step, args=args)['state'], abstract)
     except (ValueError, LookupError, OSError, TypeError) as error:
       raise errors.UserError(
         f'{folder / str(step)} is damaged, or of another model'
@@ -219,6 +224,23 @@ def _silence_threads() -> None:
       report(unraisable)
 
   sys.unraisablehook = report_others
+
+
+def _as_saved(abstract: TrainState, arrays: Collection[str]) -> TrainState:
+  """Returns a state with those sums that a checkpoint has.
+
+  A scalar that is added to the rows must not make a checkpoint useless.
+  """
+  scalar = abstract.loss_sum
+  found = (re.fullmatch(r"\.sums\['(\w+)'\]", path) for path in arrays)
+  return abstract._replace(sums={name[1]: scalar for name in found if name})
+
+
+def _with_sums(state: TrainState, abstract: TrainState) -> TrainState:
+  """Returns a state with all sums; those that were not saved are NaN."""
+  unknown = jax.device_put(np.float32(np.nan), abstract.loss_sum.sharding)
+  sums = {name: state.sums.get(name, unknown) for name in abstract.sums}
+  return state._replace(sums=sums)
 
 
 def _describe(state: TrainState) -> dict[str, str]:

@@ -1,28 +1,16 @@
-"""The config of a run: checked once, written down, compared when resumed."""
+"""The config of a run, checked once."""
 
-import datetime
-import importlib.metadata
-import pathlib
-import platform
 import re
-import subprocess
-import sys
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-
-import bn_research
 from bn_research import (
-  data,
-  disk,
   dotted,
   errors,
   experiment,
   probes,
   ranges,
   registry,
-  workdir,
 )
 from bn_research.training import schedule
 
@@ -33,6 +21,10 @@ _WHOLE_NUMBERS = {
   'batch_size': (1, _INT32),
   'num_devices': (1, _INT32),
   'eval.num_points': (1, 10**6),
+}
+_CHOICES = {
+  'eval.population': ('running', 'reestimated'),
+  'eval.step_norms': ('last', 'mean'),
 }
 _OF_A_PROBE = {'num_examples': (1, _INT32), 'num_points': (1, 10**6)}
 
@@ -68,6 +60,12 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
       f'checkpoint_seconds={flat["checkpoint_seconds"]}; choose at least 0'
     )
   _check_splits(resolved['eval']['splits'])
+  for key, choices in _CHOICES.items():
+    if flat[key] not in choices:
+      raise errors.UserError(
+        f'config.{key}={flat[key]!r}; choose {" or ".join(choices)}'
+        + registry.hint(str(flat[key]), choices)
+      )
   schedule.measured(resolved['num_steps'], resolved['eval'])
   probe_sections(resolved)
   return resolved
@@ -121,71 +119,6 @@ def _probe(key: str, section: Any, config: Mapping[str, Any]) -> dict[str, Any]:
       ranges.whole(least, most, **{name: section[name]})
     schedule.measured(config['num_steps'], section)
   return section
-
-
-def write(
-  directory: disk.PathLike, config: Mapping[str, Any], dataset: data.Dataset
-) -> None:
-  """Writes `config.json`: the config, the data, and each start of the run.
-
-  Args:
-    directory: The workdir.
-    config: The resolved config.
-    dataset: What the run trains on.
-
-  Raises:
-    UserError: If the workdir was written in a format that is not known here.
-  """
-  earlier: dict[str, Any] = {}
-  if workdir.has_config(directory):
-    earlier = workdir.read_record(directory)
-  packages = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
-  start = {
-    'time': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-    'versions': {
-      'python': platform.python_version(),
-      'bn_research': bn_research.__version__,
-      **{name: importlib.metadata.version(name) for name in packages},
-    },
-    'revision': _revision(),
-    'devices': [str(device) for device in jax.devices()],
-    'command': sys.argv,
-  }
-  record = {
-    'format': workdir.FORMAT,
-    'config': config,
-    'dataset': {
-      'name': dataset.name,
-      'version': dataset.version,
-      'num_train': len(dataset.train.labels),
-      'num_test': len(dataset.test.labels),
-      'shape': dataset.train.images.shape[1:],
-      'num_classes': dataset.num_classes,
-    },
-    'starts': [*earlier.get('starts', ()), start],
-  }
-  disk.write_json(f'{directory}/{workdir.CONFIG}', record)
-
-
-def _revision() -> dict[str, Any] | None:
-  """Returns the git revision of this code; None outside of a repository."""
-  folder = pathlib.Path(bn_research.__file__).parent
-
-  def git(*arguments: str) -> str:
-    return subprocess.run(
-      ['git', '-C', str(folder), *arguments],
-      capture_output=True,
-      text=True,
-      check=True,
-    ).stdout.strip()
-
-  try:
-    if git('ls-files', '--error-unmatch', '__init__.py'):
-      is_clean = not git('status', '--porcelain', '--', '.')
-      return {'commit': git('rev-parse', 'HEAD'), 'is_clean': is_clean}
-  except (OSError, subprocess.CalledProcessError):
-    pass  # no git, or an installed copy
-  return None
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""How good a model is on examples it was not trained on."""
+"""How good a model is on all examples of a split, and what probes see."""
 
 from typing import Any
 
@@ -10,6 +10,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from bn_research import probes
+from bn_research.layers.nnx import reestimation
 from bn_research.training import step as step_lib
 from bn_research.training.state import TrainState
 
@@ -40,7 +41,7 @@ def evaluate(
   graphdef: nnx.GraphDef,
   to_input: step_lib.ToInput,
 ) -> dict[str, jax.Array]:
-  """Measures loss and accuracy with the population's statistics.
+  """Measures loss and accuracy with the statistics that the state holds.
 
   Args:
     state: The state; its parameters and statistics are read.
@@ -66,6 +67,64 @@ def evaluate(
   correct, loss = jax.lax.map(sums, indices)
   count = len(examples.labels)
   return {'accuracy': correct.sum() / count, 'loss': loss.sum() / count}
+
+
+def stacks(num_examples: int, num_devices: int) -> list[np.ndarray]:
+  """Cuts all examples into batches that are all full, for `reestimate`.
+
+  Args:
+    num_examples: Size of the training split.
+    num_devices: Devices that share a batch.
+
+  Returns:
+    Arrays of indices (num_batches, batch) int32: full batches that the devices
+    share, and a single batch of the few that are left over.
+  """
+  size = batches(num_examples, num_devices).shape[1]
+  size = min(size, num_examples // num_devices * num_devices)
+  whole = num_examples // size * size if size else 0
+  indices = np.arange(num_examples, dtype=np.int32)
+  parts = indices[:whole].reshape(-1, max(size, 1)), indices[None, whole:]
+  return [part for part in parts if part.size]
+
+
+def reestimate(
+  state: TrainState,
+  examples: step_lib.Examples,
+  *stacks: jax.Array,
+  graphdef: nnx.GraphDef,
+  to_input: step_lib.ToInput,
+) -> nnx.State:
+  """Measures the moments that normalize at inference over the training split.
+
+  Args:
+    state: The state; its parameters and statistics are read.
+    examples: The training examples.
+    *stacks: What `stacks` returns.
+    graphdef: The graph of the model.
+    to_input: From stored images to what the network sees.
+
+  Returns:
+    `state.rest` with these moments in place of the running ones; as it is where
+    the model has no such moments.
+
+  Raises:
+    ValueError: If the moments of a layer cannot be pooled.
+
+  Source: Ioffe and Szegedy (2015), Algorithm 2.
+  """
+  model: Any = nnx.merge(graphdef, state.params, state.rest, copy=True)
+  if not reestimation.measures(model):
+    return state.rest
+  num_devices = jax.sharding.get_abstract_mesh().size
+
+  def call(model: Any, batch: jax.Array) -> None:
+    if len(batch) % num_devices == 0:
+      batch = jax.lax.with_sharding_constraint(batch, PartitionSpec('data'))
+    model(to_input(examples.images[batch]), train=True)
+
+  reestimation.reestimate(model, stacks, call)
+  return nnx.as_pure(nnx.state(model, nnx.Not(nnx.Param)))
 
 
 def probe(

@@ -14,6 +14,7 @@ from bn_research.training import (
   configuration,
   locking,
   progress,
+  record,
   recorder,
   stopping,
 )
@@ -33,7 +34,8 @@ def train(
   """Trains, going on from the newest checkpoint where there is one.
 
   A run that was killed and is called again gives the same bits as one that was
-  not: parameters, metrics (but for `seconds`) and probes.
+  not: parameters, metrics (but for `seconds`) and probes. A run that was done
+  goes on when it is called with a larger `num_steps`.
 
   Args:
     config: The config; `docs/architecture.md` lists the keys.
@@ -50,7 +52,7 @@ def train(
   """
   config = configuration.resolve(config)
   workdir.check_same_config(directory, config)
-  status = workdir.read_status(directory)
+  status = workdir.read_status(directory).towards(config['num_steps'])
   if status.status in (workdir.DONE, workdir.DIVERGED):
     return status
   others = [s for s in config['eval']['splits'] if s not in ('train', 'test')]
@@ -59,7 +61,7 @@ def train(
   with jax.set_mesh(mesh), stopping.on_signals() as stop:
     programs = Programs(config, dataset, mesh)
     with locking.exclusive(directory):
-      configuration.write(directory, config, dataset)
+      record.write(directory, config, dataset)
       with _noting_failure(directory):
         run = Run(config, directory, programs)
         with contextlib.closing(run):

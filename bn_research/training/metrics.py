@@ -47,7 +47,12 @@ class Metrics:
         self._file.truncate(size)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     self.rows.append(row)
-    self._events.append(row)
+    self._events.append(row['step'], {k: row[k] for k in row.keys() - {'step'}})
+
+  def show(self, step: int, probe: str, arrays: Mapping[str, Any]) -> None:
+    """Gives TensorBoard a copy of what a probe measured."""
+    shown = {f'{probe}/{name}': value for name, value in arrays.items()}
+    self._events.append(step, shown)
 
   def flush(self) -> None:
     """Makes sure that all rows are on the disk, and TensorBoard's copy."""

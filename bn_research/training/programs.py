@@ -91,6 +91,9 @@ class Programs:
     self, train_state: state.TrainState
   ) -> dict[str, dict[str, float]]:
     """Returns `'accuracy'` and `'loss'` on each split of `config.eval`."""
+    if self._reestimate is not None:
+      rest = self._reestimate(train_state, self._train_data, *self._stacks)
+      train_state = train_state._replace(rest=rest)
     results = {
       split: evaluate(train_state, *self._evaluated[split])
       for split, evaluate in self._evaluate.items()
@@ -124,6 +127,9 @@ class Programs:
       name: self._put_split(dataset, name)
       for name in self._config['eval']['splits']
     }
+    self._stacks: list[jax.Array] = []
+    if self._config['eval']['population'] == 'reestimated':
+      self._stacks = put(evaluation.stacks(len(train.images), self._mesh.size))
     self._key = put(jax.random.key(self._config['seed']))
 
   def _put_split(
@@ -144,12 +150,8 @@ class Programs:
       for key, section in self._sections.items()
     }
     optimizer = optim.create(config['optimizer'], config['num_steps'])
-    create = functools.partial(
-      state.create,
-      config=config['model'],
-      input_shape=dataset.train.images.shape[1:],
-      num_classes=dataset.num_classes,
-      optimizer=optimizer,
+    create = state.creator(
+      config, dataset.train.images.shape[1:], dataset.num_classes, optimizer
     )
     # One use is not worth the time of full optimization.
     quickly = {'xla_backend_optimization_level': 1}
@@ -175,6 +177,15 @@ class Programs:
       )
       for split, given in self._evaluated.items()
     }
+    self._reestimate = None
+    if self._stacks:
+      self._reestimate = self._ahead(
+        functools.partial(evaluation.reestimate, **parts),
+        self.abstract,
+        self._train_data,
+        *self._stacks,
+        where='config.eval.population',
+      )
     self._probe = {
       key: self._ahead(
         functools.partial(

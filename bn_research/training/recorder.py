@@ -54,10 +54,11 @@ class Recorder:
       step: The step that the run goes on from; -1 where it begins.
     """
     self._programs = programs
+    lengths = workdir.read_record(directory)['lengths']
     num_steps = config['num_steps']
-    self._eval_points = schedule.measured(num_steps, config['eval'])
+    self._eval_points = schedule.measured(num_steps, config['eval'], lengths)
     self._probe_points = {
-      key: schedule.measured(num_steps, section)
+      key: schedule.measured(num_steps, section, lengths)
       for key, section in configuration.probe_sections(config).items()
     }
     self._points = functools.reduce(
@@ -117,7 +118,9 @@ class Recorder:
         self._probe(key, state, step)
     if step in self._eval_points:
       self._append_row(state, step, scalars)
-      state = state._replace(loss_sum=self._programs.zero())
+      zero = self._programs.zero
+      sums = {name: zero() for name in state.sums}
+      state = state._replace(loss_sum=zero(), sums=sums)
     return state
 
   def flush(self) -> None:
@@ -132,7 +135,9 @@ class Recorder:
 
   def _probe(self, key: str, state: TrainState, step: int) -> None:
     start = time.monotonic()
-    self._probe_logs[key].append(step, self._programs.probe(key, state))
+    arrays = self._programs.probe(key, state)
+    self._probe_logs[key].append(step, arrays)
+    self._metrics.show(step, key, arrays)
     # The first use of a probe waits for the compiler.
     if key in self._used:
       self.probe_seconds += time.monotonic() - start
@@ -148,7 +153,10 @@ class Recorder:
     row: dict[str, Any] = {'step': step}
     if step:
       since = self._eval_points[np.searchsorted(self._eval_points, step) - 1]
-      row['train_loss'] = float(state.loss_sum) / int(step - since)
+      sums = {'train_loss': state.loss_sum, **state.sums}
+      means = {k: float(total) / int(step - since) for k, total in sums.items()}
+      # A sum that an older checkpoint did not have says nothing about this row.
+      row |= {k: mean for k, mean in means.items() if not math.isnan(mean)}
     row |= {name: float(value) for name, value in scalars.items()}
     for split, result in results.items():
       # The `train_loss` of a row is the one of the steps that were taken.

@@ -1,6 +1,5 @@
 """A trained network from its workdir, for use outside of a run."""
 
-import functools
 from typing import Any
 
 import jax
@@ -30,12 +29,9 @@ def model(directory: disk.PathLike) -> Any:
       f'{directory} was written by an older version, which did not note the'
       ' shape of the examples; train again'
     )
-  create = functools.partial(
-    state.create,
-    config=config['model'],
-    input_shape=dataset['shape'],
-    num_classes=dataset['num_classes'],
-    optimizer=optim.create(config['optimizer'], config['num_steps']),
+  optimizer = optim.create(config['optimizer'], config['num_steps'])
+  create = state.creator(
+    config, dataset['shape'], dataset['num_classes'], optimizer
   )
   graphdef, shapes = jax.eval_shape(create, jax.random.key(0))
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -1,6 +1,6 @@
 """Which steps are measured."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,20 @@ def points(num_steps: int, num_points: int, spacing: str) -> np.ndarray:
   return np.union1d(np.rint(steps).astype(np.int64), ends)
 
 
-def measured(num_steps: int, section: Mapping[str, Any]) -> np.ndarray:
-  """Returns the steps of `config.eval`, or of the section of a probe."""
-  return points(num_steps, section['num_points'], section['spacing'])
+def measured(
+  num_steps: int, section: Mapping[str, Any], lengths: Sequence[int] = ()
+) -> np.ndarray:
+  """Returns the steps of `config.eval`, or of the section of a probe.
+
+  Args:
+    num_steps: The length of the run.
+    section: `num_points` and `spacing`.
+    lengths: Increasing earlier lengths, if the run was extended. Up to each of
+      them the run was measured as a run of this length.
+  """
+  parts, start = [np.zeros(1, np.int64)], 0
+  for length in (*lengths, num_steps):
+    steps = points(length, section['num_points'], section['spacing'])
+    parts.append(steps[steps > start])
+    start = length
+  return np.concatenate(parts)

@@ -1,6 +1,7 @@
 """The state of a run: all that a step reads and changes."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +23,8 @@ class TrainState(NamedTuple):
     loss: () float32, the loss of the last step.
     loss_sum: () float32, the sum of the losses since the last row of metrics;
       here, so that a row does not depend on where chunks were cut.
+    sums: The sums of further scalars, like `loss_sum`, by name; empty unless
+      `config.eval.step_norms` is `'mean'`.
   """
 
   step: jax.Array
@@ -30,6 +33,29 @@ class TrainState(NamedTuple):
   opt_state: optax.OptState
   loss: jax.Array
   loss_sum: jax.Array
+  sums: dict[str, jax.Array]
+
+
+# What a step says of itself, beside the loss.
+SCALARS = ('grad_norm', 'update_norm', 'param_norm')
+
+
+def creator(
+  config: Mapping[str, Any],
+  input_shape: Sequence[int],
+  num_classes: int,
+  optimizer: optax.GradientTransformation,
+) -> Callable[[jax.Array], tuple[nnx.GraphDef, TrainState]]:
+  """Returns `create` for a resolved config: a function of the key alone."""
+  takes_means = config['eval']['step_norms'] == 'mean'
+  return functools.partial(
+    create,
+    config=config['model'],
+    input_shape=input_shape,
+    num_classes=num_classes,
+    optimizer=optimizer,
+    averaged=SCALARS if takes_means else (),
+  )
 
 
 def create(
@@ -38,6 +64,7 @@ def create(
   input_shape: Sequence[int],
   num_classes: int,
   optimizer: optax.GradientTransformation,
+  averaged: Sequence[str] = (),
 ) -> tuple[nnx.GraphDef, TrainState]:
   """Builds the model and the state before the first step; call inside `jit`.
 
@@ -47,6 +74,7 @@ def create(
     input_shape: The shape of one example.
     num_classes: Number of logits.
     optimizer: The optimizer.
+    averaged: The names of `TrainState.sums`.
 
   Returns:
     The graph of the model, which is static, and the state.
@@ -56,6 +84,12 @@ def create(
   params, rest = map(nnx.as_pure, states)
   zero = jnp.zeros((), jnp.float32)
   state = TrainState(
-    jnp.zeros((), jnp.int32), params, rest, optimizer.init(params), zero, zero
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    rest=rest,
+    opt_state=optimizer.init(params),
+    loss=zero,
+    loss_sum=zero,
+    sums=dict.fromkeys(averaged, zero),
   )
   return graphdef, state

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from bn_research import hooks, probes
-from bn_research.training.state import TrainState
+from bn_research.training.state import SCALARS, TrainState
 
 
 class Examples(NamedTuple):
@@ -91,6 +91,7 @@ def train_step(
 
 def next_state(state: TrainState, new: probes.Step) -> TrainState:
   """Returns the state after one step."""
+  measured = scalars(new) if state.sums else {}
   return TrainState(
     step=state.step + 1,
     params=new.params,
@@ -98,10 +99,8 @@ def next_state(state: TrainState, new: probes.Step) -> TrainState:
     opt_state=new.opt_state,
     loss=new.loss,
     loss_sum=state.loss_sum + new.loss,
+    sums={name: sum_ + measured[name] for name, sum_ in state.sums.items()},
   )
-
-
-SCALARS = ('grad_norm', 'update_norm', 'param_norm')
 
 
 def scalars(new: probes.Step) -> dict[str, jax.Array]:
@@ -147,7 +146,8 @@ def train_steps(
 
   Returns:
     The state after the last step taken, and the scalars of step `num_steps`;
-    zeros where the loop stopped before.
+    zeros where the loop stopped before. There are none where the state sums
+    the scalars of all steps.
   """
   start = state.step
 
@@ -167,8 +167,10 @@ def train_steps(
     new = step(state)
     # Norms at every step would take about as long as a step of a small network.
     is_last = state.step - start == num_steps - 1
-    measured = jax.lax.cond(is_last, scalars, lambda _: measured, new)
+    if measured:
+      measured = jax.lax.cond(is_last, scalars, lambda _: measured, new)
     return next_state(state, new), measured
 
-  zeros = {name: jnp.zeros((), jnp.float32) for name in SCALARS}
+  names = () if state.sums else SCALARS
+  zeros = {name: jnp.zeros((), jnp.float32) for name in names}
   return jax.lax.while_loop(unfinished, body, (state, zeros))

@@ -156,3 +156,53 @@ def test_stacked_models_with_a_schedule_are_measured():
   expected = single.statistics.pair.spread[...]
   for found in model.blocks.statistics.pair.spread[...]:
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize('in_order', [True, False])
+def test_stacks_of_batches_are_measured_inside_jit(in_order):
+  def new():
+    rngs = nnx.Rngs(0)
+    return nnx.Sequential(
+      layers.BatchNorm(4, rngs=rngs),
+      nnx.Linear(4, 4, rngs=rngs),
+      jnp.tanh,
+      layers.Norm(norms.batch_norm(), 4, rngs=rngs),
+    )
+
+  eager = new()
+  reestimation.reestimate(eager, batches, call, in_order=in_order)
+  graphdef, before = nnx.split(new())
+  first, *rest = batches()
+
+  @jax.jit
+  def measure(state, *stacks):
+    model = nnx.merge(graphdef, state)
+    reestimation.reestimate(model, stacks, call, in_order=in_order)
+    return nnx.state(model)
+
+  after = measure(before, jnp.stack(rest), first[None])
+  for a, b in zip(
+    jax.tree.leaves(after), jax.tree.leaves(nnx.state(eager)), strict=True
+  ):
+    assert np.isfinite(a).all()
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_a_layer_that_met_no_batch_inside_jit_keeps_its_moments():
+  model = _Branches()
+  model.unused(batches()[0])
+  before = nnx.clone(model).unused
+
+  @nnx.jit
+  def measure(model, stack):
+    reestimation.reestimate(model, [stack], call)
+
+  measure(model, batches()[0][None])
+  for a, b in zip(
+    jax.tree.leaves(nnx.state(model.unused)),
+    jax.tree.leaves(nnx.state(before)),
+    strict=True,
+  ):
+    np.testing.assert_array_equal(a, b)
+  mean = np.asarray(batches()[0], np.float64).mean(0)
+  np.testing.assert_allclose(mean_of(model.used), mean, atol=1e-5)

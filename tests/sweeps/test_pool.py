@@ -28,7 +28,7 @@ starts = (here / 'starts').stat().st_size
 def point(tmp_path, name, script):
   run = tmp_path / name
   command = (sys.executable, '-S', '-c', _RUN + script, str(run))
-  return points.Point(name, run, command, {})
+  return points.Point(name, run, command, {'num_steps': 1})
 
 
 def starts(point):
@@ -189,7 +189,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 from bn_research.sweeps import driver, points
 name, *command = json.load(open({str(tmp_path / 'point.json')!r}))
 run = pathlib.Path({str(run.workdir)!r})
-raise SystemExit(driver.run([points.Point(name, run, tuple(command), {{}})]))
+point = points.Point(name, run, tuple(command), {{'num_steps': 1}})
+raise SystemExit(driver.run([point]))
 """
   process = subprocess.Popen(
     [sys.executable, '-c', program],

@@ -22,7 +22,13 @@ CONFIG = {
     'norm': {'name': 'batch_norm', 'momentum': None},
   },
   'optimizer': {'name': 'sgd', 'learning_rate': 0.5, 'momentum': 0.9},
-  'eval': {'num_points': 4, 'spacing': 'linear', 'splits': ('test',)},
+  'eval': {
+    'num_points': 4,
+    'spacing': 'linear',
+    'splits': ('test',),
+    'population': 'running',
+    'step_norms': 'last',
+  },
   'probes': {
     'activations': {
       'percentiles': (15.0, 50.0, 85.0),

@@ -115,6 +115,19 @@ def test_where_all_are_damaged_the_run_begins_again(opened, tmp_path):
   assert_same(opened().restore(like(make_state(0))), make_state(2))
 
 
+def test_a_new_scalar_is_not_another_model(opened):
+  start = make_state(7)
+  saver = opened()
+  saver.save(start._replace(sums={'a': jnp.float32(3), 'b': jnp.float32(5)}))
+  saver.close()
+  more = start._replace(sums={'b': jnp.float32(0), 'new': jnp.float32(0)})
+  restored = opened().restore(like(more))
+  assert restored.sums.keys() == {'b', 'new'}
+  assert restored.sums['b'] == 5
+  assert np.isnan(restored.sums['new'])
+  assert_same(restored._replace(sums={}), start)
+
+
 @pytest.mark.parametrize('change', ['width', 'dtype'])
 def test_another_model_is_not_taken_for_damage(opened, tmp_path, change):
   save(opened, 7)

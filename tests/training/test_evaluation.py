@@ -15,6 +15,18 @@ def test_batches_hold_every_example_once(num_examples, num_devices):
   np.testing.assert_array_equal(batches[batches >= 0], np.arange(num_examples))
 
 
+@pytest.mark.parametrize('num_devices', [1, 2, 8])
+@pytest.mark.parametrize('num_examples', [1, 7, 37, 10_000, 25_001])
+def test_stacks_hold_every_example_once(num_examples, num_devices):
+  stacks = evaluation.stacks(num_examples, num_devices)
+  assert len(stacks) <= 2
+  assert stacks[0].shape[1] <= 10_000 + num_devices
+  if num_examples >= num_devices:
+    assert stacks[0].shape[1] % num_devices == 0
+  found = np.concatenate([stack.ravel() for stack in stacks])
+  np.testing.assert_array_equal(found, np.arange(num_examples))
+
+
 @pytest.mark.parametrize('num_devices', [1, 8])
 def test_results_are_means_over_all_examples(num_devices, monkeypatch):
   monkeypatch.setattr(evaluation, '_MAX_BATCH', 16)

@@ -9,9 +9,14 @@ from bn_research import errors, training, workdir
 from bn_research.training import checkpoints, loop, progress, schedule
 from bn_research.training.programs import Programs
 from tests.quick import some
+from tests.training.conftest import CONFIG
 
 NAN = float('nan')
 pytestmark = pytest.mark.usefixtures('loaded')
+
+
+def evaluated(**changes):
+  return {'eval': CONFIG['eval'] | changes}
 
 
 def interrupt(monkeypatch, chunks, number=signal.SIGTERM):
@@ -36,7 +41,9 @@ def test_a_run_leaves_what_the_plan_names(config, tmp_path):
   assert workdir.read_status(tmp_path) == status
   record = workdir.read_record(tmp_path)
   assert record['config']['model']['widths'] == [12, 8]
-  assert record.keys() == {'format', 'config', 'dataset', 'starts'}
+  assert record.keys() == {
+    *('format', 'config', 'dataset', 'lengths', 'starts')
+  }
   assert record['dataset']['shape'] == [4, 4, 1]
   rows = workdir.read_metrics(tmp_path)
   assert [row['step'] for row in rows] == [0, 15, 30, 45, 60]
@@ -51,6 +58,85 @@ def test_a_run_leaves_what_the_plan_names(config, tmp_path):
   assert probe['hidden_1/input/all'].shape == (6, 3)
   assert list((tmp_path / workdir.CHECKPOINTS).glob('60'))
   assert list(tmp_path.glob('events.out.tfevents.*'))
+
+
+def test_a_finished_run_is_extended(config, results, tmp_path):
+  config['probes']['gradients'] = {'num_points': 2, 'spacing': 'linear'}
+  training.train(config | {'num_steps': 90}, tmp_path / 'whole')
+  training.train(config, tmp_path / 'cut')
+  status = training.train(config | {'num_steps': 90}, tmp_path / 'cut')
+  assert status == workdir.Status(workdir.DONE, 90, '')
+  whole, cut = (results(tmp_path / name) for name in ('whole', 'cut'))
+  assert whole[2] == cut[2]  # parameters, to the bit
+  # As a run of 60 steps up to there, and as one of 90 after it.
+  assert [row['step'] for row in cut[0]] == [0, 15, 30, 45, 60, 68, 90]
+  assert cut[0][-1]['test_loss'] == whole[0][-1]['test_loss']
+  probe = workdir.read_probe(tmp_path / 'cut', 'gradients')
+  np.testing.assert_array_equal(probe['step'], [0, 30, 60, 90])
+  record = workdir.read_record(tmp_path / 'cut')
+  assert record['config']['num_steps'] == 90
+  assert record['lengths'] == [60]
+  training.train(config | {'num_steps': 100}, tmp_path / 'cut')
+  assert workdir.read_record(tmp_path / 'cut')['lengths'] == [60, 90]
+
+
+def test_an_extended_run_goes_on_after_a_stop(
+  config, results, tmp_path, monkeypatch
+):
+  longer = config | {'num_steps': 120}
+  for name in ('whole', 'cut'):
+    training.train(config, tmp_path / name)
+  training.train(longer, tmp_path / 'whole')
+  with monkeypatch.context() as patch:
+    interrupt(patch, 1)
+    with pytest.raises(training.Interrupted):
+      training.train(longer, tmp_path / 'cut')
+  assert 60 < workdir.read_status(tmp_path / 'cut').step < 120
+  training.train(longer, tmp_path / 'cut')
+  assert results(tmp_path / 'whole') == results(tmp_path / 'cut')
+
+
+@pytest.mark.parametrize(
+  ('optimizer', 'num_steps'),
+  [
+    ({}, 30),
+    ({'schedule': 'cosine'}, 90),
+    ({'schedule': {'name': 'my:s'}}, 90),
+  ],
+)
+def test_what_cannot_be_extended_is_told(
+  config, tmp_path, optimizer, num_steps
+):
+  config['optimizer'] |= optimizer
+  (tmp_path / workdir.CONFIG).write_text(
+    json.dumps({'config': config | {'num_steps': 60}})
+  )
+  with pytest.raises(errors.UserError, match=r'num_steps=60 there.*extended'):
+    training.train(config | {'num_steps': num_steps}, tmp_path)
+
+
+def test_norms_may_be_means_over_all_steps(config, tmp_path, monkeypatch):
+  config['eval']['num_points'] = 60
+  training.train(config, tmp_path / 'each')
+  each = workdir.read_metrics(tmp_path / 'each')[1:]
+  config['eval'] |= {'num_points': 4, 'step_norms': 'mean'}
+  training.train(config, tmp_path / 'whole')
+  rows = workdir.read_metrics(tmp_path / 'whole')
+  assert 'grad_norm' not in rows[0]
+  for name in ('grad_norm', 'update_norm', 'param_norm', 'train_loss'):
+    values = np.reshape([row[name] for row in each], (4, 15))
+    found = [row[name] for row in rows[1:]]
+    np.testing.assert_allclose(found, values.mean(1), rtol=1e-5)
+  # The sums of a row survive a stop.
+  interrupt(monkeypatch, 2)
+  with pytest.raises(training.Interrupted):
+    training.train(config, tmp_path / 'cut')
+  assert 0 < workdir.read_status(tmp_path / 'cut').step < 60
+  training.train(config, tmp_path / 'cut')
+  again = workdir.read_metrics(tmp_path / 'cut')
+  for row in (*rows, *again):
+    del row['seconds']
+  assert rows == again
 
 
 def test_several_splits_are_evaluated(config, dataset, tmp_path):
@@ -284,7 +370,7 @@ def test_two_processes_do_not_share_a_workdir(config, tmp_path):
     ({'num_steps': 0}, 'num_steps=0'),
     ({'num_steps': 2**31}, 'num_steps=2147483648; choose .* to 2,147,483,647'),
     (
-      {'eval': {'num_points': 10**12, 'spacing': 'log', 'splits': ['test']}},
+      evaluated(num_points=10**12),
       'eval.num_points=1000',
     ),
     ({'seed': 0.5}, 'seed=0.5'),
@@ -303,13 +389,18 @@ def test_two_processes_do_not_share_a_workdir(config, tmp_path):
       'config.model: init_scale=nan; choose',
     ),
     (
-      {'eval': {'num_points': 3, 'spacing': 'cubic', 'splits': ['test']}},
+      evaluated(spacing='cubic'),
       "'cubic'",
     ),
     (
-      {'eval': {'num_points': 3, 'spacing': 'log', 'splits': 'test'}},
+      evaluated(splits='test'),
       "eval.splits='test'; give",
     ),
+    (
+      evaluated(population='reestimate'),
+      "eval.population='reestimate'; choose running or reestimated .did you",
+    ),
+    (evaluated(step_norms='all'), "eval.step_norms='all'; choose last or mean"),
     ({'model': {'name': 'mlq', 'norm': {'name': 'none'}}}, "model.name='mlq'"),
     ({'model': {'name': 'mlp', 'norm': {'name': 'bn'}}}, "'bn'"),
     ({'model': {'name': 'mlp', 'norm': {}}}, 'model.norm.name'),

@@ -91,6 +91,44 @@ def test_tensorboard_does_not_wait_for_a_checkpoint(tmp_path, monkeypatch):
   assert tags[-1] == 'test_loss'
 
 
+@pytest.mark.filterwarnings('error')
+def test_tensorboard_shows_what_probes_measure(tmp_path):
+  huge, same = np.full(3, 3e38, np.float32), np.full(4, 2.5, np.float32)
+  spread = np.arange(8, dtype=np.int32).reshape(2, 4)
+  odd = np.array([np.nan, 1])
+  log = metrics.Metrics(tmp_path, -1, CONFIG)
+  log.show(
+    3,
+    'mine',
+    {
+      'number': np.float32(1.5),
+      'huge': huge,
+      'same': same,
+      'spread': spread,
+      'odd': odd,
+      'empty': np.zeros(0),
+      'long': np.zeros(10**6),
+    },
+  )
+  log.flush()
+  log.close()
+  found = {
+    value.tag: (event.step, value)
+    for event in events(tmp_path)
+    for value in event.summary.value
+    if value.tag.startswith('mine/')
+  }
+  names = ('number', 'huge', 'same', 'spread')
+  assert found.keys() == {f'mine/{name}' for name in names}
+  assert {step for step, _ in found.values()} == {3}
+  assert found['mine/number'][1].simple_value == 1.5
+  for name, array in (('huge', huge), ('same', same), ('spread', spread)):
+    histogram = found[f'mine/{name}'][1].histo
+    assert histogram.num == array.size
+    assert (histogram.min, histogram.max) == (array.min(), array.max())
+    assert sum(histogram.bucket) == array.size
+
+
 def test_a_full_disk_is_one_line_and_loses_nothing(written, monkeypatch):
   log = metrics.Metrics(written, 10, CONFIG)
 
@@ -150,6 +188,8 @@ def _recorder(directory, step):
     'batch_size': 1,
     'probes': {'activations': {}},
   }
+  record = {'config': config, 'lengths': []}
+  (directory / workdir.CONFIG).write_text(json.dumps(record))
   return recorder.Recorder(config, directory, _Programs(), step)
 
 
@@ -157,7 +197,7 @@ def test_train_loss_is_the_mean_since_the_last_row(tmp_path):
   measured = _recorder(tmp_path, -1)
   for step, total in ((0, 0.0), (10, 5.0), (20, 30.0)):
     measured.measure(
-      types.SimpleNamespace(loss_sum=total, _replace=lambda **_: None),
+      types.SimpleNamespace(loss_sum=total, sums={}, _replace=lambda **_: None),
       step,
       {'grad_norm': np.float32(2)} if step else {},
     )

@@ -2,23 +2,22 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from bn_research import norms
 from bn_research.layers import calls
 from bn_research.layers.nnx import carrying, surgery
+from bn_research.layers.nnx.call_order import Call, in_order_of_calls
 from bn_research.layers.nnx.norm import Norm
 from bn_research.layers.nnx.tree import Path, at, normalizations
 from bn_research.norms import combination
 
-Call = Callable[[nnx.Module, Any], Any]
-Batches = Callable[[], Iterable[Any]]
+Batches = Callable[[], Iterable[Any]] | Sequence[Any]
 
 
 def reestimate(
@@ -41,9 +40,13 @@ def reestimate(
   Training can continue after the call: the measured moments have the weight of
   the average of a trained model. A frozen normalization keeps its moments.
 
+  With stacks of batches, the function may be called inside `jit`: each pass is
+  then a `lax.scan` over each stack.
+
   Args:
     model: A model with `Norm` or `BatchNorm` layers.
-    batches: A function without arguments that returns the batches of a pass.
+    batches: A function without arguments that returns the batches of a pass; or
+      a sequence of stacks, which are pytrees of arrays (num_batches, ...).
     call: A function of (model, batch) that runs the forward pass in training
       mode.
     in_order: Whether the layers are measured separately, first to last.
@@ -69,11 +72,16 @@ def reestimate(
     measured = _measured(copy, set(paths), set(), batches, call)
   else:
     measured = {}
-    for path in _in_order_of_calls(copy, paths, batches, call):
+    for path in in_order_of_calls(copy, paths, _first(batches), call):
       found = _measured(copy, {path}, set(measured), batches, call)
       _adopt(copy, found)
       measured |= found
   _adopt(model, measured)
+
+
+def measures(model: nnx.Module) -> bool:
+  """Returns whether `reestimate` has something to measure in a model."""
+  return any(_learns(layer) for _, layer in normalizations(model))
 
 
 def _learns(layer: nnx.Module) -> bool:
@@ -86,77 +94,6 @@ def _learns(layer: nnx.Module) -> bool:
 
 def _is_fixed(part: Any) -> bool:
   return isinstance(getattr(part, 'population', None), norms.Fixed)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Noted:
-  """A normalizer with a record of the calls."""
-
-  normalizer: Any
-  path: Path
-  calls: list[Path]
-
-  def __getattr__(self, name: str) -> Any:
-    return getattr(self.normalizer, name)
-
-  def apply(self, x: jax.Array, *args: Any, **options: Any) -> Any:
-    self.calls.append(self.path)
-    # The name marks the place of the call in the traced program.
-    return self.normalizer.apply(
-      checkpoint_name(x, str(self.path)), *args, **options
-    )
-
-
-def _in_order_of_calls(model, paths, batches, call) -> list[Path]:
-  """Returns the paths in the order of the first calls, uncalled layers last."""
-  # Each normalizer of the copy records calls. A trace runs every call once
-  # and computes nothing.
-  probe = nnx.clone(model)
-  noted: list[Path] = []
-  for path in paths:
-    noting = functools.partial(_Noted, path=path, calls=noted)
-    surgery.replace(probe, noting, path.__eq__)
-  graphdef, state = nnx.split(probe)
-
-  def run(state, batch):
-    call(nnx.merge(graphdef, state, copy=True), batch)
-
-  for batch in batches():
-    program = jax.make_jaxpr(run)(state, batch)
-    _require_no_scan(model, paths, _names_in_loops(program.jaxpr))
-    break
-  return list(dict.fromkeys((*noted, *paths)))
-
-
-def _require_no_scan(model, paths, names: set[str]) -> None:
-  """Raises a ValueError if a loop calls the slices of a stacked layer.
-
-  The slices of a layer are measured together. In a loop, a later slice needs
-  the moments of the slices before.
-  """
-  for path in paths:
-    layer = carrying.as_norm(at(model, path))
-    if str(path) in names and carrying.stacked_along(layer):
-      raise ValueError(
-        f'the layers stacked at {path} are called one after another by a loop '
-        'such as nnx.scan, and cannot be measured in order; call reestimate '
-        'with in_order=False.'
-      )
-
-
-def _names_in_loops(jaxpr: Any, is_in_loop: bool = False) -> set[str]:
-  """Returns the names that `checkpoint_name` gives inside of loops."""
-  names: set[str] = set()
-  for equation in jaxpr.eqns:
-    kind = equation.primitive.name
-    if kind == 'name' and is_in_loop:
-      names.add(equation.params['name'])
-    is_inside = is_in_loop or kind in ('scan', 'while')
-    for inner in jax.tree.leaves(list(equation.params.values())):
-      program = getattr(inner, 'jaxpr', inner)
-      if hasattr(program, 'eqns'):
-        names |= _names_in_loops(program, is_inside)
-  return names
 
 
 def _measured(model, measured, frozen, batches, call) -> dict[Path, Norm]:
@@ -178,8 +115,7 @@ def _measured(model, measured, frozen, batches, call) -> dict[Path, Norm]:
     call(merged, batch)
     return nnx.split(merged)[1]
 
-  for batch in batches():
-    state = advance(state, batch)
+  state = _over(batches, advance, state)
   # The options of a normalization may be arrays, which nnx cannot update.
   nnx.update(probe, nnx.filter_state(state, nnx.BatchStat))
   layers = {path: at(probe, path) for path in measured}
@@ -188,9 +124,33 @@ def _measured(model, measured, frozen, batches, call) -> dict[Path, Norm]:
   return layers
 
 
+def _first(batches: Batches) -> Any:
+  """Returns one batch."""
+  if not callable(batches):
+    return jax.tree.map(lambda stack: stack[0], batches[0])
+  for batch in batches():
+    return batch
+  raise ValueError(
+    '`batches` returned no batch; it must return some each time.'
+  )
+
+
+def _over(batches: Batches, advance: Callable, state: Any) -> Any:
+  """Returns the state after a pass."""
+  if callable(batches):
+    for batch in batches():
+      state = advance(state, batch)
+    return state
+  for stack in batches:
+    state, _ = jax.lax.scan(lambda s, b: (advance(s, b), None), state, stack)
+  return state
+
+
 def _require_moved(path: Path, layer: Norm) -> None:
   parts = combination.with_states(layer.normalization, carrying.state_of(layer))
   pools = [state for part, state in parts if _is_pool(part)]
+  if any(isinstance(pool.steps, jax.core.Tracer) for pool in pools):
+    return
   if not all(bool(jnp.all(pool.steps > 0)) for pool in pools):
     raise ValueError(
       f'the normalization at {path} met no batch with finite moments; '
@@ -231,8 +191,9 @@ def _adopt(model: nnx.Module, measured: dict[Path, Norm]) -> None:
     layer = at(model, path)
     if not isinstance(layer, Norm):
       # A BatchNorm has mean and variance, and no state with counts.
-      layer.mean.set_value(found.statistics.mean[...])
-      layer.var.set_value(found.statistics.var[...])
+      pool = carrying.state_of(found)
+      for variable, new in ((layer.mean, pool.mean), (layer.var, pool.var)):
+        variable.set_value(_if_moved(pool, new, variable[...]))
       continue
     pools = iter(
       pool
@@ -249,7 +210,8 @@ def _adopt(model: nnx.Module, measured: dict[Path, Norm]) -> None:
       def adopt(state, pool):
         moments = norms.Moments(pool.weight, pool.mean, pool.var)
         moments = moments.with_variance(pool.var)
-        return part.population.adopt(state, moments, part.map, pool.steps)
+        new = part.population.adopt(state, moments, part.map, pool.steps)
+        return jax.tree.map(functools.partial(_if_moved, pool), new, state)
 
       return calls.over_models(adopt, pool.steps.ndim)(state, pool)
 
@@ -257,3 +219,8 @@ def _adopt(model: nnx.Module, measured: dict[Path, Norm]) -> None:
     carrying.set_state(
       layer, combination.mapped_with_states(adopted, layer.normalization, state)
     )
+
+
+def _if_moved(pool: Any, new: jax.Array, old: jax.Array) -> jax.Array:
+  """Returns the old moments of a layer that met no batch inside `jit`."""
+  return jnp.where(pool.steps > 0, new, old)

@@ -67,6 +67,10 @@ def wait_for_a_checkpoint(process, directory):
 
 
 LONG = ('--config.num_steps=4000', '--config.checkpoint_seconds=0.0')
+THREE_PROBES = (
+  '--config.probes.gradients.num_points=30',
+  '--config.probes.whiteness.num_points=7',
+)
 
 
 def test_the_shortest_run(start, tmp_path):
@@ -81,14 +85,14 @@ def test_the_shortest_run(start, tmp_path):
 
 
 def test_a_killed_run_ends_in_the_same_bits(start, tmp_path):
-  assert finish(start(LONG[0], name='whole'))[0] == 0
+  assert finish(start(LONG[0], *THREE_PROBES, name='whole'))[0] == 0
   for _ in range(2):
-    process = start(*LONG)
+    process = start(*LONG, *THREE_PROBES)
     wait_for_a_checkpoint(process, tmp_path / 'run')
     process.kill()
     assert finish(process)[0] == -signal.SIGKILL
     assert workdir.read_status(tmp_path / 'run').status == workdir.INCOMPLETE
-  code, out, err = finish(start(*LONG))
+  code, out, err = finish(start(*LONG, *THREE_PROBES))
   assert (code, err) == (0, '')
   assert 'going on from step' in out
 
@@ -97,8 +101,8 @@ def test_a_killed_run_ends_in_the_same_bits(start, tmp_path):
   for row in (*rows[0], *rows[1]):
     row.pop('seconds')
   assert rows[0] == rows[1]
-  probes = [workdir.PROBES + '/activations.npz', workdir.STATUS]
-  for name in probes:
+  keys = ('activations', 'gradients', 'whiteness')
+  for name in (workdir.STATUS, *(f'{workdir.PROBES}/{k}.npz' for k in keys)):
     assert (whole / name).read_bytes() == (run / name).read_bytes()
   for a, b in zip(arrays(whole), arrays(run), strict=True):
     np.testing.assert_array_equal(a, b)
@@ -155,7 +159,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(start, tmp_path):
   assert err.count('\n') == 1
   kept = workdir.read_metrics(tmp_path / 'run')
   assert kept == [row for row in rows if row['step'] <= step][: len(kept)]
-  code, out, err = finish(start(*LONG))
+  code, out, err = finish(start(*LONG, *THREE_PROBES))
   assert (code, err) == (0, '')
   assert 'going on from step' in out
 

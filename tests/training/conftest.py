@@ -77,8 +77,11 @@ def results():
     rows = workdir.read_metrics(directory)
     for row in rows:
       assert row.pop('seconds') >= 0
-    probe = workdir.read_probe(directory, 'activations')
-    arrays = {name: array.tobytes() for name, array in probe.items()}
+    arrays = {
+      (path.stem, name): array.tobytes()
+      for path in (directory / workdir.PROBES).glob('*.npz')
+      for name, array in workdir.read_probe(directory, path.stem).items()
+    }
     return rows, arrays, _parameters(directory)
 
   return read

@@ -170,7 +170,13 @@ def test_the_length_of_chunks_changes_no_bit(
 def test_a_signal_stops_a_run_that_goes_on_to_the_same_bits(
   config, tmp_path, results, monkeypatch, number
 ):
+  config['eval'] |= {'population': 'reestimated', 'splits': ('test', 'train')}
+  config['probes'] |= {
+    'covariate_shift': {'num_examples': 20, 'num_points': 3},
+    'whiteness': {'num_points': 7, 'spacing': 'log'},
+  }
   training.train(config, tmp_path / 'whole')
+  assert len(list((tmp_path / 'whole' / workdir.PROBES).iterdir())) == 3
   with monkeypatch.context() as patch:
     taken = interrupt(patch, 4, number)
     with pytest.raises(KeyboardInterrupt) as end:

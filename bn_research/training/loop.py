@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -61,9 +61,9 @@ def train(
   with jax.set_mesh(mesh), stopping.on_signals() as stop:
     programs = Programs(config, dataset, mesh)
     with locking.exclusive(directory):
-      record.write(directory, config, dataset)
+      written = record.write(directory, config, dataset)
       with _noting_failure(directory):
-        run = Run(config, directory, programs)
+        run = Run(config, directory, programs, written['lengths'])
         with contextlib.closing(run):
           status = run.until_end_or(stop)
       if status.status == workdir.INCOMPLETE:
@@ -116,6 +116,7 @@ class Run:
     config: dict[str, Any],
     directory: disk.PathLike,
     programs: Programs,
+    lengths: Sequence[int] = (),
   ):
     """Restores the newest checkpoint, or begins at step 0.
 
@@ -123,6 +124,7 @@ class Run:
       config: The resolved config.
       directory: The workdir.
       programs: What the run computes.
+      lengths: The earlier lengths, if the run is extended.
     """
     self._num_steps: int = config['num_steps']
     self._directory = directory
@@ -138,7 +140,9 @@ class Run:
     state = self._checkpoints.restore(programs.abstract)
     step = -1 if state is None else int(state.step)
     programs.wait()  # The recorder's clock is not to run while it compiles.
-    self._recorder = recorder.Recorder(config, directory, programs, step)
+    self._recorder = recorder.Recorder(
+      config, directory, programs, step, lengths
+    )
     if state is not None:
       self._progress.say(f'going on from step {step:,}')
     self.step = max(step, 0)
@@ -181,7 +185,7 @@ class Run:
     chunk = min(self._chunk, self._programs.max_steps)
     end = min(self.step + chunk, self._recorder.next_point(self.step))
     start = time.monotonic()
-    self._state, scalars = self._programs.train(self._state, self.step, end)
+    scalars = self._train(end)
     step, loss = jax.device_get((self._state.step, self._state.loss))
     if not math.isfinite(loss):
       raise recorder.Diverged(int(step), 'the training loss', loss)
@@ -190,6 +194,22 @@ class Run:
     self.step = end
     self._state = self._recorder.measure(self._state, end, scalars)
     self._progress.update(end, self._recorder.last)
+
+  def _train(self, end: int) -> dict[str, jax.Array]:
+    """Takes the steps up to `end`.
+
+    Returns:
+      The scalars of the last step, if a row of metrics is due after it.
+    """
+    train, start = self._programs.train, self.step
+    if not self._recorder.has_row(end):
+      self._state = train(self._state, start, end)
+      return {}
+    if start < end - 1:
+      self._state = train(self._state, start, end - 1)
+    scalars = self._programs.scalars(self._state, end - 1)
+    self._state = train(self._state, end - 1, end)
+    return scalars
 
   def _save(self) -> None:
     # In this order: a checkpoint promises all that was measured up to it.

@@ -65,7 +65,7 @@ class Programs:
 
   def train(
     self, train_state: state.TrainState, start: int, stop: int
-  ) -> tuple[state.TrainState, dict[str, jax.Array]]:
+  ) -> state.TrainState:
     """Takes the steps from `start` up to `stop`; `train_state` is used up.
 
     Args:
@@ -74,18 +74,30 @@ class Programs:
       stop: One past the last; at most `max_steps` steps are taken.
 
     Returns:
-      The state after the last step, or after the first with a non-finite loss;
-      and the scalars of the last step.
+      The state after the last step, or after the first with a non-finite loss.
     """
-    batch_size = self._config['batch_size']
-    indices = data.batch_indices(
-      self._num_examples, batch_size, self._config['seed'], start, stop
-    )
-    padded = np.zeros((self.max_steps, batch_size), np.int32)
-    padded[: stop - start] = indices
+    padded = np.zeros((self.max_steps, self._config['batch_size']), np.int32)
+    padded[: stop - start] = self._indices(start, stop)
     return self._train(
       train_state, self._train_data, padded, np.int32(stop - start)
     )
+
+  def scalars(
+    self, train_state: state.TrainState, start: int
+  ) -> dict[str, jax.Array]:
+    """Returns the norms of the step after `start` steps.
+
+    Args:
+      train_state: The state after `start` steps.
+      start: The number of steps.
+
+    Returns:
+      See `step.norms_of`; nothing where the state has their sums.
+    """
+    if self._scalars is None:
+      return {}
+    batch = self._indices(start, start + 1)[0]
+    return self._scalars(train_state, self._train_data, batch)
 
   def evaluate(
     self, train_state: state.TrainState
@@ -110,6 +122,11 @@ class Programs:
   def zero(self) -> jax.Array:
     """Returns a new float32 zero on the devices."""
     return mesh_lib.replicate(np.zeros((), np.float32), self._mesh)
+
+  def _indices(self, start: int, stop: int) -> np.ndarray:
+    """Returns the examples of the steps from `start` up to `stop`."""
+    size, seed = self._config['batch_size'], self._config['seed']
+    return data.batch_indices(self._num_examples, size, seed, start, stop)
 
   def _put(self, dataset: data.Dataset) -> None:
     train = dataset.train
@@ -162,27 +179,35 @@ class Programs:
       'graphdef': graphdef,
       'to_input': data.input_function(config['data'], dataset.train.images),
     }
-    shape = (self.max_steps, config['batch_size'])
+    given = self.abstract, self._train_data
+    size = config['batch_size']
     self._train = self._ahead(
       functools.partial(step.train_steps, optimizer=optimizer, **parts),
-      self.abstract,
-      self._train_data,
-      self._like(jax.ShapeDtypeStruct(shape, np.int32)),
-      self._like(jax.ShapeDtypeStruct((), np.int32)),
+      *given,
+      self._int32(self.max_steps, size),
+      self._int32(),
       donate_argnums=0,
     )
+    self._scalars = None
+    if not self.abstract.sums:
+      self._scalars = self._ahead(
+        functools.partial(step.scalars, optimizer=optimizer, **parts),
+        *given,
+        self._int32(size),
+      )
     self._evaluate = {
       split: self._ahead(
-        functools.partial(evaluation.evaluate, **parts), self.abstract, *given
+        functools.partial(evaluation.evaluate, **parts),
+        self.abstract,
+        *split_data,
       )
-      for split, given in self._evaluated.items()
+      for split, split_data in self._evaluated.items()
     }
     self._reestimate = None
     if self._stacks:
       self._reestimate = self._ahead(
         functools.partial(evaluation.reestimate, **parts),
-        self.abstract,
-        self._train_data,
+        *given,
         *self._stacks,
         where='config.eval.population',
       )
@@ -200,6 +225,9 @@ class Programs:
 
   def _like(self, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._whole)
+
+  def _int32(self, *shape: int) -> jax.ShapeDtypeStruct:
+    return self._like(jax.ShapeDtypeStruct(shape, np.int32))
 
   def _ahead(
     self,

@@ -17,13 +17,16 @@ from bn_research import data, disk, workdir
 
 def write(
   directory: disk.PathLike, config: Mapping[str, Any], dataset: data.Dataset
-) -> None:
+) -> dict[str, Any]:
   """Writes `config.json`: the config, the data, and each start of the run.
 
   Args:
     directory: The workdir.
     config: The resolved config.
     dataset: What the run trains on.
+
+  Returns:
+    What is written; its `lengths` are earlier lengths of an extended run.
 
   Raises:
     UserError: If the workdir was written in a format that is not known here.
@@ -58,6 +61,7 @@ def write(
     'starts': [*earlier['starts'], start],
   }
   disk.write_json(f'{directory}/{workdir.CONFIG}', record)
+  return record
 
 
 def _lengths(

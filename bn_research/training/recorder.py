@@ -3,7 +3,7 @@
 import functools
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -44,6 +44,7 @@ class Recorder:
     directory: disk.PathLike,
     programs: Programs,
     step: int,
+    lengths: Sequence[int] = (),
   ):
     """Goes on after `step`.
 
@@ -52,9 +53,9 @@ class Recorder:
       directory: The workdir.
       programs: What evaluates and probes.
       step: The step that the run goes on from; -1 where it begins.
+      lengths: The earlier lengths, if the run is extended.
     """
     self._programs = programs
-    lengths = workdir.read_record(directory)['lengths']
     num_steps = config['num_steps']
     self._eval_points = schedule.measured(num_steps, config['eval'], lengths)
     self._probe_points = {
@@ -97,6 +98,10 @@ class Recorder:
     """Returns the first step after `step` at which something is measured."""
     return int(self._points[np.searchsorted(self._points, step, 'right')])
 
+  def has_row(self, step: int) -> bool:
+    """Whether a row of metrics is due at a step."""
+    return step in self._eval_points
+
   def measure(
     self, state: TrainState, step: int, scalars: Mapping[str, jax.Array]
   ) -> TrainState:
@@ -105,7 +110,7 @@ class Recorder:
     Args:
       state: The state after `step` steps.
       step: The number of steps.
-      scalars: What `step.scalars` says of the last step; none before the first.
+      scalars: What `Programs.scalars` says of the last step.
 
     Returns:
       The state; the sum of losses begins anew where a row was written.
@@ -116,7 +121,7 @@ class Recorder:
     for key, points in self._probe_points.items():
       if step in points:
         self._probe(key, state, step)
-    if step in self._eval_points:
+    if self.has_row(step):
       self._append_row(state, step, scalars)
       zero = self._programs.zero
       sums = {name: zero() for name in state.sums}

@@ -188,8 +188,6 @@ def _recorder(directory, step):
     'batch_size': 1,
     'probes': {'activations': {}},
   }
-  record = {'config': config, 'lengths': []}
-  (directory / workdir.CONFIG).write_text(json.dumps(record))
   return recorder.Recorder(config, directory, _Programs(), step)
 
 

@@ -110,16 +110,18 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 def _checked_parse(argv: Sequence[str]) -> list[str]:
-  argv = arguments.tidy(argv)
-  path = _typed_config(argv)
-  if path is not None:
-    argv = _of_parts(_load(path), argv)
-    flags.FLAGS['config'].parser = _Parser()
-  _argv[:] = argv
   try:
+    # What a --flagfile holds is as if it were typed.
+    argv = flags.FLAGS.read_flags_from_files(arguments.tidy(argv))
+    path = _typed_config(argv)
+    if path is not None:
+      argv = _of_parts(_load(path), argv)
+      flags.FLAGS['config'].parser = _Parser()
+    _argv[:] = argv
     rest = flags.FLAGS(argv)
   except flags.Error as error:
-    raise errors.UserError(str(error)) from error
+    message = str(error).strip().removeprefix('ERROR:: ')
+    raise errors.UserError(message) from error
   if flags.FLAGS['config'].value is not None:
     flags.FLAGS['config'].value.lock()
   if flags.FLAGS['verbosity'].using_default_value:
@@ -144,7 +146,7 @@ def _of_parts(config: config_dict.ConfigDict, argv: Sequence[str]) -> list[str]:
   for argument, match in zip(argv, matches, strict=True):
     if match and match[3] is not None:
       value = None if match[3] == 'None' else match[3]
-      key = overrides.place(config, match[2], keys, value)
+      key = overrides.meant(config, match[2], keys, value)
       argument = f'{match[1]}{key}={match[3]}'
     result.append(argument)
   return result
@@ -158,7 +160,7 @@ class _Parser(flags.ArgumentParser):
     config = _load(path)
     for argument in _argv:
       if match := _OVERRIDE.fullmatch(argument):
-        overrides.open_(config, match[2])
+        overrides.make_room(config, match[2])
         section, _, name = match[2].rpartition('.')
         parent = overrides.at(config, section)
         if match[3] == 'None':
@@ -197,12 +199,12 @@ def _of_the_user(name: str, call: Callable[..., Any], *args: Any) -> Any:
   try:
     return call(*args)
   except errors.UserError as error:
-    where = errors.place(error)
+    where = errors.user_line(error)
     raise errors.UserError(f'{where or name}: {error}') from error
   except Exception as error:
     told = errors.told(error)
-    place = errors.place(error)
-    raise errors.UserError(told if place else f'{name}: {told}') from error
+    is_placed = errors.user_line(error)
+    raise errors.UserError(told if is_placed else f'{name}: {told}') from error
 
 
 def in_one_line(call: Callable[[], Any]) -> Any:

@@ -26,11 +26,11 @@ def told(error: BaseException) -> str:
   message = error.msg if isinstance(error, SyntaxError) else str(error)
   lines = message.splitlines() or ['']
   text = f'{type(error).__name__}: {lines[0]}'.removesuffix(': ')
-  where = place(error)
+  where = user_line(error)
   return f'{where}: {text}' if where else text
 
 
-def place(error: BaseException) -> str | None:
+def user_line(error: BaseException) -> str | None:
   """Returns `file:line` of the innermost line of the user, or None."""
   if isinstance(error, SyntaxError) and error.filename and error.lineno:
     return f'{_short(error.filename)}:{error.lineno}'

@@ -6,6 +6,7 @@ where the part is built. The root and `eval` are closed: their keys are those of
 `experiment.base()`. A text in the place of a part is short for its name.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,6 +18,8 @@ CLOSED = ('', 'eval')
 """The sections in which a change may add no key."""
 
 
+_KEY = r'[A-Za-z_]\w*(\.\w+)*'
+_MAPS = ('probes', 'model.norms')  # sections by keys that a user chooses
 _PARTS = (config_dict.ConfigDict, str, type(None))
 
 
@@ -37,8 +40,8 @@ def apply(
   # A section is changed key by key, as flags would change it.
   changes = dotted.flatten(changes)
   for key, value in changes.items():
-    key = place(config, key, changes, value)
-    open_(config, key)
+    key = meant(config, key, changes, value)
+    make_room(config, key)
     section, _, name = key.rpartition('.')
     parent = at(config, section)
     try:
@@ -54,7 +57,7 @@ def apply(
       ) from error
 
 
-def place(
+def meant(
   config: config_dict.ConfigDict, key: str, keys: Iterable[str], value: Any
 ) -> str:
   """Returns the key that a change means: a part's name for the part itself.
@@ -64,16 +67,34 @@ def place(
     key: The dotted key of the change.
     keys: The dotted keys of all changes.
     value: The value of the change.
+
+  Raises:
+    UserError: If the key is no dotted name, or the value the text of a section.
   """
+  if not re.fullmatch(_KEY, key):
+    raise errors.UserError(
+      f'{key!r} is no key of a config; a key is made of letters, digits and _,'
+      ' with dots between'
+    )
   if value is None or isinstance(value, Mapping):
     return key
+  if isinstance(value, str) and value.startswith('{'):
+    raise errors.UserError(
+      f'{key}={value} is a section; give its keys one by one, as'
+      f' {key}.name=VALUE'
+    )
+  if key in _MAPS:
+    raise errors.UserError(
+      f'{key} is a section of sections, and not {value!r}; give'
+      f' {key}.KEY.name={value}'
+    )
   is_part = any(other.startswith(f'{key}.') for other in keys)
   if is_part or isinstance(at(config, key), config_dict.ConfigDict):
     return f'{key}.name'
   return key
 
 
-def open_(config: config_dict.ConfigDict, key: str) -> None:
+def make_room(config: config_dict.ConfigDict, key: str) -> None:
   """Makes the sections of a dotted key, so that the key may be set.
 
   Raises:

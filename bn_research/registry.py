@@ -75,11 +75,13 @@ def find(where: str, table: Mapping[str, Any], name: Any) -> Any:
       raises an error while it is imported.
   """
   if isinstance(name, str) and ':' in name:
-    return _attribute(f'{where}.name={name!r}', *name.split(':', 1))
+    return _attribute(f'{where}={name!r}', *name.split(':', 1))
   if name not in table:
+    known = f'{", ".join(sorted(table))}, and module:attribute for your own'
+    if name is None:
+      raise errors.UserError(f'{where} has no name; there are {known}')
     raise errors.UserError(
-      f'{where}.name={name!r} is unknown{hint(name, table)}; there are'
-      f' {", ".join(sorted(table))}, and module:attribute for your own'
+      f'{where}={name!r} is unknown{hint(name, table)}; there are {known}'
     )
   return table[name]
 
@@ -103,7 +105,7 @@ def call(
   Raises:
     UserError: If an option is unknown or missing, or if the factory refuses it.
   """
-  parameters = signature(factory)
+  parameters = parameters_of(where, factory, name)
   _check_options(where, parameters, name, options, given)
   ours = {k: v for k, v in given.items() if takes(parameters, k)}
   with mistakes_in(where):
@@ -128,7 +130,7 @@ def bind(
     UserError: If the function takes no argument, or an option is unknown or
       missing.
   """
-  parameters = list(signature(function).items())
+  parameters = list(parameters_of(where, function, name).items())
   if not parameters:
     raise errors.UserError(f'{where}: {name!r} takes no argument')
   _check_options(where, dict(parameters[1:]), name, options, {})
@@ -158,8 +160,25 @@ def _check_options(
       raise errors.UserError(f'{where}: {name!r} needs the option {key!r}')
 
 
+def parameters_of(
+  where: str, factory: Any, name: Any
+) -> dict[str, inspect.Parameter]:
+  """As `signature`, with a UserError where there is none."""
+  try:
+    return signature(factory)
+  except (TypeError, ValueError) as error:
+    raise errors.UserError(
+      f'{where}: {name!r} is {factory!r}; give a function or a class of Python'
+    ) from error
+
+
 def signature(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-  """Returns the parameters of a function or of a class, by name."""
+  """Returns the parameters of a function or of a class, by name.
+
+  Raises:
+    TypeError: If it is neither.
+    ValueError: If Python does not know them, as for some functions in C.
+  """
   if not inspect.isclass(factory):
     return dict(inspect.signature(factory).parameters)
   # The metaclass of nnx.Module hides the signature of its classes.
@@ -210,8 +229,8 @@ def mistakes_in(where: str) -> Iterator[None]:
     yield
   except errors.UserError:
     raise
-  except Exception as error:
-    if errors.place(error):
+  except (Exception, SystemExit) as error:
+    if errors.user_line(error):
       raise errors.UserError(f'{where}: {errors.told(error)}') from error
     if isinstance(error, ValueError | TypeError) and errors.raised_by_us(error):
       message = str(error).partition('\n')[0]
@@ -222,9 +241,9 @@ def mistakes_in(where: str) -> Iterator[None]:
 def _attribute(where: str, module_name: str, attribute: str) -> Any:
   try:
     found: Any = importlib.import_module(module_name)
-    file = found.__file__
-  except Exception as error:
+  except (Exception, SystemExit) as error:
     raise errors.UserError(f'{where}: {errors.told(error)}') from error
+  file = getattr(found, '__file__', module_name)
   for part in attribute.split('.'):
     if not hasattr(found, part):
       raise errors.UserError(

@@ -10,15 +10,16 @@ Reading changes no file. NumPy suffices, except for `Run.model` and for
 import csv
 import dataclasses
 import functools
+import io
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
 
-from bn_research import disk, dotted, errors, workdir
+from bn_research import disk, dotted, errors, registry, workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +44,12 @@ class Run:
   def matches(self, where: Mapping[str, Any]) -> bool:
     """Whether the config holds these values, by dotted key.
 
-    Raises:
-      UserError: If the config lacks a key.
+    A key that is absent is one that is None: a factory's default.
     """
     # JSON has lists for the tuples of a config.
-    return all(_plain(self.value(k)) == _plain(v) for k, v in where.items())
+    return all(
+      _plain(self.config.get(k)) == _plain(v) for k, v in where.items()
+    )
 
   def value(self, key: str) -> Any:
     """Returns the value of a dotted key of the config.
@@ -59,7 +61,7 @@ class Run:
       raise errors.UserError(f'{self.path}: its config has no key {key!r}')
     return self.config[key]
 
-  @property
+  @functools.cached_property
   def metrics(self) -> dict[str, np.ndarray]:
     """All metrics: (k,) float64 by name; NaN where a row lacks one."""
     names = dict.fromkeys(name for row in self._rows for name in row)
@@ -154,10 +156,23 @@ class Runs(tuple[Run, ...]):
       where: Values by dotted key.
       **more: Further values; two underscores stand for a dot, as in
         `model__norm__name='none'`.
+
+    Raises:
+      UserError: If none of the configs has a key.
     """
     wanted = dict(where or {})
     wanted |= {key.replace('__', '.'): value for key, value in more.items()}
+    self.check_keys(wanted)
     return type(self)(run for run in self if run.matches(wanted))
+
+  def check_keys(self, keys: Iterable[str]) -> None:
+    """Raises a UserError if no config has a key."""
+    known = {key for run in self for key in run.config}
+    for key in keys:
+      if self and key not in known:
+        raise errors.UserError(
+          f'no run has the setting {key!r}{registry.hint(key, known)}'
+        )
 
   def settings(self) -> list[str]:
     """Returns the dotted keys in whose values the runs differ."""
@@ -203,12 +218,18 @@ class Runs(tuple[Run, ...]):
 
   def to_csv(self, path: disk.PathLike) -> None:
     """Writes the table of `rows` as a file of comma-separated values."""
-    rows = list(self.rows())
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    with disk.writing(path), open(path, 'w', newline='') as file:
-      writer = csv.DictWriter(file, names)
-      writer.writeheader()
-      writer.writerows(rows)
+    text = csv_of(list(self.rows()))
+    disk.write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def csv_of(rows: Sequence[Mapping[str, Any]]) -> str:
+  """Returns a table as comma-separated values; a row may lack some columns."""
+  names = dict.fromkeys(name for row in rows for name in row)
+  file = io.StringIO(newline='')
+  writer = csv.DictWriter(file, list(names))
+  writer.writeheader()
+  writer.writerows(rows)
+  return file.getvalue()
 
 
 def load(directory: disk.PathLike) -> Run:

@@ -137,6 +137,15 @@ def test_help_shows_the_flags(run):
       ['--config.optimizer.learning_rate=fast'],
       'flag --config.optimizer.learning_rate=fast:',
     ),
+    (
+      ['--config.my-part.name=x'],
+      "'my-part.name' is no key of a config; a key is made of letters",
+    ),
+    (
+      ["--config.optimizer={'name': 'adam'}"],
+      "optimizer={'name': 'adam'} is a section; give its keys one by one",
+    ),
+    (['--flagfile=none.txt'], 'Unable to open flagfile: [Errno 2]'),
     (['--wordkir=x'], "Unknown command line flag 'wordkir'"),
     (['left.py'], "unexpected argument 'left.py'"),
     (['--config.seed=13'], '13 brings bad luck; choose another seed'),
@@ -150,6 +159,16 @@ def test_a_mistake_is_one_line(run, flags, message):
   assert done.stdout == ''
   assert done.stderr.startswith(f'error: {message}')
   assert done.stderr.count('\n') == 1
+
+
+def test_a_flagfile_is_as_if_it_were_typed(run, tmp_path):
+  (tmp_path / 'flags.txt').write_text(
+    '--config.optimizer=adam\n--config.optimizer.b1=0.5\n--config.seed=3\n'
+  )
+  done = run('--flagfile=flags.txt')
+  assert done.returncode == 3, done.stderr
+  expected = {'optimizer.name': 'adam', 'optimizer.b1': 0.5, 'seed': 3}
+  assert str(expected) in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,9 @@ def test_references_follow():
     ({'modle.norm': 'x'}, r"'modle' \(did you mean 'model'\?\)"),
     ({'seed.x': 3}, "unknown config key 'seed.x'; seed is no section"),
     ({'model.name.x': 3}, "'model.name.x'; model.name is no section"),
+    ({'probes': 'x'}, 'probes is a section of sections.*probes.KEY.name=x'),
+    ({'model.norms': 'x'}, 'give model.norms.KEY.name=x'),
+    ({'probes.a/b.name': 'x'}, "'probes.a/b.name' is no key of a config"),
     ({'seed': 'a'}, "the config gives 'seed' the value 'a', of another type"),
   ],
 )

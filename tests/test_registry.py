@@ -54,10 +54,10 @@ def test_a_text_is_short_for_a_name():
   [
     (
       {'name': 'cicle'},
-      r"config.shape.name='cicle' is unknown \(did you mean 'circle'\?\);"
+      r"config.shape='cicle' is unknown \(did you mean 'circle'\?\);"
       ' there are circle, line, scheduled, square, and module:attribute',
     ),
-    ({}, 'name=None is unknown; there are circle, line, sch'),
+    ({}, 'config.shape has no name; there are circle, line, sch'),
     ({'name': 'circle', 'side': 1}, "'circle' has no option 'side'; it has ra"),
     ({'name': 'square', 'unit': 1}, "'square' has no option 'unit'; it has si"),
     ({'name': 'line'}, "'line' needs the option 'length'"),
@@ -90,6 +90,11 @@ def fails():
   a = 1
   return a.nothing
 
+def leaves():
+  raise SystemExit(3)
+
+number = 3
+
 def of_one(x, factor=2):
   return factor * x
 """
@@ -117,6 +122,10 @@ def test_a_part_of_the_user(user):
     ('my_shape:Ring', "ModuleNotFoundError: No module named 'my_shape'"),
     ('my_broken:Ring', 'my_broken.py:2: ZeroDivisionError: division by zero'),
     ('my_syntax:Ring', 'my_syntax.py:3: SyntaxError'),
+    ('my_shapes:leaves', 'my_shapes.py:15: SystemExit: 3'),
+    ('my_shapes:number', "'my_shapes:number' is 3; give a function or a class"),
+    ('math:hypot', "'math:hypot' is <built-in function hypot>; give"),
+    ('sys:x', "sys has no 'x'"),
     ('my_shapes:fails', "my_shapes.py:12: AttributeError: 'int' object"),
   ],
 )

@@ -49,7 +49,15 @@ def test_many_runs_are_selected_by_their_settings(folder):
   assert [run.path.name for run in chosen] == ['none-1']
   assert len(runs.select(model__norm__name='batch_norm')) == 2
   assert len(runs.select(widths=(3,))) == len(runs.select(widths=[3])) == 4
-  with pytest.raises(errors.UserError, match="no key 'sede'"):
+  # Absent is None: only some of the configs have the key.
+  path = folder / 'none-1' / workdir.CONFIG
+  record = json.loads(path.read_text())
+  record['config']['model']['norm']['epsilon'] = 0.5
+  path.write_text(json.dumps(record))
+  runs = bn_research.load_all(folder)
+  assert len(runs.select({'model.norm.epsilon': 0.5})) == 1
+  assert len(runs.select({'model.norm.epsilon': None})) == 3
+  with pytest.raises(errors.UserError, match="no run has the setting 'sede'"):
     runs.select(sede=1)
 
 

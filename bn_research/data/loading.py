@@ -51,7 +51,7 @@ OF_INPUTS = ('binarize', 'normalize')
 def load(
   config: Mapping[str, Any],
   data_dir: str | None = None,
-  others: Sequence[str] = (),
+  splits: Sequence[str] = (),
 ) -> Dataset:
   """Loads a prepared image-classification dataset; never downloads one.
 
@@ -65,8 +65,9 @@ def load(
       the section, and with `data_dir` if it takes one; it returns a `Dataset`.
       `binarize` and `normalize` are not read here.
     data_dir: Where TFDS keeps its datasets; its own default where None.
-    others: Further splits or slices of TFDS, such as `'validation'`. A function
-      of the user returns all splits that it has.
+    splits: The splits that will be asked for: `'train'`, `'test'`, and further
+      splits or slices of TFDS, such as `'validation'`. A function of the user
+      returns all splits that it has.
 
   Raises:
     UserError: If the dataset, an option or a split is unknown, not prepared,
@@ -76,7 +77,10 @@ def load(
   name, options = registry.split(config)
   options = {k: v for k, v in options.items() if k not in OF_INPUTS}
   if isinstance(name, str) and re.fullmatch(r'[\w.]+:[A-Za-z_][\w.]*', name):
-    return _of_the_user(name, options, data_dir)
+    dataset = _of_the_user(name, options, data_dir)
+    for split in splits:
+      dataset.split(split)
+    return dataset
   registry.check_keys('config.data', options, ('train', 'test', *OF_INPUTS))
   builder = builders.find(name, data_dir)
   own = builders.OWN.get(builder.name)
@@ -90,7 +94,11 @@ def load(
     test=_read(builder, 'test', str(options.get('test', 'test'))),
     num_classes=num_classes,
     version=str(builder.version),
-    others={split: _read(builder, split, split) for split in others},
+    others={
+      split: _read(builder, split, split)
+      for split in splits
+      if split not in ('train', 'test')
+    },
   )
 
 
@@ -101,7 +109,7 @@ def _of_the_user(
   where = 'config.data'
   function = registry.find(where, {}, name)
   # The base of all configs has splits; a function need not know of splits.
-  takes = registry.signature(function)
+  takes = registry.parameters_of(where, function, name)
   known = {k: v for k, v in options.items() if k in takes}
   others = {k: v for k, v in options.items() if k not in ('train', 'test')}
   dataset = registry.call(

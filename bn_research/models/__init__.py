@@ -1,7 +1,7 @@
 """Networks that are given a norm for each place, and never ask which one."""
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -46,6 +46,7 @@ def create(
   norm = _Norms(options.pop('norm'), options.pop('norms', None) or {})
   name, dense_options = registry.split(options.pop('dense', None))
   section = {'name': name or 'dense', **dense_options}
+  made = _Counted(registry.create('config.model.dense', dense.LAYERS, section))
   model = registry.create(
     'config.model',
     MODELS,
@@ -53,10 +54,14 @@ def create(
     input_shape=tuple(input_shape),
     num_classes=num_classes,
     norm=norm,
-    dense=registry.create('config.model.dense', dense.LAYERS, section),
+    dense=made,
     rngs=nnx.Rngs(key),
   )
   norm.check_all_used()
+  if section['name'] != 'dense' and not made.count:
+    raise errors.UserError(
+      'config.model.dense is given, and the model made no such layer'
+    )
   return model
 
 
@@ -64,7 +69,7 @@ def _check_taken(config: Mapping[str, Any]) -> None:
   """Raises a UserError if a norm or a dense layer would be left out."""
   name = config.get('name')
   factory = registry.find('config.model', MODELS, name)
-  parameters = registry.signature(factory)
+  parameters = registry.parameters_of('config.model', factory, name)
   asked = {
     'norm': registry.split(config['norm'])[0] not in (None, 'none')
     or bool(config.get('norms')),
@@ -78,11 +83,24 @@ def _check_taken(config: Mapping[str, Any]) -> None:
       )
 
 
+class _Counted:
+  """A factory that counts what it makes."""
+
+  def __init__(self, factory: Callable[..., Any]):
+    self._factory = factory
+    self.count = 0
+
+  def __call__(self, *args: Any, **options: Any) -> Any:
+    self.count += 1
+    return self._factory(*args, **options)
+
+
 class _Norms:
   """Makes the norm of each place of a model: what a model gets as `norm`."""
 
   def __init__(self, default: Any, by_place: Mapping[str, Any]):
     build = normalization.create
+    self._is_asked = registry.split(default)[0] not in (None, 'none')
     self._default = build('config.model.norm', default)
     self._by_place = {
       place: build(f'config.model.norms.{place}', section)
@@ -98,7 +116,11 @@ class _Norms:
     return layers.Norm(chosen, num_features, **options)
 
   def check_all_used(self) -> None:
-    """Raises a UserError if there is a norm for a place that is not there."""
+    """Raises a UserError if a norm is asked for that is at no place."""
+    if self._is_asked and not self._used:
+      raise errors.UserError(
+        'config.model.norm is given, and the model made no norm'
+      )
     for place in self._by_place:
       if place not in self._used:
         raise errors.UserError(

@@ -82,6 +82,10 @@ def _with_parts(where: str, options: Mapping[str, Any]) -> dict[str, Any]:
     built['normalization'] = create(f'{where}.normalization', section)
   if 'parts' in built:
     parts = built['parts']
+    if isinstance(parts, str):
+      raise errors.UserError(
+        f'{where}.parts={parts!r} is no list; give {where}.parts.a.name={parts}'
+      )
     if registry.is_section(parts):
       # Not in the order of the config, which a comparison of configs ignores.
       parts = {key: parts[key] for key in sorted(parts)}

@@ -5,7 +5,7 @@ from typing import Any
 
 import optax
 
-from bn_research import ranges, registry
+from bn_research import errors, ranges, registry
 from bn_research.preconditioning import precondition_by_input_covariance
 
 
@@ -30,18 +30,35 @@ def create(
     UserError: If a name or an option is unknown, or a number out of range.
   """
   options = dict(config)
+  schedule = options.pop('schedule', None) or 'constant'
+  where = 'config.optimizer.schedule'
+  _check_takes_rate(where, SCHEDULES, schedule)
   learning_rate = registry.create(
-    'config.optimizer.schedule',
+    where,
     SCHEDULES,
-    options.pop('schedule', None) or 'constant',
+    schedule,
     learning_rate=options.pop('learning_rate'),
     num_steps=num_steps,
   )
+  where = 'config.optimizer'
+  _check_takes_rate(where, OPTIMIZERS, options)
   return optax.with_extra_args_support(
-    registry.create(
-      'config.optimizer', OPTIMIZERS, options, learning_rate=learning_rate
-    )
+    registry.create(where, OPTIMIZERS, options, learning_rate=learning_rate)
   )
+
+
+def _check_takes_rate(
+  where: str, table: Mapping[str, Any], section: Any
+) -> None:
+  """Raises a UserError if a part would leave the learning rate out."""
+  name, _ = registry.split(section)
+  factory = registry.find(where, table, name)
+  parameters = registry.parameters_of(where, factory, name)
+  if not registry.takes(parameters, 'learning_rate'):
+    raise errors.UserError(
+      f'{where}: {name!r} has no argument learning_rate; add one, a number or a'
+      ' schedule of optax'
+    )
 
 
 def _sgd(
@@ -51,6 +68,8 @@ def _sgd(
   precondition: Mapping[str, Any] | None = None,
 ) -> optax.GradientTransformation:
   ranges.weight_of_old(momentum=momentum)
+  if nesterov and not momentum:
+    raise ValueError('nesterov needs a momentum above 0')
   # With a momentum of 0.0 optax would carry a trace that is never used.
   descent = optax.sgd(learning_rate, momentum or None, nesterov)
   if precondition is None:

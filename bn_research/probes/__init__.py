@@ -9,6 +9,7 @@ The key is the name of the file of the probe. The probe is the part of this name
 (`PROBES`), or the part that `name` names.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from bn_research import registry
 from bn_research.probes.activations import Activations
-from bn_research.probes.covariate_shift import CovariateShift
+from bn_research.probes.covariate_shift import covariate_shift
 from bn_research.probes.gradients import gradients
 from bn_research.probes.observation import Observation, Step
 from bn_research.probes.whiteness import whiteness
@@ -29,7 +30,7 @@ Probe = Callable[[Observation], Mapping[str, jax.Array]]
 
 PROBES: dict[str, Any] = {
   'activations': Activations,
-  'covariate_shift': CovariateShift,
+  'covariate_shift': covariate_shift,
   'gradients': gradients,
   'whiteness': whiteness,
 }
@@ -48,8 +49,8 @@ def create(key: str, section: Mapping[str, Any]) -> Probe:
       `OF_THE_LOOP` are not read.
 
   Returns:
-    The probe. The attribute `constants`, where it has one, holds arrays by name
-    that are stored once.
+    The probe. Its `constants`, if it has some, are stored once: see
+    `constants`.
 
   Raises:
     UserError: If the name or an option is unknown, or has a wrong value.
@@ -58,10 +59,47 @@ def create(key: str, section: Mapping[str, Any]) -> Probe:
   where = f'config.probes.{key}'
   name, options = registry.split({'name': key, **options})
   found = registry.find(where, PROBES, name)
-  if isinstance(found, type):
-    return registry.call(where, found, name, options)
-  # A function of the user that takes the observation first.
-  return registry.bind(where, found, name, options)
+  # A class takes options; a function takes the observation before them.
+  build = registry.call if isinstance(found, type) else registry.bind
+  probe = build(where, found, name, options)
+  with registry.mistakes_in(where):
+    constants(probe)
+  return probe
+
+
+def constants(probe: Probe) -> dict[str, np.ndarray]:
+  """Returns what a probe has stored once, beside what it measures.
+
+  Args:
+    probe: What `create` returned. The constants are an attribute `constants` of
+      the function, or of the object: a dict of arrays.
+
+  Raises:
+    ValueError: If they are something else.
+  """
+  with jax.ensure_compile_time_eval():  # also where a program is traced
+    found = arrays(_constants(probe))
+  return {name: np.asarray(value) for name, value in found.items()}
+
+
+def _constants(probe: Probe) -> Any:
+  function = probe.func if isinstance(probe, functools.partial) else probe
+  return getattr(function, 'constants', {})
+
+
+def measured(probe: Probe, observation: Observation) -> dict[str, jax.Array]:
+  """Returns what a probe finds, checked: arrays that a file can hold.
+
+  Raises:
+    ValueError: If it is something else, or has the name of a constant.
+  """
+  found = arrays(probe(observation))
+  for name in _constants(probe):
+    if name in found:
+      raise ValueError(
+        f'the probe measures {name!r}, which is a constant of it'
+      )
+  return found
 
 
 # Names of the file's own, or of arguments of `numpy.savez`.

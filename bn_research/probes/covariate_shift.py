@@ -1,7 +1,5 @@
 """Internal covariate shift, as Santurkar et al. (2018) define it."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
@@ -9,9 +7,8 @@ from bn_research.probes import layers
 from bn_research.probes.observation import Observation
 
 
-@dataclasses.dataclass(frozen=True)
-class CovariateShift:
-  """How much a layer's gradient changes if the layers before take their step.
+def covariate_shift(observation: Observation) -> dict[str, jax.Array]:
+  """Measures how much a layer's gradient changes by steps of earlier layers.
 
     G  = ∇_{W_i} L(W_1, ..., W_k)
     G' = ∇_{W_i} L(W_1 + ΔW_1, ..., W_{i-1} + ΔW_{i-1}, W_i, ..., W_k)
@@ -21,42 +18,38 @@ class CovariateShift:
   batch. All layers together cost about as many gradients as there are layers,
   plus two.
 
+  Args:
+    observation: The network, a batch, and the step on this batch.
+
+  Returns:
+    For each layer that has a kernel, () float32: `'dense/0/distance'`, the
+    shift; and `'dense/0/cosine'`, `'dense/0/gradient'`, where gradient is ‖G‖.
+    The first layer has a distance of 0.
+
   Source: Santurkar et al. (2018), "How Does Batch Normalization Help
   Optimization?", Definition 2.1.
   """
+  step = observation.take_step()
+  # Where layers moved to new coordinates, old weights are written in these.
+  params, rest = step.origin
+  found: dict[str, jax.Array] = {}
+  moved: list[int] = []
+  for layer in layers.in_order(observation):
+    weights = layers.chosen(params, layer.weights)
+    new = layers.chosen(step.params, moved)
 
-  def __call__(self, observation: Observation) -> dict[str, jax.Array]:
-    """Measures all layers that have a kernel.
+    def loss(weights, new=new):
+      moved_params = layers.replaced(params, {**new, **weights})
+      return observation.loss(moved_params, rest)
 
-    Args:
-      observation: The network, a batch, and the step on this batch.
-
-    Returns:
-      For each layer, () float32: `'dense/0/distance'`, the shift; and
-      `'dense/0/cosine'`, `'dense/0/gradient'`, where gradient is ‖G‖. The first
-      layer has a distance of 0.
-    """
-    step = observation.take_step()
-    # Where layers moved to new coordinates, old weights are written in these.
-    params, rest = step.origin
-    found: dict[str, jax.Array] = {}
-    moved: list[int] = []
-    for layer in layers.in_order(observation):
-      weights = layers.chosen(params, layer.weights)
-      new = layers.chosen(step.params, moved)
-
-      def loss(weights, new=new):
-        moved_params = layers.replaced(params, {**new, **weights})
-        return observation.loss(moved_params, rest)
-
-      before = layers.chosen(step.grads, layer.weights)
-      after = jax.grad(loss)(weights) if moved else before
-      found |= {
-        f'{layer.name}/{name}': value
-        for name, value in _compare(before, after).items()
-      }
-      moved += [*layer.weights, *layer.others]
-    return found
+    before = layers.chosen(step.grads, layer.weights)
+    after = jax.grad(loss)(weights) if moved else before
+    found |= {
+      f'{layer.name}/{name}': value
+      for name, value in _compare(before, after).items()
+    }
+    moved += [*layer.weights, *layer.others]
+  return found
 
 
 def _compare(

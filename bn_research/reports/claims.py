@@ -10,7 +10,7 @@ from scipy import special
 
 from bn_research import errors
 from bn_research.reports import measures
-from bn_research.results import Run
+from bn_research.results import Run, Runs
 
 HOLDS = 'holds'
 DOES_NOT_HOLD = 'does not hold'
@@ -150,8 +150,8 @@ def table(findings: Sequence[Finding]) -> rich.table.Table:
 
 def _by_seed(where: Mapping[str, Any], runs: Sequence[Run]) -> dict[int, Run]:
   found: dict[int, Run] = {}
-  for run in runs:
-    if run.is_done and run.matches(where):
+  for run in Runs(runs).select(where):
+    if run.is_done:
       other = found.setdefault(run.config['seed'], run)
       if other is not run:
         raise errors.UserError(

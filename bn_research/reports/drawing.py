@@ -1,7 +1,7 @@
 """Series of runs, and how they are drawn: what panels have in common."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,14 +69,18 @@ def draw_runs(
     axes.plot(x, y.T, linewidth=0.6, alpha=0.6, **style)
 
 
-def sample(counts: Sequence[int]) -> str:
-  """Says how many seeds there are, in increasing order, and what is drawn."""
-  number = ' or '.join(map(str, counts))
-  if counts[-1] == 1:
+def sample(counts: Collection[int]) -> str:
+  """Says how many seeds there are, and what a panel of curves draws of them."""
+  drawn = 'range' if min(counts) >= _FEW else 'runs'
+  return seeds(counts, f'mean and {drawn}, {{}} seeds')
+
+
+def seeds(counts: Iterable[int], several: str) -> str:
+  """Says how many seeds there are: `several`, with the numbers in its {}."""
+  numbers = sorted(set(counts))
+  if numbers[-1] == 1:
     return '1 seed'
-  if counts[0] >= _FEW:
-    return f'mean and range, {number} seeds'
-  return f'mean and runs, {number} seeds'
+  return several.format(' or '.join(map(str, numbers)))
 
 
 def label_axes(axes: Any, panel: Any, title: str) -> None:

@@ -1,7 +1,5 @@
 """Runs and claims as tables for other programs and for papers."""
 
-import csv
-import io
 import json
 import math
 import pathlib
@@ -10,7 +8,7 @@ from typing import Any
 
 from bn_research import disk
 from bn_research.reports.claims import Finding
-from bn_research.results import Run, Runs
+from bn_research.results import Run, Runs, csv_of
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -78,14 +76,6 @@ def _names(rows: Rows) -> list[str]:
   return list(dict.fromkeys(name for row in rows for name in row))
 
 
-def _csv(rows: Rows) -> str:
-  file = io.StringIO(newline='')
-  writer = csv.DictWriter(file, _names(rows))
-  writer.writeheader()
-  writer.writerows(rows)
-  return file.getvalue()
-
-
 def _json(rows: Rows) -> str:
   # JSON has neither NaN nor infinity: what was not measured is null.
   is_nan = lambda value: isinstance(value, float) and not math.isfinite(value)
@@ -135,7 +125,7 @@ def _cell(value: Any) -> str:
 
 
 KINDS: dict[str, tuple[str, Callable[[Rows], str]]] = {
-  'csv': ('csv', _csv),
+  'csv': ('csv', csv_of),
   'json': ('json', _json),
   'latex': ('tex', _latex),
   'markdown': ('md', _markdown),

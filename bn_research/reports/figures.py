@@ -8,7 +8,7 @@ from typing import Any
 from bn_research import disk, errors, registry
 from bn_research.reports import labels
 from bn_research.reports import panels as panels_lib
-from bn_research.results import Run
+from bn_research.results import Run, Runs
 
 # Okabe and Ito's palette, which the color-blind can tell apart.
 _COLORS = (
@@ -97,7 +97,7 @@ class Figure:
 
 
 def _series(spec, runs, index) -> panels_lib.Series:
-  matching = [run for run in runs if run.matches(spec['where'])]
+  matching = Runs(runs).select(spec['where'])
   done = [run for run in matching if run.is_done]
   if not done:
     raise errors.UserError(

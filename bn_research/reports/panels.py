@@ -61,8 +61,8 @@ class Curves:
       drawing.draw_runs(axes, s, x, y)
     axes.set_xscale(self.xscale)
     axes.set_yscale(self.yscale)
-    counts = sorted({len(s.runs) for s in series})
-    title = f'{self.title} {drawing.sample(counts)}'.lstrip()
+    sample = drawing.sample([len(s.runs) for s in series])
+    title = f'{self.title} {sample}'.lstrip()
     drawing.label_axes(axes, self, title)
 
   def _columns(self, series: Series) -> tuple[np.ndarray, np.ndarray]:

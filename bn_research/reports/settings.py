@@ -62,7 +62,7 @@ class Settings:
       counts.add(len(y))
       settings.update(x)
       drawing.draw_runs(axes, s, x, y, marker='.')
-    title = f'{self.title} {drawing.sample(sorted(counts))}'.lstrip()
+    title = f'{self.title} {drawing.sample(counts)}'.lstrip()
     drawing.label_axes(axes, self, title)
     axes.margins(x=_MARGIN)
     axes.set_xticks(sorted(settings))

@@ -51,8 +51,9 @@ class Bars:
       )
       axes.plot(x, values, '.', color=s.color, markersize=3)
     axes.set_yscale(self.yscale)
-    counts = sorted({len(s.runs) for s in series})
-    axes.set_title(f'{self.title} {_seeds(counts)}'.lstrip())
+    counts = [len(s.runs) for s in series]
+    seeds = drawing.seeds(counts, 'mean and each of {} seeds')
+    axes.set_title(f'{self.title} {seeds}'.lstrip())
     axes.set_xticks(range(len(groups)), list(groups))
     axes.set_xlabel(self.xlabel)
     axes.set_ylabel(self.ylabel)
@@ -86,39 +87,36 @@ class HeatMap:
 
   def draw(self, axes: Any, series: Sequence[Series]) -> None:
     """Draws the map of the one series."""
-    chosen = drawing.of_label(series, self.series)
-    cells: dict[tuple[Any, Any], list[float]] = {}
-    for run in chosen.runs:
-      place = (_hashable(run.value(self.x)), _hashable(run.value(self.y)))
-      cells.setdefault(place, []).append(measures.measure(self.measure, run))
+    cells = self._cells(drawing.of_label(series, self.series))
     xs, ys = (sorted({place[k] for place in cells}, key=_order) for k in (0, 1))
     means = [[np.mean(cells.get((x, y), [np.nan])) for x in xs] for y in ys]
     image = axes.imshow(means, origin='lower', aspect='auto', cmap='viridis')
     axes.figure.colorbar(image, ax=axes, label=self.label)
-    for (row, column), value in np.ndenumerate(np.asarray(means)):
-      text = '' if np.isnan(value) else f'{value:.3g}'
-      light = value < np.nanmean(means)
-      axes.text(
-        *(column, row, text),
-        ha='center',
-        va='center',
-        fontsize='small',
-        color='white' if light else 'black',
-      )
+    _write_numbers(axes, np.asarray(means))
     axes.set_xticks(range(len(xs)), [str(x) for x in xs])
     axes.set_yticks(range(len(ys)), [str(y) for y in ys])
-    counts = sorted({len(values) for values in cells.values()})
-    number = ' or '.join(map(str, counts))
-    seeds = '1 seed' if counts[-1] == 1 else f'mean of {number} seeds'
+    seeds = drawing.seeds(map(len, cells.values()), 'mean of {} seeds')
     axes.set_title(f'{self.title} {seeds}'.lstrip())
     axes.set_xlabel(self.x if self.xlabel is None else self.xlabel)
     axes.set_ylabel(self.y if self.ylabel is None else self.ylabel)
     axes.spines[:].set_visible(False)
 
+  def _cells(self, series: Series) -> dict[tuple[Any, Any], list[float]]:
+    """Returns the measures of all seeds, by the two settings."""
+    cells: dict[tuple[Any, Any], list[float]] = {}
+    for run in series.runs:
+      place = (_hashable(run.value(self.x)), _hashable(run.value(self.y)))
+      cells.setdefault(place, []).append(measures.measure(self.measure, run))
+    return cells
 
-def _seeds(counts: Sequence[int]) -> str:
-  number = ' or '.join(map(str, counts))
-  return '1 seed' if counts[-1] == 1 else f'mean and each of {number} seeds'
+
+def _write_numbers(axes: Any, values: np.ndarray) -> None:
+  """Writes the number of each cell of a heat map, readable on its colour."""
+  for (row, column), value in np.ndenumerate(values):
+    text = '' if np.isnan(value) else f'{value:.3g}'
+    color = 'white' if value < np.nanmean(values) else 'black'
+    at = {'ha': 'center', 'va': 'center', 'fontsize': 'small'}
+    axes.text(column, row, text, color=color, **at)
 
 
 def _hashable(value: Any) -> Any:

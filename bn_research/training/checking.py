@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from bn_research import data, models, optim, probes, registry
-from bn_research.training import configuration
+from bn_research.training import configuration, step
 
 
 def check(
@@ -25,16 +25,21 @@ def check(
     UserError: If a key, a name, an option or a value of a config is wrong.
   """
   built: set[str] = set()
-  load = functools.cache(lambda text: data.load(json.loads(text), data_dir))
+
+  @functools.cache
+  def load(section: str, splits: tuple[str, ...]) -> data.Dataset:
+    return data.load(json.loads(section), data_dir, splits)
+
   for config in configs:
     config = configuration.resolve(config)
+    splits = tuple(config['eval']['splits'])
     for part in ('data', 'model', 'optimizer', 'probes'):
       # A network depends on the data, and a schedule on the length of the run.
       parts = {k: config[k] for k in (part, 'data', 'num_steps')}
-      key = json.dumps([part, parts], default=str)
+      key = json.dumps([part, parts, splits], default=str)
       if key not in built:
         built.add(key)
-        dataset = load(json.dumps(config['data'], default=str))
+        dataset = load(json.dumps(config['data'], default=str), splits)
         _PARTS[part](config, dataset)
 
 
@@ -48,7 +53,8 @@ def _check_model(config: Mapping[str, Any], dataset: data.Dataset) -> None:
 
   def call(key: jax.Array) -> jax.Array:
     model: Any = models.create(config['model'], shape, dataset.num_classes, key)
-    return model(jnp.zeros((config['batch_size'], *shape)), train=True)
+    logits = model(jnp.zeros((config['batch_size'], *shape)), train=True)
+    return step.losses(logits, jnp.zeros(config['batch_size'], int))
 
   with registry.mistakes_in('config.model'):
     jax.eval_shape(call, jax.random.key(0))

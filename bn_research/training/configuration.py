@@ -42,7 +42,10 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     UserError: If a key is unknown or missing, or its value is out of range.
   """
   resolved = _plain(config)
+  if resolved.get('probes', {}) is None:
+    resolved['probes'] = {}
   base = _plain(experiment.base())
+  _name_parts(resolved, base)
   registry.check_keys('the config', resolved, base)
   for key, section in base.items():
     if isinstance(section, dict) and not isinstance(resolved.get(key), dict):
@@ -71,6 +74,16 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
   return resolved
 
 
+def _name_parts(config: dict[str, Any], base: Mapping[str, Any]) -> None:
+  """Writes a text in the place of a part as the name of the part."""
+  for key, part in base.items():
+    if isinstance(part, dict):
+      if 'name' in part and isinstance(config.get(key), str):
+        config[key] = {'name': config[key]}
+      if isinstance(config.get(key), dict):
+        _name_parts(config[key], part)
+
+
 def _check_splits(splits: Any) -> None:
   is_list = isinstance(splits, list | tuple) and len(splits) > 0
   if (
@@ -95,19 +108,28 @@ def probe_sections(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
   Raises:
     UserError: If a number is out of range.
   """
-  return {
+  found = {
     key: _probe(key, section, config)
     for key, section in config['probes'].items()
     if section is not None
   }
+  by_file: dict[str, str] = {}
+  for key in found:
+    other = by_file.setdefault(key.lower(), key)
+    if other != key:
+      raise errors.UserError(
+        f'config.probes has {other!r} and {key!r}, which are one file on some'
+        ' disks; give other keys'
+      )
+  return found
 
 
 def _probe(key: str, section: Any, config: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the section of a probe, with what a probe has by default."""
   where = f'config.probes.{key}'
-  if not re.fullmatch(r'\w[\w.-]*', key):
+  if not re.fullmatch(r'[A-Za-z]\w*', key, re.ASCII):
     raise errors.UserError(
-      f'{where}: the key is the name of a file; use letters'
+      f'{where}: the key is the name of a file; use letters, digits and _'
     )
   if not isinstance(section, Mapping):
     section = {'name': section}

@@ -40,6 +40,7 @@ def evaluate(
   *,
   graphdef: nnx.GraphDef,
   to_input: step_lib.ToInput,
+  num_classes: int,
 ) -> dict[str, jax.Array]:
   """Measures loss and accuracy with the statistics that the state holds.
 
@@ -49,9 +50,13 @@ def evaluate(
     indices: (num_batches, batch) int32, as `batches` cuts them.
     graphdef: The graph of the model.
     to_input: From stored images to what the network sees.
+    num_classes: Number of logits.
 
   Returns:
     `'accuracy'` and `'loss'`, means over all examples.
+
+  Raises:
+    ValueError: If the model returns another number of logits.
   """
   model: Any = nnx.merge(graphdef, state.params, state.rest, copy=True)
 
@@ -59,6 +64,11 @@ def evaluate(
     batch = jax.lax.with_sharding_constraint(batch, PartitionSpec('data'))
     labels = examples.labels[batch]
     logits = model(to_input(examples.images[batch]), train=False)
+    if logits.shape != (len(batch), num_classes):
+      raise ValueError(
+        f'the model returned logits {logits.shape} for {len(batch)} examples of'
+        f' {num_classes} classes; return ({len(batch)}, {num_classes})'
+      )
     is_real = batch >= 0
     correct = (logits.argmax(-1) == labels) & is_real
     loss = jnp.where(is_real, step_lib.losses(logits, labels), 0)
@@ -159,18 +169,17 @@ def probe(
       state, x, labels, graphdef=graphdef, optimizer=optimizer
     )
 
-  return probes.arrays(
-    measure(
-      probes.Observation(
-        num_steps=state.step,
-        x=x,
-        labels=labels,
-        params=state.params,
-        rest=state.rest,
-        opt_state=state.opt_state,
-        losses=step_lib.losses,
-        make_model=lambda *states: nnx.merge(graphdef, *states, copy=True),
-        take_step=take_step,
-      )
-    )
+  return probes.measured(
+    measure,
+    probes.Observation(
+      num_steps=state.step,
+      x=x,
+      labels=labels,
+      params=state.params,
+      rest=state.rest,
+      opt_state=state.opt_state,
+      losses=step_lib.losses,
+      make_model=lambda *states: nnx.merge(graphdef, *states, copy=True),
+      take_step=take_step,
+    ),
   )

@@ -55,8 +55,7 @@ def train(
   status = workdir.read_status(directory).towards(config['num_steps'])
   if status.status in (workdir.DONE, workdir.DIVERGED):
     return status
-  others = [s for s in config['eval']['splits'] if s not in ('train', 'test')]
-  dataset = data.load(config['data'], data_dir, others)
+  dataset = data.load(config['data'], data_dir, config['eval']['splits'])
   mesh = mesh_lib.create(config['num_devices'], config['batch_size'])
   with jax.set_mesh(mesh), stopping.on_signals() as stop:
     programs = Programs(config, dataset, mesh)

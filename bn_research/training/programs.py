@@ -197,7 +197,9 @@ class Programs:
       )
     self._evaluate = {
       split: self._ahead(
-        functools.partial(evaluation.evaluate, **parts),
+        functools.partial(
+          evaluation.evaluate, num_classes=dataset.num_classes, **parts
+        ),
         self.abstract,
         *split_data,
       )

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bn_research import disk, errors, workdir
+from bn_research import disk, errors, probes, workdir
 from bn_research.training import configuration, metrics, schedule
 from bn_research.training.programs import Programs
 from bn_research.training.state import TrainState
@@ -68,9 +68,7 @@ class Recorder:
     self._check_rows(directory, step)
     self._metrics = metrics.Metrics(directory, step, config)
     self._probe_logs = {
-      key: metrics.ProbeLog(
-        directory, key, getattr(probe, 'constants', {}), step
-      )
+      key: metrics.ProbeLog(directory, key, probes.constants(probe), step)
       for key, probe in programs.probes.items()
     }
     self.last = self._metrics.rows[-1] if self._metrics.rows else {}

@@ -37,7 +37,15 @@ def losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
   Returns:
     (batch,) losses in nats.
+
+  Raises:
+    ValueError: If the logits are of another shape.
   """
+  if logits.ndim != 2 or len(logits) != len(labels):
+    raise ValueError(
+      f'the model returned logits {logits.shape} for {len(labels)} examples;'
+      f' return ({len(labels)}, num_classes)'
+    )
   return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 

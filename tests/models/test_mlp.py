@@ -107,7 +107,7 @@ def test_building_works_in_one_jit():
   [
     (
       {'name': 'mpl'},
-      "model.name='mpl' is unknown .*; there are mlp",
+      "model='mpl' is unknown .*; there are mlp",
     ),
     (
       {'nonlinearity': 'sigmiod'},
@@ -147,6 +147,20 @@ def test_a_norm_that_a_model_does_not_take_is_refused(tmp_path, monkeypatch):
   for key, name in (('norm', 'batch_norm'), ('dense', 'prong')):
     with pytest.raises(errors.UserError, match=f'config.model.{key} is given'):
       models.create(bare | {key: name}, (3,), 2, jax.random.key(0))
+
+
+def test_a_norm_that_a_model_never_makes_is_told(tmp_path, monkeypatch):
+  (tmp_path / 'deaf_model.py').write_text(
+    'from flax import nnx\n'
+    'class Deaf(nnx.Module):\n'
+    '  def __init__(self, *, norm, dense, rngs): pass\n'
+  )
+  monkeypatch.syspath_prepend(tmp_path)
+  deaf = {'name': 'deaf_model:Deaf', 'norm': {'name': 'none'}}
+  models.create(deaf, (3,), 2, jax.random.key(0))
+  for key, name in (('norm', 'batch_norm'), ('dense', 'prong')):
+    with pytest.raises(errors.UserError, match=f'{key} is given, and the mod'):
+      models.create(deaf | {key: name}, (3,), 2, jax.random.key(0))
 
 
 def test_a_layer_may_have_a_norm_of_its_own():

@@ -96,10 +96,14 @@ def normalization_literal(text):
 @pytest.mark.parametrize(
   ('section', 'message'),
   [
-    ({'name': 'bath_norm'}, r"norm.name='bath_norm' is unknown \(did you mean"),
+    (
+      {'name': 'chain', 'parts': 'batch_norm'},
+      "norm.parts='batch_norm' is no list; give .*parts.a.name=batch_norm",
+    ),
+    ({'name': 'bath_norm'}, r"norm='bath_norm' is unknown \(did you mean"),
     (
       {'name': 'batch_norm', 'scope': 'batsh'},
-      "norm.scope.name='batsh' is unk",
+      "norm.scope='batsh' is unk",
     ),
     (
       {'name': 'batch_norm', 'scope': {'name': 'batch', 'size': 3}},
@@ -128,7 +132,7 @@ def normalization_literal(text):
     ({'name': 'chain'}, 'config.model.norm: Chain has no parts'),
     (
       {'name': 'chain', 'parts': ['batch_norm', 'bath_norm']},
-      r"norm.parts.1.name='bath_norm'",
+      r"norm.parts.1='bath_norm'",
     ),
     (
       {'name': 'virtual_batch_norm'},

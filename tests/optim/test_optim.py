@@ -74,8 +74,9 @@ def test_schedules(schedule, factors):
   [
     (
       {'name': 'sdg'},
-      "name='sdg' is unknown .*; there are adam, adamw",
+      "optimizer='sdg' is unknown .*; there are adam, adamw",
     ),
+    ({'nesterov': True}, 'nesterov needs a momentum above 0'),
     (
       {'momentom': 0.9},
       "'momentom' .*'momentum'.*; it has momentum, nest",
@@ -112,3 +113,20 @@ def test_schedules(schedule, factors):
 def test_what_is_unknown_or_out_of_range_is_one_line(change, message):
   with pytest.raises(errors.UserError, match=message):
     optim.create({'name': 'sgd', 'learning_rate': 0.5} | change, 10)
+
+
+def test_a_rate_that_would_be_left_out_is_told(tmp_path, monkeypatch):
+  (tmp_path / 'my_optimizer.py').write_text(
+    'import optax\n'
+    'def own(size=0.1): return optax.sgd(size)\n'
+    'def takes(learning_rate): return optax.sgd(learning_rate)\n'
+  )
+  monkeypatch.syspath_prepend(tmp_path)
+  rate = {'learning_rate': 0.5}
+  optim.create({'name': 'my_optimizer:takes', **rate}, 10)
+  for config in (
+    {'name': 'my_optimizer:own', **rate},
+    {'name': 'sgd', 'schedule': 'my_optimizer:own', **rate},
+  ):
+    with pytest.raises(errors.UserError, match='has no argument learning_rate'):
+      optim.create(config, 10)

@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
-from bn_research import models, optim, probes
+from bn_research import errors, models, optim, probes
 from bn_research.probes import layers
 from bn_research.training import evaluation, state, step
 
@@ -262,6 +262,28 @@ def test_what_a_probe_returns_can_be_stored():
     'b': 'int32',
     'c': 'bool',
   }
+
+
+def test_constants_of_a_function_are_stored(tmp_path, monkeypatch):
+  (tmp_path / 'my_probe.py').write_text(
+    'def mine(observation, factor=1):\n'
+    '  return {"loss": factor * observation.loss()}\n'
+    'mine.constants = {"size": 3}\n'
+    'def twice(observation):\n'
+    '  return {"size": 1}\n'
+    'twice.constants = {"size": 3}\n'
+    'def wrong(observation):\n'
+    '  return {}\n'
+    'wrong.constants = {"step": 3}\n'
+  )
+  monkeypatch.syspath_prepend(tmp_path)
+  probe = probes.create('mine', {'name': 'my_probe:mine', 'factor': 2})
+  assert probes.constants(probe) == {'size': 3}
+  assert observe(probe)['loss'] > 0
+  with pytest.raises(ValueError, match="measures 'size', which is a constant"):
+    observe(probes.create('twice', {'name': 'my_probe:twice'}))
+  with pytest.raises(errors.UserError, match="the name 'step'"):
+    probes.create('wrong', {'name': 'my_probe:wrong'})
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from bn_research import errors, workdir
+from bn_research import errors, results, workdir
 from bn_research.reports import runs
 
 
@@ -152,5 +152,5 @@ def test_what_is_missing_is_named_with_what_is_there(fake_run):
     run.probe('activations', 'first')
   with pytest.raises(errors.UserError, match="probe 'landscape'"):
     run.probe('landscape', 'last/unit')
-  with pytest.raises(errors.UserError, match=r"no key 'model\.nrom'"):
-    run.matches({'model.nrom': 'none'})
+  with pytest.raises(errors.UserError, match=r"no run has .*'model\.nrom'"):
+    results.Runs([run]).select({'model.nrom': 'none'})

@@ -60,7 +60,7 @@ def dataset():
 @pytest.fixture
 def loaded(monkeypatch, dataset):
   """Has every run train on `dataset`."""
-  monkeypatch.setattr(data, 'load', lambda config, data_dir, others: dataset)
+  monkeypatch.setattr(data, 'load', lambda config, data_dir, splits: dataset)
 
 
 @pytest.fixture

@@ -41,7 +41,12 @@ def test_results_are_means_over_all_examples(num_devices, monkeypatch):
   with jax.set_mesh(mesh.create(num_devices, num_devices)):
     results = jax.jit(
       lambda state, examples, indices: evaluation.evaluate(
-        state, examples, indices, graphdef=graphdef, to_input=data.to_input
+        state,
+        examples,
+        indices,
+        graphdef=graphdef,
+        to_input=data.to_input,
+        num_classes=4,
       )
     )(
       start,

@@ -96,6 +96,35 @@ def test_an_extended_run_goes_on_after_a_stop(
   assert results(tmp_path / 'whole') == results(tmp_path / 'cut')
 
 
+def test_logits_of_a_wrong_shape_are_told(config, tmp_path, monkeypatch):
+  (tmp_path / 'my_logits.py').write_text(
+    'import jax.numpy as jnp\n'
+    'from flax import nnx\n'
+    'class Model(nnx.Module):\n'
+    '  def __init__(self, *, rngs, shape):\n'
+    '    self.bias = nnx.Param(jnp.zeros(shape))\n'
+    '  def __call__(self, x, *, train):\n'
+    '    return jnp.zeros((len(x), 1)) + self.bias[...]\n'
+  )
+  monkeypatch.syspath_prepend(tmp_path)
+  config['probes'] = None
+  for shape, message in (
+    ((5,), r'logits \(37, 5\) for 37 examples of 4 classes; return \(37, 4\)'),
+    ((1, 16, 4), r'logits \(1, 16, 4\) for 16 examples; return \(16, num'),
+  ):
+    model = {'name': 'my_logits:Model', 'shape': shape, 'norm': 'none'}
+    with pytest.raises(errors.UserError, match=f'config.model: .*{message}'):
+      training.train(config | {'model': model}, tmp_path / 'run')
+
+
+def test_probes_whose_files_would_be_one_are_told(config, tmp_path):
+  config['probes'] = {'mine': 'gradients', 'Mine': 'whiteness'}
+  with pytest.raises(
+    errors.UserError, match="'mine' and 'Mine', which are one"
+  ):
+    training.train(config, tmp_path)
+
+
 @pytest.mark.parametrize(
   ('optimizer', 'num_steps'),
   [
@@ -368,7 +397,7 @@ def test_two_processes_do_not_share_a_workdir(config, tmp_path):
   [
     (
       {'optimizer': {'name': 'sdg', 'learning_rate': 1.0}},
-      "optimizer.name='sdg'",
+      "optimizer='sdg'",
     ),
     ({'batch_size': 101}, '101.*100'),
     ({'num_devices': 9, 'batch_size': 18}, 'num_devices=9'),
@@ -407,7 +436,7 @@ def test_two_processes_do_not_share_a_workdir(config, tmp_path):
       "eval.population='reestimate'; choose running or reestimated .did you",
     ),
     (evaluated(step_norms='all'), "eval.step_norms='all'; choose last or mean"),
-    ({'model': {'name': 'mlq', 'norm': {'name': 'none'}}}, "model.name='mlq'"),
+    ({'model': {'name': 'mlq', 'norm': {'name': 'none'}}}, "model='mlq'"),
     ({'model': {'name': 'mlp', 'norm': {'name': 'bn'}}}, "'bn'"),
     ({'model': {'name': 'mlp', 'norm': {}}}, 'model.norm.name'),
     (
@@ -432,7 +461,7 @@ def test_a_wrong_config_is_one_line_and_leaves_nothing(
     ({'num_examples': 101}, 'probes.activations.num_examples=101.*100'),
     ({'unit': 8}, 'unit=8, but hidden_2/input has units 0 to 7'),
     ({'percentiles': (50.0, 101.0)}, 'percentiles'),
-    ({'name': 'gradient'}, "name='gradient' is unknown"),
+    ({'name': 'gradient'}, "activations='gradient' is unknown"),
   ],
 )
 def test_a_wrong_probe_is_one_line(config, tmp_path, change, message):

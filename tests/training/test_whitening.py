@@ -89,7 +89,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
   [
     (
       {'precondition': {'name': 'covariance'}},
-      "precondition.name='covariance' is unknown",
+      "precondition='covariance' is unknown",
     ),
     (
       {'precondition': {'name': 'input_covariance', 'each': 1}},

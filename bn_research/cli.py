@@ -9,6 +9,7 @@ where `main` reads the parsed flags. A mistake of the user's is printed as
 `error: ...` and ends with status 2; our own mistakes keep their traceback.
 """
 
+import copy
 import functools
 import importlib.util
 import os
@@ -78,7 +79,12 @@ def config_module(path: str) -> types.ModuleType:
   Raises:
     UserError: If there is no such file, or it raises.
   """
-  name, _, _ = path.partition(':')
+  return _module(path.partition(':')[0])
+
+
+@functools.cache
+def _module(name: str) -> types.ModuleType:
+  """Runs a file once in a process."""
   if not os.path.isfile(name):
     raise errors.UserError(
       f'no config file {name}; give --config=path.py or path.py:argument'
@@ -183,7 +189,12 @@ def _typed_config(argv: Sequence[str]) -> str | None:
 
 
 def _load(path: str) -> config_dict.ConfigDict:
-  """Returns `get_config(argument)` of the experiment."""
+  """Returns a copy of `get_config(argument)` of the experiment."""
+  return copy.deepcopy(_config(path))
+
+
+@functools.cache
+def _config(path: str) -> config_dict.ConfigDict:
   name, *argument = path.split(':', 1)
   module = config_module(path)
   if not hasattr(module, 'get_config'):

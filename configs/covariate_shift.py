@@ -108,24 +108,21 @@ def report():
               for i in (1, 2, 3)
             },
           },
-          {
-            'name': 'bars',
-            'title': '(b)',
-            'ylabel': 'cosine of gradients, 1 without shift',
-            'measure': {
-              label: {**cosine, 'array': f'{layer}/cosine'}
-              for layer, label in LAYERS.items()
-            },
-          },
-          {
-            'name': 'bars',
-            'title': '(c)',
-            'ylabel': 'correlation of inputs',
-            'measure': {
-              label: {**correlation, 'array': f'{layer}/correlation'}
-              for layer, label in LAYERS.items()
-            },
-          },
+          *(
+            {
+              'name': 'bars',
+              'title': title,
+              'ylabel': ylabel,
+              'measure': {
+                label: {**measure, 'array': f'{layer}/{array}'}
+                for layer, label in LAYERS.items()
+              },
+            }
+            for title, measure, array, ylabel in (
+              ('(b)', cosine, 'cosine', 'cosine of gradients, 1 without shift'),
+              ('(c)', correlation, 'correlation', 'correlation of inputs'),
+            )
+          ),
         ],
       },
     ],

@@ -82,6 +82,12 @@ def test_flags_reach_the_command(run):
   assert done.stderr == ''
 
 
+def test_a_config_file_runs_once(run, tmp_path):
+  (tmp_path / 'config.py').write_text(f'print("runs")\n{CONFIG}')
+  done = run('--config.optimizer.b1=0.5')
+  assert done.stdout.count('runs') == 1
+
+
 def test_an_option_of_a_part_need_not_be_listed(run):
   done = run(
     '--config.optimizer.decay=1e-3',

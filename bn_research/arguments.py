@@ -1,4 +1,4 @@
-"""Command lines as they were meant, before a parser sees them."""
+"""Prepares the arguments of a command line for a parser."""
 
 import os
 import re
@@ -10,13 +10,22 @@ from bn_research import errors
 def tidy(argv: Sequence[str]) -> list[str]:
   """Returns arguments with the home directory in place of a tilde.
 
-  Shells replace that of `--workdir ~/x`, and leave that of `--workdir=~/x`.
+  A shell replaces the tilde in `--workdir ~/x`, but not in `--workdir=~/x`.
+
+  Args:
+    argv: The arguments of a command line.
+
+  Returns:
+    The same arguments. In `--name=value`, with no dot in the name, the home
+    directory replaces a tilde at the beginning of the value.
 
   Raises:
-    UserError: If one is not one line of UTF-8: neither logs nor the libraries
-      that write data could name such a path.
+    UserError: If an argument is not a single line of UTF-8. Logs, and the
+      libraries that write data, cannot name a path with these characters.
   """
   for argument in argv:
+    # Python decodes a byte that is not UTF-8 as a surrogate. The message shows
+    # the argument in ASCII (`!a`), which is printable and a single line.
     if re.search(r'[\ud800-\udfff\n]', argument):
       raise errors.UserError(
         f'{argument!a} is not one line of UTF-8; choose another name'
@@ -25,8 +34,10 @@ def tidy(argv: Sequence[str]) -> list[str]:
 
 
 def _at_home(argument: str) -> str:
+  """Returns an argument with the home directory in place of a tilde."""
   name, equals, value = argument.partition('=')
-  # A dot: a value of the config, which is no path of ours.
+  # A flag with a dot in the name sets a config key. The value of a config key
+  # is not a path of the commands, and stays as typed.
   if not name.startswith('-') or '.' in name:
     return argument
   return name + equals + os.path.expanduser(value)

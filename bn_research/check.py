@@ -1,9 +1,10 @@
-"""Checks configs, for a sweep: `python -m bn_research.check < REQUEST`.
+"""Checks the configs of a sweep: `python -m bn_research.check < REQUEST`.
 
-A process of its own, so that the driver of a sweep imports no JAX and stays
-small. The request is JSON: `configs`, a list; `folder`, where modules of the
-user are; `data_dir`. Exit status: 0, or 2 after a mistake of the user, in one
-line.
+The check runs in a separate process. The driver of a sweep therefore imports no
+JAX and stays small. The request is a JSON dict with three keys: `configs` is a
+list of configs, `folder` is the directory of the modules of the user, and
+`data_dir` is the directory of the datasets or null. The exit status is 0, or 2
+after a mistake of the user, with an error message of a single line.
 """
 
 import json
@@ -14,11 +15,13 @@ from bn_research import cli
 
 
 def main() -> None:
-  """Checks the configs of the request on the standard input."""
+  """Checks the configs in the request on the standard input."""
   request = json.load(sys.stdin)
-  # Shapes are the same on every device, and a run may hold the accelerator.
+  # The check calls each network on shapes only. Shapes are the same on every
+  # device, and a run may hold the accelerator.
   os.environ['JAX_PLATFORMS'] = 'cpu'
   cli.make_importable(request['folder'])
+  # This module imports JAX, hence the import comes after the platform is set.
   from bn_research.training import checking
 
   checking.check(request['configs'], request['data_dir'])

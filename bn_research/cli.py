@@ -1,12 +1,12 @@
-"""Flags that the commands share, and every user's error as one line.
+"""The flags of all commands, and every error of the user as a single line.
 
 A command ends with
 
     if __name__ == '__main__':
       cli.run(main)
 
-where `main` reads the parsed flags. A mistake of the user's is printed as
-`error: ...` and ends with status 2; our own mistakes keep their traceback.
+The function `main` reads the parsed flags. A mistake of the user is printed as
+`error: ...`, with exit status 2. A mistake of this package keeps the traceback.
 """
 
 import copy
@@ -24,12 +24,14 @@ from ml_collections import config_dict, config_flags
 
 from bn_research import arguments, errors, overrides
 
-_BROKEN_PIPE = 141  # a shell's code of a command that SIGPIPE ended
+_BROKEN_PIPE = 141  # The exit status that shells report after a SIGPIPE.
 
-# The command line as it is parsed, from which ml_collections reads overrides.
+# The command line in the parsed form. ml_collections reads the overrides from
+# this list instead of `sys.argv`.
 _argv: list[str] = []
 
-# No default: with one, a bad override would fail while this module is imported.
+# A default would be loaded during the import of this module, and a bad override
+# would fail in the import.
 CONFIG = config_flags.DEFINE_config_file(
   'config',
   None,
@@ -43,48 +45,53 @@ WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the results.')
 
 @functools.cache
 def define_data_dir() -> flags.FlagHolder:
-  """Defines --data_dir, for the commands that read data."""
+  """Defines the flag --data_dir, for the commands that read data."""
   return flags.DEFINE_string(
     'data_dir', None, "Directory of the datasets; TFDS's own where not given."
   )
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-  """Parses the flags, calls `main` and exits with what it returns.
+  """Parses the flags, calls `main`, and exits with the result of `main`.
 
   Args:
-    main: The command. A `UserError` that it raises is printed in one line.
+    main: The command, which returns the exit status, or None for 0. If `main`
+      raises a `UserError`, the message is printed in a single line.
   """
+  # `--help` shows the key flags of the command, and no flags of libraries.
   for flag in flags.FLAGS.flags_by_module_dict()[__name__]:
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
   app.run(lambda _: in_one_line(main), flags_parser=_parse)
 
 
 def config_path() -> str:
-  """Returns --config as it was typed: `path.py` or `path.py:argument`."""
+  """Returns the text of --config: `path.py` or `path.py:argument`."""
   return config_flags.get_config_filename(flags.FLAGS['config'])
 
 
 def config_overrides() -> dict[str, Any]:
-  """Returns what `--config.key=value` changed, by dotted key."""
+  """Returns the values of all flags `--config.key=value`, by dotted key."""
   return dict(config_flags.get_override_values(flags.FLAGS['config']))
 
 
 def config_module(path: str) -> types.ModuleType:
-  """Loads the file of an experiment, for its `sweep()` and `report()`.
+  """Loads the file of an experiment as a module.
 
   Args:
     path: `path.py` or `path.py:argument`.
 
+  Returns:
+    The module, with `get_config` and perhaps `sweep` and `report`.
+
   Raises:
-    UserError: If there is no such file, or it raises.
+    UserError: If the file does not exist, or if the file raises an error.
   """
   return _module(path.partition(':')[0])
 
 
 @functools.cache
 def _module(name: str) -> types.ModuleType:
-  """Runs a file once in a process."""
+  """Runs a config file; a further call returns the same module."""
   if not os.path.isfile(name):
     raise errors.UserError(
       f'no config file {name}; give --config=path.py or path.py:argument'
@@ -94,7 +101,8 @@ def _module(name: str) -> types.ModuleType:
   if spec is None or spec.loader is None:
     raise errors.UserError(f'{name} is not a Python file (.py)')
   module = importlib.util.module_from_spec(spec)
-  sys.modules['experiment'] = module  # where dataclasses look for it
+  # Dataclasses look up the module of a class in `sys.modules`.
+  sys.modules['experiment'] = module
   _of_the_user(name, spec.loader.exec_module, module)
   return module
 
@@ -102,27 +110,29 @@ def _module(name: str) -> types.ModuleType:
 def make_importable(folder: str) -> None:
   """Lets `module:attribute` name a module beside a config file."""
   if folder not in sys.path:
-    # Last: a file of the user called `jax.py` must not hide the library.
+    # At the end, because a file `jax.py` of the user must not hide the library.
     sys.path.append(folder)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
-  """Parses like absl, with every error of the user's in one line.
+  """Parses like absl, with every error of the user in a single line.
 
-  ml_collections tells a bad config by tracebacks and a misspelt key by Python's
-  attribute errors; so the config is loaded and the keys are looked up first.
+  ml_collections reports a bad config with a traceback, and a misspelt key with
+  an attribute error of Python. The config is therefore loaded, and the keys are
+  checked, before absl parses the flags.
   """
   return in_one_line(lambda: _checked_parse(argv))
 
 
 def _checked_parse(argv: Sequence[str]) -> list[str]:
   try:
-    # What a --flagfile holds is as if it were typed.
+    # Flags in a --flagfile get the same checks as typed flags.
     argv = flags.FLAGS.read_flags_from_files(arguments.tidy(argv))
     path = _typed_config(argv)
     if path is not None:
       argv = _of_parts(_load(path), argv)
       flags.FLAGS['config'].parser = _Parser()
+    # In place, because ml_collections holds a reference to this list.
     _argv[:] = argv
     rest = flags.FLAGS(argv)
   except flags.Error as error:
@@ -131,7 +141,8 @@ def _checked_parse(argv: Sequence[str]) -> list[str]:
   if flags.FLAGS['config'].value is not None:
     flags.FLAGS['config'].value.lock()
   if flags.FLAGS['verbosity'].using_default_value:
-    # Else `app.run` turns on the chatter of every library.
+    # With the default verbosity, `app.run` would show the INFO messages of
+    # every library.
     logging.set_verbosity(logging.WARNING)
   for name in ('config', 'workdir'):
     if flags.FLAGS[name].value in (None, ''):
@@ -145,7 +156,7 @@ _OVERRIDE = re.compile(r'(--?(?:no)?config\.)([^=]+)(?:=(.*))?', re.DOTALL)
 
 
 def _of_parts(config: config_dict.ConfigDict, argv: Sequence[str]) -> list[str]:
-  """Returns arguments, with the name of a part where the part itself is set."""
+  """Returns arguments, with `KEY.name` in place of a part `KEY`."""
   matches = [_OVERRIDE.fullmatch(argument) for argument in argv]
   keys = [match[2] for match in matches if match]
   result = []
@@ -159,10 +170,10 @@ def _of_parts(config: config_dict.ConfigDict, argv: Sequence[str]) -> list[str]:
 
 
 class _Parser(flags.ArgumentParser):
-  """Loads a config, and makes room in it for the overrides to come."""
+  """Loads a config, and creates the missing sections of the overrides."""
 
   def parse(self, path: str) -> config_dict.ConfigDict:
-    """Returns the config of a path."""
+    """Returns the config at a path, prepared for the overrides."""
     config = _load(path)
     for argument in _argv:
       if match := _OVERRIDE.fullmatch(argument):
@@ -172,13 +183,14 @@ class _Parser(flags.ArgumentParser):
         if match[3] == 'None':
           overrides.set_none(parent, name)
         elif name not in parent and match[3] in ('nan', 'inf', '-inf'):
-          # Else it would be a text, for Python has no such literals.
+          # Python has no literals nan and inf, and without a placeholder of
+          # type float the value would become a text.
           parent[name] = config_dict.placeholder(float)
     return config
 
 
 def _typed_config(argv: Sequence[str]) -> str | None:
-  """Returns what follows the last `--config=` or `--config `."""
+  """Returns the value of the last flag --config, or None."""
   path = None
   for i, argument in enumerate(argv):
     if argument in ('--config', '-config') and i + 1 < len(argv):
@@ -190,6 +202,7 @@ def _typed_config(argv: Sequence[str]) -> str | None:
 
 def _load(path: str) -> config_dict.ConfigDict:
   """Returns a copy of `get_config(argument)` of the experiment."""
+  # Overrides change the copy, and the cache keeps the original.
   return copy.deepcopy(_config(path))
 
 
@@ -206,7 +219,7 @@ def _config(path: str) -> config_dict.ConfigDict:
 
 
 def _of_the_user(name: str, call: Callable[..., Any], *args: Any) -> Any:
-  """Calls code of a config file, with the errors of the user in one line."""
+  """Calls code of a config file, and turns each error into a UserError."""
   try:
     return call(*args)
   except errors.UserError as error:
@@ -219,7 +232,16 @@ def _of_the_user(name: str, call: Callable[..., Any], *args: Any) -> Any:
 
 
 def in_one_line(call: Callable[[], Any]) -> Any:
-  """Returns what `call` returns; a mistake of the user ends the process."""
+  """Returns the result of `call`; a mistake of the user ends the process.
+
+  Args:
+    call: A function without arguments.
+
+  Raises:
+    SystemExit: With status 2 after a mistake of the user or if the output
+      cannot be written, 130 after Ctrl-C, and 141 if the reader of the output
+      has ended.
+  """
   try:
     return call()
   except errors.UserError as error:
@@ -228,10 +250,12 @@ def in_one_line(call: Callable[[], Any]) -> Any:
   except KeyboardInterrupt:
     sys.exit(130)
   except BrokenPipeError:
-    # Whoever read the output, such as `head`, has gone.
+    # The reader of the output, for example `head`, has ended.
     _stop_printing()
     sys.exit(_BROKEN_PIPE)
   except OSError as error:
+    # An error of the standard output has no file name. An error with a file
+    # name keeps the traceback.
     if error.filename is not None:
       raise
     _stop_printing()
@@ -244,5 +268,5 @@ def in_one_line(call: Callable[[], Any]) -> Any:
 
 
 def _stop_printing() -> None:
-  """Drops what is left to print: Python would try again as it exits."""
+  """Discards the remaining output, which Python would write again at exit."""
   os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

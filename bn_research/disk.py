@@ -1,20 +1,23 @@
-"""Files that are written whole or not at all, and a disk's errors in one line.
+"""Writes files completely or not at all, and reports disk errors to the user.
 
-Imports the standard library only.
+The module imports the standard library only.
 """
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 from bn_research import errors
 
 PathLike = str | os.PathLike[str]
 
+# Only errors that the user can fix. Any different error keeps the traceback.
 _FIXES = {
   errno.ENOSPC: 'free some space',
   errno.EDQUOT: 'free some of your quota',
@@ -32,13 +35,13 @@ _FIXES = {
 
 @contextlib.contextmanager
 def writing(path: PathLike) -> Iterator[None]:
-  """Turns an error of the disk (full, read-only) into one line for the user.
+  """Turns a disk error, for example a full disk, into an error message.
 
   Args:
-    path: What is being written; named in the message.
+    path: The file or directory that the body writes, for the message.
 
   Raises:
-    UserError: If the body meets an `OSError` that the user can cure.
+    UserError: If the body raises an `OSError` that the user can fix.
   """
   try:
     yield
@@ -54,32 +57,93 @@ def writing(path: PathLike) -> Iterator[None]:
 def write_atomically(
   path: PathLike, write: Callable[[BinaryIO], object]
 ) -> None:
-  """Writes a file so that a reader sees the old or the new one, never half.
+  """Writes a file atomically: a reader sees the old file or the new file.
 
   Args:
-    path: The file; its directory is made if it is not there.
-    write: Called with a binary file object that ends up as `path`.
+    path: The path of the file. A missing directory is created.
+    write: A function of a binary file object, which writes the content.
 
   Raises:
-    UserError: If the disk is full, read-only or not ours; `path` then still
-      holds what it held.
+    UserError: If the disk refuses the file and the user can fix the error, for
+      example a full disk. The old file is then unchanged.
   """
   path = pathlib.Path(path)
+  # `os.replace` is atomic only within a file system, hence the temporary file
+  # is in the same directory. The process id keeps two processes from writing
+  # the same temporary file.
   temporary = path.with_name(f'.{path.name}.{os.getpid()}')
   with writing(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
       with open(temporary, 'wb') as file:
         write(file)
+        # The content must be on the disk before the rename. After a power
+        # failure, the new name could otherwise belong to an incomplete file.
         file.flush()
         os.fsync(file.fileno())
       os.replace(temporary, path)
+    # Ctrl-C raises KeyboardInterrupt, which is not an `Exception`.
     except BaseException:
       temporary.unlink(missing_ok=True)
       raise
 
 
+def write_bytes(path: PathLike, content: bytes) -> None:
+  """Writes a file atomically; see `write_atomically`."""
+  write_atomically(path, lambda file: file.write(content))
+
+
 def write_json(path: PathLike, value: Any) -> None:
-  """Writes `value` as indented JSON, atomically."""
-  text = json.dumps(value, indent=2) + '\n'
-  write_atomically(path, lambda file: file.write(text.encode()))
+  """Writes a value as indented JSON, atomically.
+
+  Args:
+    path: The path of the file.
+    value: A value that `json.dumps` accepts.
+
+  Raises:
+    UserError: In the cases of `write_atomically`.
+  """
+  write_bytes(path, (to_json(value, indent=2) + '\n').encode())
+
+
+def to_json(value: Any, **options: Any) -> str:
+  """Returns a value as JSON that every parser reads.
+
+  Python writes `Infinity` and `NaN`, which JSON does not have. Here an infinity
+  is `1e999`, a number that parsers read as an infinity, and NaN is `null`.
+
+  Args:
+    value: A value that `json.dumps` accepts.
+    **options: Options of `json.dumps`.
+  """
+  text = json.dumps(value, **options)
+  return _TOKENS.sub(lambda found: _AS_JSON.get(found[0], found[0]), text)
+
+
+# Strings are tokens too: a string may contain the word NaN.
+_TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|-?Infinity|NaN')
+_AS_JSON = {'Infinity': '1e999', '-Infinity': '-1e999', 'NaN': 'null'}
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a JSON object with a digest of the content, under `sha256`."""
+  return {**value, 'sha256': _digest(value)}
+
+
+def check_seal(value: Mapping[str, Any]) -> None:
+  """Checks a JSON object that was read against its digest.
+
+  An object without a digest is accepted: a person may have written the file.
+
+  Raises:
+    ValueError: If the digest differs.
+  """
+  content = dict(value)
+  expected = content.pop('sha256', None)
+  if expected is not None and expected != _digest(content):
+    raise ValueError('the digest of the file differs')
+
+
+def _digest(value: Any) -> str:
+  text = to_json(value, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Mistakes of the user: one exception, and what is told of other exceptions."""
+"""The exception for mistakes of the user, and short messages for exceptions."""
 
 import functools
 import pathlib
@@ -9,20 +9,25 @@ _PACKAGE = pathlib.Path(__file__).parent
 
 
 class UserError(Exception):
-  """A mistake of the user's: one line that names what is wrong and the fix.
+  """A mistake of the user: a single line that names the mistake and the fix.
 
-  Commands print it as `error: ...` and exit with status 2; a traceback is for
-  our own mistakes.
+  A command prints the line as `error: ...` and exits with status 2. A traceback
+  is only for mistakes in this package.
   """
 
 
 def told(error: BaseException) -> str:
-  """Returns an error in one line: its place in the user's code, type, message.
+  """Returns an error as a line: place in the code of the user, type, message.
 
   Args:
-    error: An error that was raised. The place is the innermost line of a file
-      of the user; it is left out where the error met no such file.
+    error: An exception with a traceback.
+
+  Returns:
+    The line. The place is the innermost line in a file of the user. If the
+    traceback contains no file of the user, the line has no place.
   """
+  # The text of a SyntaxError ends with a file and a line, which the place below
+  # names too.
   message = error.msg if isinstance(error, SyntaxError) else str(error)
   lines = message.splitlines() or ['']
   text = f'{type(error).__name__}: {lines[0]}'.removesuffix(': ')
@@ -31,7 +36,12 @@ def told(error: BaseException) -> str:
 
 
 def user_line(error: BaseException) -> str | None:
-  """Returns `file:line` of the innermost line of the user, or None."""
+  """Returns `file:line` of the innermost line in a file of the user, or None.
+
+  Args:
+    error: An exception with a traceback.
+  """
+  # Python does not run a file with a syntax error, so no frame is in the file.
   if isinstance(error, SyntaxError) and error.filename and error.lineno:
     return f'{_short(error.filename)}:{error.lineno}'
   for frame in reversed(_frames(error)):
@@ -41,28 +51,36 @@ def user_line(error: BaseException) -> str | None:
 
 
 def raised_by_us(error: BaseException) -> bool:
-  """Whether code of this package raised the error, and no other library."""
+  """Whether the innermost frame of an error is in this package.
+
+  Args:
+    error: An exception with a traceback.
+  """
   frames = _frames(error)
   return bool(frames) and _is_ours(frames[-1].filename)
 
 
 def _frames(error: BaseException) -> list[traceback.FrameSummary]:
-  """Returns the frames below the one that caught the error."""
+  """Returns the frames of an error, without the frame that caught the error."""
   return list(traceback.extract_tb(error.__traceback__))[1:]
 
 
 def _short(filename: str) -> str:
-  """Returns a path from here, for a file below the current directory."""
+  """Returns a path: relative for a file below the current directory."""
   path, here = pathlib.Path(filename).absolute(), pathlib.Path.cwd()
   return str(path.relative_to(here) if here in path.parents else path)
 
 
 def _is_ours(filename: str) -> bool:
+  """Whether a file is in this package."""
   return _PACKAGE in pathlib.Path(filename).parents
 
 
 def _is_of_the_user(filename: str) -> bool:
+  """Whether a file exists outside of this package, Python and site packages."""
   path = pathlib.Path(filename)
+  # The frames of `exec` and of frozen modules have names like `<string>`,
+  # which are not files.
   return (
     path.is_file()
     and not _is_ours(filename)
@@ -72,6 +90,6 @@ def _is_of_the_user(filename: str) -> bool:
 
 @functools.cache
 def _installed() -> list[pathlib.Path]:
-  """The folders of Python itself and of installed packages."""
+  """Returns the folders of the standard library and of installed packages."""
   kinds = ('stdlib', 'platstdlib', 'purelib', 'platlib')
   return [pathlib.Path(sysconfig.get_path(kind)) for kind in kinds]

@@ -1,6 +1,7 @@
-"""The base of all experiments: the one module of ours that a config imports.
+"""The base config of all experiments.
 
-A config file says in what an experiment differs:
+A config file imports this module, and no other module of this package. The file
+lists the differences of an experiment from the base:
 
     from bn_research import experiment
 
@@ -10,7 +11,7 @@ A config file says in what an experiment differs:
         experiment.variant(arg, {'digits': {}, 'quick': {'num_steps': 50}}),
       )
 
-The module imports no JAX, so that a config is loaded in a moment.
+The module does not import JAX, because a config must load fast.
 """
 
 from collections.abc import Mapping
@@ -24,12 +25,11 @@ Changes = Mapping[str, Any]
 
 
 def base() -> ml_collections.ConfigDict:
-  """Returns the config that every experiment starts from.
+  """Returns the base config, with a value for each key of a run.
 
   Returns:
-    A config with a value for each key that a run needs: an MLP without
-    normalization, trained on the digits by plain SGD. `docs/architecture.md`
-    lists the keys.
+    A config of an MLP without normalization, trained on the digits with plain
+    SGD. `docs/architecture.md` lists the keys.
   """
   return ml_collections.ConfigDict(
     {
@@ -57,8 +57,8 @@ def config(*changes: Changes) -> ml_collections.ConfigDict:
   """Returns the base with changes.
 
   Args:
-    *changes: Values by dotted key; later ones replace earlier ones. None leaves
-      an option to its default.
+    *changes: Values by dotted key. Later changes replace earlier changes. None
+      leaves an option to the default of the part.
 
   Raises:
     UserError: If a key or the type of a value is wrong.
@@ -70,14 +70,14 @@ def config(*changes: Changes) -> ml_collections.ConfigDict:
 
 
 def variant(arg: str, variants: Mapping[str, Any]) -> Changes:
-  """Returns the changes of one variant of an experiment.
+  """Returns the changes of a variant of an experiment.
 
   Args:
-    arg: What follows the colon in `--config=path.py:arg`.
+    arg: The text after the colon in `--config=path.py:arg`.
     variants: The changes of each variant, by name.
 
   Raises:
-    ValueError: If there is no such variant.
+    ValueError: If no variant has the name `arg`.
   """
   if arg not in variants:
     known = ', '.join(variants)

@@ -1,9 +1,9 @@
-"""What a part of a run brings along to every step of the training.
+"""Hooks of layers and optimizers, which every training step calls.
 
-A step descends the gradient, and knows no more. A layer or an optimizer may
-have to do more in a step, such as to move its coordinates. It brings a `Hook`
-along then: the layer, or the state of the optimizer, has an attribute
-`step_hook`.
+A training step computes the gradient and applies an update, and no more. A
+layer or an optimizer may need more in each step, for example a move to new
+coordinates. The layer, or the state of the optimizer, then has a `Hook` as the
+attribute `step_hook`.
 """
 
 from typing import Any, NamedTuple, Protocol
@@ -14,14 +14,14 @@ from flax import nnx
 
 
 class Descent(NamedTuple):
-  """What a step is about to update, after the gradient is known.
+  """The state of a training step between the gradient and the update.
 
   Attributes:
     params: The parameters of the model.
-    rest: What else the model holds, such as running statistics.
-    grads: The gradient, like `params`.
+    rest: The further variables of the model, for example running statistics.
+    grads: The gradient, with the structure of `params`.
     opt_state: The state of the optimizer.
-    given: More arguments, by name, of the `update` of the optimizer.
+    given: Extra arguments of the method `update` of the optimizer, by name.
   """
 
   params: nnx.State
@@ -32,16 +32,20 @@ class Descent(NamedTuple):
 
 
 class Hook(Protocol):
-  """What is done in a step beside the descent."""
+  """The additional work of a layer or of an optimizer in a training step.
+
+  A hook must be hashable, for example a frozen dataclass: equal hooks of
+  several layers count as a single hook.
+  """
 
   def listen(self, model: nnx.Module) -> Any:
-    """Makes a model, about to be called for the gradient, note what it sees.
+    """Makes the model record data in the forward pass of the gradient.
 
     Args:
-      model: A copy of the model, which may be changed.
+      model: A copy of the model. The hook may change the copy.
 
     Returns:
-      A pytree, such as an empty dict which the call of the model fills.
+      A pytree, for example an empty dict, which the forward pass fills.
     """
 
   def before_update(
@@ -52,18 +56,18 @@ class Hook(Protocol):
     graphdef: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
   ) -> Descent:
-    """Changes what the optimizer is about to update.
+    """Returns a changed descent, from which the optimizer computes the update.
 
     Args:
-      descent: Between the gradient and the update.
-      noted: What `listen` returned, filled.
-      graphdef: The graph of the model.
+      descent: The descent between the gradient and the update.
+      noted: The result of `listen`, filled by the forward pass.
+      graphdef: The graph definition of the model.
       optimizer: The optimizer.
     """
 
 
 class Brought:
-  """The hooks of the layers of a model, and of an optimizer, each once."""
+  """All hooks of a model and of an optimizer, without duplicates."""
 
   def __init__(self, model: nnx.Module, opt_state: optax.OptState):
     """Finds the hooks.
@@ -74,6 +78,8 @@ class Brought:
     """
     owners: list[Any] = [layer for _, layer in nnx.iter_modules(model)]
 
+    # JAX calls `is_leaf` with every node of the state. With the result False,
+    # the search continues below the node: in the parts of an `optax.chain`.
     def see(node: Any) -> bool:
       owners.append(node)
       return False
@@ -83,13 +89,13 @@ class Brought:
     self._hooks = list(dict.fromkeys(hook for hook in hooks if hook))
 
   def listen(self, model: nnx.Module) -> list[Any]:
-    """Lets all hooks listen to a model."""
+    """Calls the method `listen` of each hook, and returns all results."""
     return [hook.listen(model) for hook in self._hooks]
 
   def before_update(
     self, descent: Descent, noted: list[Any], **parts: Any
   ) -> Descent:
-    """Returns the descent after all hooks, given what `listen` returned."""
+    """Returns the descent after all hooks, from the result of `listen`."""
     for hook, found in zip(self._hooks, noted, strict=True):
       descent = hook.before_update(descent, found, **parts)
     return descent

@@ -1,9 +1,10 @@
-"""Changes of a config by dotted key, from a command line or from a sweep.
+"""Changes a config by dotted keys, from a command line or from a sweep.
 
-A part of a config, such as `model.norm`, is open: a change may add an option
-that the config file does not list. Whether the part has such an option is known
-where the part is built. The root and `eval` are closed: their keys are those of
-`experiment.base()`. A text in the place of a part is short for its name.
+A part of a config, for example `model.norm`, is open: a change may add an
+option that the config file does not list. Only the construction of the part
+checks whether the option exists. The root and `eval` are closed: no change may
+add a key to the keys of `experiment.base()`. A text in the place of a part is
+short for the name of the part.
 """
 
 import re
@@ -15,11 +16,12 @@ from ml_collections import config_dict
 from bn_research import dotted, errors, registry
 
 CLOSED = ('', 'eval')
-"""The sections in which a change may add no key."""
+"""The sections to which no change may add a key."""
 
 
 _KEY = r'[A-Za-z_]\w*(\.\w+)*'
-_MAPS = ('probes', 'model.norms')  # sections by keys that a user chooses
+_MAPS = ('probes', 'model.norms')  # The user chooses the keys of the sections.
+# The name of a part, or None, can become a section if a change needs a section.
 _PARTS = (config_dict.ConfigDict, str, type(None))
 
 
@@ -30,14 +32,16 @@ def apply(
 
   Args:
     config: The config.
-    changes: Values by dotted key. None leaves an option to its default.
+    changes: Values by dotted key. None leaves an option to the default of the
+      part.
     where: The source of the changes, for messages: `'sweep()'`.
 
   Raises:
-    UserError: If a key does not exist in a closed section, or if a value is of
-      another type than the config has there.
+    UserError: If a key does not exist in a closed section, or if the type of a
+      value differs from the type of the old value.
   """
-  # A section is changed key by key, as flags would change it.
+  # A change of a whole section becomes a change of each key, as by flags. Keys
+  # outside of the change then keep the values.
   changes = dotted.flatten(changes)
   for key, value in changes.items():
     key = meant(config, key, changes, value)
@@ -48,6 +52,7 @@ def apply(
       if value is None:
         set_none(parent, name)
       else:
+        # ConfigDict raises a TypeError for a value of a different type.
         with parent.unlocked():
           parent[name] = value
     except TypeError as error:
@@ -60,7 +65,7 @@ def apply(
 def meant(
   config: config_dict.ConfigDict, key: str, keys: Iterable[str], value: Any
 ) -> str:
-  """Returns the key that a change means: a part's name for the part itself.
+  """Returns the key to change: `KEY.name` if `KEY` is a part, or else `KEY`.
 
   Args:
     config: The config.
@@ -68,8 +73,12 @@ def meant(
     keys: The dotted keys of all changes.
     value: The value of the change.
 
+  Returns:
+    The dotted key to change.
+
   Raises:
-    UserError: If the key is no dotted name, or the value the text of a section.
+    UserError: If the key is not a dotted name, if the value is a section in the
+      form of a text, or if the key is a section of sections.
   """
   if not re.fullmatch(_KEY, key):
     raise errors.UserError(
@@ -88,6 +97,8 @@ def meant(
       f'{key} is a section of sections, and not {value!r}; give'
       f' {key}.KEY.name={value}'
     )
+  # A key is also a part if a second change, before or after this change, sets
+  # an option of the part.
   is_part = any(other.startswith(f'{key}.') for other in keys)
   if is_part or isinstance(at(config, key), config_dict.ConfigDict):
     return f'{key}.name'
@@ -95,10 +106,15 @@ def meant(
 
 
 def make_room(config: config_dict.ConfigDict, key: str) -> None:
-  """Makes the sections of a dotted key, so that the key may be set.
+  """Creates the missing sections of a dotted key, for a later change.
+
+  Args:
+    config: The config, changed in place.
+    key: The dotted key.
 
   Raises:
-    UserError: If the section of the key is closed and has no such key.
+    UserError: If a closed section does not have the key, or if the path of the
+      key contains a value which is not a section.
   """
   section, way = config, list[str]()
   *parents, last = key.split('.')
@@ -110,6 +126,7 @@ def make_room(config: config_dict.ConfigDict, key: str) -> None:
       raise errors.UserError(
         f'unknown config key {key!r}; {".".join(way)} is no section'
       )
+    # A text in the place of a part becomes the name in the new section.
     if not isinstance(inside, config_dict.ConfigDict):
       inside = config_dict.ConfigDict(
         {} if inside is None else {'name': inside}
@@ -120,7 +137,7 @@ def make_room(config: config_dict.ConfigDict, key: str) -> None:
 
 
 def check_key(section: Mapping[str, Any], path: str, name: str) -> None:
-  """Raises a UserError if a section is closed and lacks a key."""
+  """Raises a UserError if a closed section does not have a key."""
   if path in CLOSED and name not in section:
     key = f'{path}.{name}' if path else name
     raise errors.UserError(
@@ -130,7 +147,7 @@ def check_key(section: Mapping[str, Any], path: str, name: str) -> None:
 
 
 def at(config: config_dict.ConfigDict, key: str) -> Any:
-  """Returns the value at a dotted key, or None where there is none."""
+  """Returns the value at a dotted key, or None for a missing key."""
   node: Any = config
   for name in key.split('.') if key else ():
     if not isinstance(node, config_dict.ConfigDict):
@@ -140,7 +157,8 @@ def at(config: config_dict.ConfigDict, key: str) -> Any:
 
 
 def set_none(section: config_dict.ConfigDict, name: str) -> None:
-  """Sets a key to None, of whatever type it was."""
+  """Sets a key to None, whatever the type of the old value."""
+  # The placeholder keeps the key open for a later value of any type.
   _replace(section, name, config_dict.placeholder(object))
 
 

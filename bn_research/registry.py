@@ -1,13 +1,14 @@
-"""Every part of a config by name: one of ours, or one of the user's.
+"""Creates the parts of a config by name, from this package or from a user.
 
 A part is a section of a config with a `name` and options:
 
     optimizer: {name: adam, learning_rate: 0.001}
 
-The name is a key of a table of ours, or `module:attribute` for a part in a file
-of the user. The options are keyword arguments of the factory that the name
-names. An option that is None is left to the default of the factory. A text in
-place of a section is short for a section with this name.
+The name is a key of a table of this package, or `module:attribute` for a part
+in a file of the user. A table maps names to factories, and the options are
+keyword arguments of the factory. An option with the value None is left to the
+default of the factory. A text in place of a section is short for a section with
+this name.
 """
 
 import contextlib
@@ -35,8 +36,8 @@ def create(
     where: The place of the section, for messages: `'optimizer'`.
     table: Factories by name: functions or classes with keyword arguments.
     section: A dict with `name` and the options of the factory; or the name.
-    **given: Keyword arguments that the config does not hold. A factory of the
-      user may lack some.
+    **given: Keyword arguments from the program, which the config must not set.
+      A factory gets only the arguments in the signature of the factory.
 
   Returns:
     The result of the factory.
@@ -63,16 +64,19 @@ def is_section(value: Any) -> bool:
 
 
 def find(where: str, table: Mapping[str, Any], name: Any) -> Any:
-  """Returns what a name names: an entry of a table, or an attribute.
+  """Finds a part by name: an entry of a table, or an attribute of a module.
 
   Args:
     where: The place of the section in the config, for messages.
-    table: What there is of ours, by name.
+    table: The parts of this package, by name.
     name: A key of the table, or `module:attribute`.
 
+  Returns:
+    The entry of the table, or the attribute.
+
   Raises:
-    UserError: If there is no such entry, module or attribute, or if the module
-      raises an error while it is imported.
+    UserError: If the entry, the module or the attribute does not exist, or if
+      the import of the module raises an error.
   """
   if isinstance(name, str) and ':' in name:
     return _attribute(f'{where}={name!r}', *name.split(':', 1))
@@ -100,10 +104,15 @@ def call(
     factory: A function or a class with keyword arguments.
     name: The name of the factory, for messages.
     options: Keyword arguments from the config.
-    **given: Keyword arguments of ours; left out where the factory lacks them.
+    **given: Keyword arguments from the program. The factory gets only the
+      arguments in the signature of the factory.
+
+  Returns:
+    The result of the factory.
 
   Raises:
-    UserError: If an option is unknown or missing, or if the factory refuses it.
+    UserError: If an option is unknown or missing, or if the factory refuses a
+      value.
   """
   parameters = parameters_of(where, factory, name)
   _check_options(where, parameters, name, options, given)
@@ -126,8 +135,11 @@ def bind(
     name: The name of the function, for messages.
     options: Keyword arguments from the config.
 
+  Returns:
+    A function of the first argument.
+
   Raises:
-    UserError: If the function takes no argument, or an option is unknown or
+    UserError: If the function takes no argument, or if an option is unknown or
       missing.
   """
   parameters = list(parameters_of(where, function, name).items())
@@ -163,7 +175,7 @@ def _check_options(
 def parameters_of(
   where: str, factory: Any, name: Any
 ) -> dict[str, inspect.Parameter]:
-  """As `signature`, with a UserError where there is none."""
+  """Returns `signature(factory)`, with a UserError in place of other errors."""
   try:
     return signature(factory)
   except (TypeError, ValueError) as error:
@@ -176,18 +188,20 @@ def signature(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
   """Returns the parameters of a function or of a class, by name.
 
   Raises:
-    TypeError: If it is neither.
-    ValueError: If Python does not know them, as for some functions in C.
+    TypeError: If `factory` is neither a function nor a class.
+    ValueError: If Python does not know the parameters, as for some functions in
+      C.
   """
   if not inspect.isclass(factory):
     return dict(inspect.signature(factory).parameters)
-  # The metaclass of nnx.Module hides the signature of its classes.
+  # The metaclass of nnx.Module hides the signature of a class. The parameters
+  # are therefore read from `__init__`, without `self`.
   parameters = inspect.signature(factory.__init__).parameters
   return dict(list(parameters.items())[1:])
 
 
 def takes(parameters: Mapping[str, inspect.Parameter], key: str) -> bool:
-  """Whether a function with these parameters has an argument of a name."""
+  """Returns whether a function with these parameters has an argument `key`."""
   kinds = (parameter.kind for parameter in parameters.values())
   return key in parameters or inspect.Parameter.VAR_KEYWORD in kinds
 
@@ -195,7 +209,7 @@ def takes(parameters: Mapping[str, inspect.Parameter], key: str) -> bool:
 def check_keys(
   where: str, section: Mapping[str, Any], known: Iterable[str]
 ) -> None:
-  """Raises a UserError if a section has a key that nobody reads."""
+  """Raises a UserError if a section has a key outside of the known keys."""
   known = list(known)
   for key, value in section.items():
     if key not in known and value is not None:
@@ -206,29 +220,32 @@ def check_keys(
 
 
 def hint(name: Any, known: Iterable[str]) -> str:
-  """Returns `' (did you mean ...?)'` if a known name is close, or nothing."""
+  """Returns `' (did you mean ...?)'` for a close known name, or empty text."""
   close = difflib.get_close_matches(str(name), list(known), n=1)
   return f' (did you mean {close[0]!r}?)' if close else ''
 
 
 @contextlib.contextmanager
 def mistakes_in(where: str) -> Iterator[None]:
-  """Turns an error of a component into one line that names a part of a config.
+  """Turns an error of a part into a single line with the place in the config.
 
-  A component raises ValueError or TypeError, as libraries do. If code of ours
-  raises the error, the config has a mistake. If the error passed through a file
-  of the user, the line names the file. Any other error is a mistake of ours.
+  A part raises ValueError or TypeError, as libraries do. If code of this
+  package raised the error, the config has a mistake. If the error passed
+  through a file of the user, the line names the file. Any different error is a
+  mistake of this package, and passes unchanged.
 
   Args:
     where: The place in the config, for messages: `'model.norm'`.
 
   Raises:
-    UserError: In place of a mistake of the user.
+    UserError: For a mistake in the config or in a file of the user.
   """
   try:
     yield
   except errors.UserError:
     raise
+  # SystemExit, because a call of `sys.exit` in a file of the user would end the
+  # command without a message.
   except (Exception, SystemExit) as error:
     if errors.user_line(error):
       raise errors.UserError(f'{where}: {errors.told(error)}') from error
@@ -243,6 +260,7 @@ def _attribute(where: str, module_name: str, attribute: str) -> Any:
     found: Any = importlib.import_module(module_name)
   except (Exception, SystemExit) as error:
     raise errors.UserError(f'{where}: {errors.told(error)}') from error
+  # A built-in module, for example `sys`, has no file.
   file = getattr(found, '__file__', module_name)
   for part in attribute.split('.'):
     if not hasattr(found, part):
@@ -254,21 +272,22 @@ def _attribute(where: str, module_name: str, attribute: str) -> Any:
 
 
 def _check_type(where: str, value: Any, annotation: Any) -> None:
-  """Raises a UserError if a value is of none of the types of an annotation."""
+  """Raises a UserError if a value has no type of the annotation."""
   if isinstance(annotation, types.UnionType) or (
     typing.get_origin(annotation) is typing.Union
   ):
     kinds = typing.get_args(annotation)
   else:
     kinds = (annotation,)
-  # Of an annotation such as Callable or Sequence[int], only the factory knows;
-  # but a number that may also be an array or a schedule is never True.
+  # Only the factory can check an annotation with Callable or Sequence[int]. If
+  # the annotation also contains a number, True is still a mistake.
   is_number = float in kinds or int in kinds
   if is_number and isinstance(value, bool) and bool not in kinds:
     raise errors.UserError(f'{where}={value!r} is not a number')
   if not all(kind in _PLAIN for kind in kinds):
     return
-  # True is an int for Python, and a mistake for a number of steps.
+  # `type` instead of `isinstance`: True is an instance of int for Python, and a
+  # mistake for a number of steps.
   right = type(value) in kinds or (type(value) is int and float in kinds)
   if not right:
     names = ' or '.join(k.__name__ for k in kinds if k is not types.NoneType)

@@ -1,10 +1,11 @@
-"""Draws the figures of an experiment and holds its claims against the runs.
+"""Draws the figures of an experiment and checks the claims against the runs.
 
     python -m bn_research.report --config=configs/ioffe2015_fig1.py:digits \\
         --workdir=runs/fig1
 
-Reads the runs below --workdir and writes into its folder `report`. They must be
-those of the config: give each `--config.KEY=VALUE` that they were trained with.
+Reads the runs below --workdir and writes into the folder `report` in --workdir.
+The runs must be runs of the config: give each `--config.KEY=VALUE` of the
+training command again.
 """
 
 from absl import flags
@@ -19,11 +20,12 @@ _EXPORT = flags.DEFINE_multi_enum(
 
 
 def main() -> None:
-  """Writes what `report()` of the config describes."""
+  """Writes the report that `report()` of the config describes."""
   path = cli.config_path()
   module = cli.config_module(path)
   if not hasattr(module, 'report'):
     raise errors.UserError(f'{path} has no function report')
+  # A config without sweep() describes a single run, without overrides.
   sweep = module.sweep() if hasattr(module, 'sweep') else [{}]
   writing.write(
     module.report(),

@@ -1,10 +1,10 @@
-"""Workdirs as objects: from the files of runs to arrays, tables and models.
+"""Reads workdirs as objects: arrays, tables and models from the files of runs.
 
     run = bn_research.load('runs/first')
     runs = bn_research.load_all('runs/fig1').select({'model.norm.name': 'none'})
 
-Reading changes no file. NumPy suffices, except for `Run.model` and for
-`Runs.to_pandas`.
+Reading changes no file. No package except NumPy is necessary, except for
+`Run.model` and for `Runs.to_pandas`.
 """
 
 import csv
@@ -24,12 +24,12 @@ from bn_research import disk, dotted, errors, registry, workdir
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A run, read from its workdir.
+  """A run, read from a workdir.
 
   Attributes:
-    path: Its workdir.
-    config: Its config, by dotted key.
-    status: How it ended, or how far it is.
+    path: The workdir.
+    config: The config, by dotted key.
+    status: The status of the run, with the number of completed steps.
   """
 
   path: pathlib.Path
@@ -38,24 +38,26 @@ class Run:
 
   @property
   def is_done(self) -> bool:
-    """Whether it trained all its steps."""
+    """Whether the run completed all training steps."""
     return self.status.status == workdir.DONE
 
   def matches(self, where: Mapping[str, Any]) -> bool:
-    """Whether the config holds these values, by dotted key.
+    """Returns whether the config has the given values.
 
-    A key that is absent is one that is None: a factory's default.
+    Args:
+      where: Values by dotted key. A missing key of the config matches None,
+        because both stand for the default of a factory.
     """
-    # JSON has lists for the tuples of a config.
+    # JSON stores the tuples of a config as lists.
     return all(
       _plain(self.config.get(k)) == _plain(v) for k, v in where.items()
     )
 
   def value(self, key: str) -> Any:
-    """Returns the value of a dotted key of the config.
+    """Returns the value at a dotted key of the config.
 
     Raises:
-      UserError: If the config lacks it.
+      UserError: If the config does not have the key.
     """
     if key not in self.config:
       raise errors.UserError(f'{self.path}: its config has no key {key!r}')
@@ -63,7 +65,7 @@ class Run:
 
   @functools.cached_property
   def metrics(self) -> dict[str, np.ndarray]:
-    """All metrics: (k,) float64 by name; NaN where a row lacks one."""
+    """All metrics by name, float64 (k,); NaN for a row without the metric."""
     names = dict.fromkeys(name for row in self._rows for name in row)
     return {
       name: np.asarray([row.get(name, np.nan) for row in self._rows], float)
@@ -72,20 +74,26 @@ class Run:
 
   @functools.cached_property
   def probes(self) -> dict[str, dict[str, np.ndarray]]:
-    """All that probes measured: arrays by name, by the key of the probe.
+    """The arrays of all probes: by key of the probe, and by name of the array.
 
-    `step` (k,) says when; the first axis of other arrays is k, but for what is
-    stored once.
+    `step` (k,) contains the steps of the measurements. The first axis of each
+    further array has size k, except for constants, which are stored once.
     """
     folder = self.path / workdir.PROBES
     keys = sorted(path.stem for path in folder.glob('*.npz'))
     return {key: workdir.read_probe(self.path, key) for key in keys}
 
   def columns(self, *names: str) -> list[np.ndarray]:
-    """Returns (k,) columns of the rows of metrics that have them all.
+    """Returns metrics as columns, of the rows with all of these metrics.
+
+    Args:
+      *names: Names of metrics.
+
+    Returns:
+      A float64 array (k,) for each name.
 
     Raises:
-      UserError: If there is no such row.
+      UserError: If no row has all of these metrics.
     """
     rows = [row for row in self._rows if row.keys() >= set(names)]
     if not rows:
@@ -98,10 +106,15 @@ class Run:
     return [np.asarray([row[name] for row in rows], float) for name in names]
 
   def probe(self, name: str, array: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (k,) steps, and the (k, ...) array that a probe took there.
+    """Returns the steps of a probe, (k,), and a measured array, (k, ...).
+
+    Args:
+      name: The key of the probe.
+      array: The name of the array.
 
     Raises:
-      UserError: If the run has no such probe, or the probe no such array.
+      UserError: If the run does not have the probe, or if the probe does not
+        have the array.
     """
     arrays = workdir.read_probe(self.path, name)
     if array not in arrays:
@@ -115,12 +128,15 @@ class Run:
     """Returns the network with the parameters of the newest checkpoint.
 
     Returns:
-      An `nnx.Module`, called as `model(x, train=False)`; x is what the network
-      saw, (batch, *shape) float32: see `bn_research.data.input_function`.
+      An `nnx.Module`, called as `model(x, train=False)`. The input x is float32
+      (batch, *shape), computed from stored images by the function from
+      `bn_research.data.input_function`.
 
     Raises:
-      UserError: If there is no whole checkpoint.
+      UserError: If the run has no checkpoint, or if the newest checkpoint is
+        damaged.
     """
+    # This import loads JAX, and no further method needs JAX.
     from bn_research.training import restoring
 
     return restoring.model(self.path)
@@ -128,18 +144,20 @@ class Run:
   @functools.cached_property
   def _rows(self) -> list[dict[str, Any]]:
     rows = workdir.read_metrics(self.path)
-    # Reading ends at a damaged line: what a run without an end may have there.
-    is_over = self.status.status in (workdir.DONE, workdir.DIVERGED)
-    if is_over and (not rows or rows[-1]['step'] < self.status.step):
+    # Reading ends at a damaged line. An interrupted run may have a damaged last
+    # line, but a run that is over must have all rows.
+    is_short = not rows or rows[-1]['step'] < self.status.step
+    is_whole = workdir.has_whole_metrics(self.path, self.status)
+    if self.status.is_over and (is_short or not is_whole):
       raise errors.UserError(
-        f'{self.path / workdir.METRICS} is damaged: it ends before step'
-        f' {self.status.step}; remove that workdir and train again'
+        f'{self.path / workdir.METRICS} is damaged; the command that trained'
+        ' the run restores it'
       )
     return rows
 
 
 def _plain(value: Any) -> Any:
-  """Returns lists for tuples, as JSON has them."""
+  """Returns a value with lists in place of tuples, as in JSON."""
   is_list = isinstance(value, list | tuple)
   return [_plain(item) for item in value] if is_list else value
 
@@ -150,15 +168,15 @@ class Runs(tuple[Run, ...]):
   __slots__ = ()
 
   def select(self, where: Mapping[str, Any] | None = None, **more: Any) -> Self:
-    """Returns the runs whose configs hold these values.
+    """Returns the runs whose configs have the given values.
 
     Args:
       where: Values by dotted key.
-      **more: Further values; two underscores stand for a dot, as in
-        `model__norm__name='none'`.
+      **more: Further values. In the name of an argument, two underscores stand
+        for a dot: `model__norm__name='none'`.
 
     Raises:
-      UserError: If none of the configs has a key.
+      UserError: If a key is in no config.
     """
     wanted = dict(where or {})
     wanted |= {key.replace('__', '.'): value for key, value in more.items()}
@@ -166,7 +184,7 @@ class Runs(tuple[Run, ...]):
     return type(self)(run for run in self if run.matches(wanted))
 
   def check_keys(self, keys: Iterable[str]) -> None:
-    """Raises a UserError if no config has a key."""
+    """Raises a UserError if a key is in no config."""
     known = {key for run in self for key in run.config}
     for key in keys:
       if self and key not in known:
@@ -175,13 +193,14 @@ class Runs(tuple[Run, ...]):
         )
 
   def settings(self) -> list[str]:
-    """Returns the dotted keys in whose values the runs differ."""
+    """Returns the dotted keys whose values differ between the runs."""
+    # Values are compared as text, because a set cannot contain lists.
     keys = dict.fromkeys(str(key) for run in self for key in run.config)
     texts = lambda key: {json.dumps(run.config.get(key)) for run in self}
     return [key for key in keys if len(texts(key)) > 1]
 
   def first_columns(self) -> list[dict[str, Any]]:
-    """Returns what tells runs apart: path, status, and settings that differ."""
+    """Returns the path, the status and the differing settings of each run."""
     settings = self.settings()
     return [
       {
@@ -193,7 +212,7 @@ class Runs(tuple[Run, ...]):
     ]
 
   def rows(self) -> Iterator[dict[str, Any]]:
-    """Yields the rows of metrics of all runs, as one table.
+    """Yields the rows of metrics of all runs, as a single table.
 
     Each row begins with the columns of `first_columns`.
     """
@@ -217,13 +236,13 @@ class Runs(tuple[Run, ...]):
     return pd.DataFrame(list(self.rows()))
 
   def to_csv(self, path: disk.PathLike) -> None:
-    """Writes the table of `rows` as a file of comma-separated values."""
+    """Writes the table of `rows` as a file of comma-separated values (CSV)."""
     text = csv_of(list(self.rows()))
     disk.write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def csv_of(rows: Sequence[Mapping[str, Any]]) -> str:
-  """Returns a table as comma-separated values; a row may lack some columns."""
+  """Returns a table as comma-separated values; rows may lack columns."""
   names = dict.fromkeys(name for row in rows for name in row)
   file = io.StringIO(newline='')
   writer = csv.DictWriter(file, list(names))
@@ -233,13 +252,13 @@ def csv_of(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def load(directory: disk.PathLike) -> Run:
-  """Reads the run of a workdir, whatever its status.
+  """Reads the run of a workdir, with any status.
 
   Args:
     directory: The workdir.
 
   Raises:
-    UserError: If it is no workdir of a run.
+    UserError: If the directory is not the workdir of a run.
   """
   return Run(
     pathlib.Path(directory),
@@ -249,26 +268,27 @@ def load(directory: disk.PathLike) -> Run:
 
 
 def load_all(directory: disk.PathLike) -> Runs:
-  """Reads all runs below a directory, whatever their status.
+  """Reads all runs below a directory, with any status.
 
   Args:
-    directory: The workdir of a sweep, or of one run.
+    directory: The workdir of a sweep, or of a single run.
 
   Raises:
-    UserError: If there is no run.
+    UserError: If the directory contains no run.
   """
   return Runs(load(path) for path in workdirs(directory))
 
 
 def workdirs(directory: disk.PathLike) -> list[pathlib.Path]:
-  """Returns the directories that hold a `config.json`, outermost ones only.
+  """Returns the outermost directories with a `config.json`, sorted by path.
 
   Raises:
-    UserError: If there is none.
+    UserError: If no directory has a `config.json`.
   """
   found = []
   for path, below, files in os.walk(directory):
     if workdir.CONFIG in files:
+      # With an empty list, `os.walk` does not enter the folders of the run.
       below.clear()
       found.append(pathlib.Path(path))
   if not found:

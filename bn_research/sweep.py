@@ -1,10 +1,10 @@
-"""Trains all runs of an experiment, each in a process of its own.
+"""Trains all runs of an experiment, each run in a separate process.
 
     python -m bn_research.sweep --config=configs/ioffe2015_fig1.py:digits \\
         --workdir=runs/fig1 [--config.key=value for every run]
 
-Runs that are finished are left alone, so the same command goes on after an
-interruption.
+A finished run is not trained again. After an interruption, the same command
+continues the sweep.
 """
 
 import os
@@ -21,7 +21,11 @@ _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the commands only.')
 
 
 def main() -> int:
-  """Trains what `sweep()` of the config lists; returns the exit status."""
+  """Trains the runs that `sweep()` of the config lists.
+
+  Returns:
+    The exit status.
+  """
   path = cli.config_path()
   module = cli.config_module(path)
   if not hasattr(module, 'sweep'):
@@ -38,7 +42,10 @@ def main() -> int:
     for point in sweep:
       print(shlex.join(point.command))
     return 0
+  # A mistake in a config ends the sweep before any run starts. The check starts
+  # a process that imports JAX, and is skipped if no run is left to train.
   if todo := [point.config for point in sweep if not driver.is_known(point)]:
+    # A config may name modules beside the config file.
     folder = os.path.dirname(os.path.abspath(path.partition(':')[0]))
     checking.check(todo, folder, _DATA_DIR.value)
   return driver.run(sweep, _JOBS.value)

@@ -1,14 +1,15 @@
-"""Trains one network.
+"""Trains a single network.
 
 python -m bn_research.train --config=configs/ioffe2015_fig1.py:digits \\
   --workdir=runs/first
 
 The workdir then holds `config.json`, `metrics.jsonl`, `status.json`, probes,
-checkpoints and TensorBoard's events. The same command goes on with a run that
-was interrupted. `--config.KEY=VALUE` changes a key of the config.
+checkpoints and TensorBoard events. The same command continues an interrupted
+run. `--config.KEY=VALUE` changes a key of the config.
 
-Exit status: 0 where the run is done, or was stopped by SIGTERM or Ctrl-C after
-it was saved; 2 for a mistake in what was asked; 3 where the loss diverged.
+The exit status is 0 if the run is done, or if SIGTERM or Ctrl-C stopped the run
+and the run was saved. The exit status is 2 after a mistake of the user, and 3
+if the loss diverged.
 """
 
 from absl import flags
@@ -27,10 +28,17 @@ _CACHE = flags.DEFINE_string(
 
 
 def main() -> int:
-  """Trains and returns the exit status."""
+  """Trains the network of the config.
+
+  Returns:
+    The exit status.
+  """
+  # The import of JAX takes long. With a late import, `--help` and errors in
+  # flags do not wait for JAX.
   from bn_research import training
   from bn_research.training import compilation
 
+  # None selects the default directory. Only the empty text disables the cache.
   if _CACHE.value != '':
     compilation.enable_cache(_CACHE.value)
   directory = str(cli.WORKDIR.value)

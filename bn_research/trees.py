@@ -1,4 +1,4 @@
-"""Trees of parameters, by the names of modules."""
+"""Names the leaves of parameter trees by module."""
 
 from typing import Any
 
@@ -6,10 +6,14 @@ import jax
 
 
 def by_module(tree: Any) -> dict[str, dict[str, jax.Array]]:
-  """Groups the leaves of a tree by the path of the module that holds them.
+  """Groups the leaves of a tree by the path of the module of the leaf.
+
+  Args:
+    tree: A pytree of parameters. The last key in the path of a leaf names the
+      parameter, and the keys before the last key name the module.
 
   Returns:
-    Such as `{'dense/0': {'kernel': ..., 'bias': ...}}`.
+    A dict of dicts, for example `{'dense/0': {'kernel': ..., 'bias': ...}}`.
   """
   modules: dict[str, dict[str, jax.Array]] = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -18,5 +22,9 @@ def by_module(tree: Any) -> dict[str, dict[str, jax.Array]]:
 
 
 def name_of(path: Any) -> str:
-  """Returns a path of JAX as text, such as `'dense/0'`."""
+  """Returns a key path of JAX as text, for example `'dense/0'`.
+
+  Args:
+    path: A tuple of keys, as `jax.tree_util.tree_leaves_with_path` gives.
+  """
   return jax.tree_util.keystr(path, simple=True, separator='/')

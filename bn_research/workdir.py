@@ -1,10 +1,11 @@
-"""The files of one run: their names, how they are written, how they are read.
+"""The files of a run: names, contents, reading and writing.
 
-Imports the standard library and NumPy only, so that sweeps and reports read
-workdirs without waiting for JAX.
+The module imports only the standard library and NumPy, because sweeps and
+reports must read workdirs without the time for an import of JAX.
 """
 
 import dataclasses
+import hashlib
 import io
 import json
 import pathlib
@@ -23,7 +24,7 @@ PROBES = 'probes'
 CHECKPOINTS = 'checkpoints'
 
 FORMAT = 2
-"""The format of what is written here; 1 had no number, and one start."""
+"""The format of `config.json`. Format 1 had no number, and a single start."""
 
 INCOMPLETE = 'incomplete'
 DONE = 'done'
@@ -33,77 +34,159 @@ FAILED = 'failed'
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-  """Where a run stands.
+  """The status of a run.
 
   Attributes:
     status: `INCOMPLETE`, `DONE`, `DIVERGED` or `FAILED`.
-    step: Training steps completed when this was written.
-    reason: Why the run stands here, in one line; empty where there is nothing
-      to say.
+    step: Number of completed training steps at the time of the status.
+    reason: The reason for the status, in a single line; empty if the status
+      needs no reason.
+    metrics: The SHA-256 digest of `metrics.jsonl` for a run that is over;
+      otherwise empty.
   """
 
   status: str = INCOMPLETE
   step: int = 0
   reason: str = ''
+  metrics: str = dataclasses.field(default='', compare=False)
 
-  def towards(self, num_steps: int) -> 'Status':
-    """Returns where the run stands on its way to a number of steps.
-
-    A run that was done is incomplete when it is to be extended.
-    """
-    if self.status == DONE and self.step < num_steps:
-      return Status(INCOMPLETE, self.step)
-    return self
+  @property
+  def is_over(self) -> bool:
+    """Whether the run completed all steps, or diverged."""
+    return self.status in (DONE, DIVERGED)
 
 
 def write_status(workdir: disk.PathLike, status: Status) -> None:
-  """Writes `status.json`."""
-  disk.write_json(pathlib.Path(workdir, STATUS), dataclasses.asdict(status))
+  """Writes `status.json`, with the digest of the metrics of a run that is over.
+
+  Args:
+    workdir: The workdir of the run.
+    status: The status. The metrics must be on the disk.
+  """
+  if status.is_over:
+    status = dataclasses.replace(status, metrics=_digest_of_metrics(workdir))
+  value = disk.sealed(dataclasses.asdict(status))
+  disk.write_json(pathlib.Path(workdir, STATUS), value)
 
 
 def read_status(workdir: disk.PathLike) -> Status:
-  """Reads `status.json`; an absent or unreadable one is an incomplete run."""
+  """Reads `status.json`.
+
+  Args:
+    workdir: The workdir of the run.
+
+  Returns:
+    The status. A run without a readable `status.json` is incomplete: the
+    training command continues from the newest checkpoint, and writes a new
+    status.
+  """
   try:
     fields = json.loads(pathlib.Path(workdir, STATUS).read_text())
-    return Status(
-      str(fields['status']), int(fields['step']), str(fields['reason'])
-    )
+    disk.check_seal(fields)
+    texts = (str(fields[key]) for key in ('reason', 'metrics') if key in fields)
+    return Status(str(fields['status']), int(fields['step']), *texts)
   except (OSError, ValueError, KeyError, TypeError):
     return Status()
 
 
+def standing(workdir: disk.PathLike, config: Mapping[str, Any]) -> Status:
+  """Reads the status of a run with respect to a config.
+
+  Args:
+    workdir: The workdir of the run.
+    config: The config, with `num_steps` and `probes`.
+
+  Returns:
+    The status. The result for a run that is over is incomplete if a done run
+    has fewer steps than the config, or if a file of the run is damaged.
+  """
+  status = read_status(workdir)
+  if status.status == DONE and status.step < config['num_steps']:
+    return Status(INCOMPLETE, status.step)
+  if status.is_over and (name := damaged_file(workdir, status)):
+    return Status(INCOMPLETE, status.step, f'{name} is damaged')
+  return status
+
+
+def damaged_file(workdir: disk.PathLike, status: Status) -> str | None:
+  """Returns the path of a damaged file of a finished run, or None.
+
+  Args:
+    workdir: The workdir of the run.
+    status: The status of the run.
+  """
+  if not has_whole_metrics(workdir, status):
+    return METRICS
+  for path in pathlib.Path(workdir, PROBES).glob('*.npz'):
+    try:
+      read_probe(workdir, path.stem)
+    except errors.UserError:
+      return f'{PROBES}/{path.name}'
+  return None
+
+
+def has_whole_metrics(workdir: disk.PathLike, status: Status) -> bool:
+  """Returns whether the metrics have the digest in the status.
+
+  The result for a status without a digest is True, because older versions wrote
+  no digest.
+
+  Args:
+    workdir: The workdir of the run.
+    status: The status of the run.
+  """
+  return status.metrics in ('', _digest_of_metrics(workdir))
+
+
+def _digest_of_metrics(workdir: disk.PathLike) -> str:
+  try:
+    content = pathlib.Path(workdir, METRICS).read_bytes()
+  except OSError:
+    content = b''
+  return hashlib.sha256(content).hexdigest()
+
+
+class Damaged(errors.UserError):
+  """A file of a run cannot be read, or has a different digest."""
+
+
 def has_config(workdir: disk.PathLike) -> bool:
-  """Whether a run has begun in this directory.
+  """Returns whether a run has started in this directory.
 
   Raises:
-    UserError: If there can be no such directory.
+    UserError: If no directory can have this path.
   """
+  # For an impossible path, for example with a long name, `exists` raises an
+  # OSError.
   with disk.writing(workdir):
     return pathlib.Path(workdir, CONFIG).exists()
 
 
 def read_record(workdir: disk.PathLike) -> dict[str, Any]:
-  """Reads `config.json` whole: the config and what it ran with.
+  """Reads `config.json`: the config, the dataset and the starts of a run.
 
   Returns:
-    A dict with `format`, `config`, `dataset`, and `starts`: for each start of
-    the run `time`, `versions`, `revision`, `devices` and `command`.
+    A dict with `format`, `config`, `dataset`, `lengths` and `starts`: for each
+    start of the run `time`, `versions`, `revision`, `devices` and `command`. A
+    file from an older version may have fewer keys.
 
   Raises:
-    UserError: If `workdir` holds no readable `config.json`, or one of a later
-      format.
+    UserError: If `config.json` is missing, damaged, or of a later format.
   """
   path = pathlib.Path(workdir, CONFIG)
   try:
     record = json.loads(path.read_text())
+    # Valid JSON may have a different form: the config must be a dict.
     record['config'].items()
+    disk.check_seal(record)
+    record.pop('sha256', None)
   except OSError as error:
     raise errors.UserError(
       f'{path}: {error.strerror}; is this the workdir of a run?'
     ) from error
   except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise errors.UserError(
-      f'{path} is damaged; remove it and train again'
+    raise Damaged(
+      f'{path} is damaged; the command that trains restores it'
     ) from error
   if record.get('format', 1) not in range(1, FORMAT + 1):
     raise errors.UserError(
@@ -117,7 +200,7 @@ def read_config(workdir: disk.PathLike) -> dict[str, Any]:
   """Reads the resolved config of a run as nested dicts.
 
   Raises:
-    UserError: If `workdir` holds no readable `config.json`.
+    UserError: If `config.json` is missing, damaged, or of a later format.
   """
   return read_record(workdir)['config']
 
@@ -126,8 +209,9 @@ def read_metrics(workdir: disk.PathLike) -> list[dict[str, Any]]:
   """Reads the rows of `metrics.jsonl`.
 
   Returns:
-    One dict a row, in the order of steps; none where there is no file. Reading
-    ends at a line that is none, as a killed run leaves one.
+    A dict for each row, in the order of steps. The list is empty without a
+    file. Reading ends at the first damaged line, because a killed run may leave
+    an incomplete last line.
   """
   try:
     lines = pathlib.Path(workdir, METRICS).read_bytes().splitlines()
@@ -144,13 +228,13 @@ def read_metrics(workdir: disk.PathLike) -> list[dict[str, Any]]:
 
 
 def truncate_metrics(workdir: disk.PathLike, step: int) -> list[dict[str, Any]]:
-  """Drops the rows after `step`, and an unfinished last line.
+  """Removes the rows after `step`, and an incomplete last line.
 
   Returns:
-    The rows kept.
+    The remaining rows.
   """
   rows = [row for row in read_metrics(workdir) if row['step'] <= step]
-  text = ''.join(json.dumps(row) + '\n' for row in rows)
+  text = ''.join(disk.to_json(row) + '\n' for row in rows)
   path = pathlib.Path(workdir, METRICS)
   disk.write_atomically(path, lambda file: file.write(text.encode()))
   return rows
@@ -162,11 +246,12 @@ def write_probe(
   """Writes `probes/NAME.npz`.
 
   Args:
-    workdir: Where the run writes.
+    workdir: The workdir of the run.
     name: The name of the probe.
-    arrays: `step` (k,) and one array a probed quantity.
+    arrays: `step` (k,), and an array for each measured quantity.
   """
-  # NumPy seeks while it writes; from memory the file is written in one go.
+  # `np.savez` jumps back and forth in a file. The buffer in memory is then
+  # written to the disk in order.
   buffer = io.BytesIO()
   np.savez(buffer, **arrays)  # type: ignore[arg-type]
   path = pathlib.Path(workdir, PROBES, f'{name}.npz')
@@ -177,14 +262,15 @@ def read_probe(workdir: disk.PathLike, name: str) -> dict[str, np.ndarray]:
   """Reads `probes/NAME.npz`.
 
   Returns:
-    The arrays by name; `step` (k,) says when the others were taken.
+    The arrays by name. `step` (k,) contains the steps of the measurements.
 
   Raises:
-    UserError: If the run has no such probe, or the file is damaged.
+    UserError: If the file does not exist, or is damaged.
   """
   path = pathlib.Path(workdir, PROBES, f'{name}.npz')
   try:
-    # NumPy leaves a file open that it cannot read, unless it is ours.
+    # With a path, `np.load` does not close a damaged file. This `open` closes
+    # the file in every case.
     with open(path, 'rb') as file, np.load(file) as arrays:
       return dict(arrays)
   except FileNotFoundError as error:
@@ -193,24 +279,29 @@ def read_probe(workdir: disk.PathLike, name: str) -> dict[str, np.ndarray]:
     ) from error
   except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
     raise errors.UserError(
-      f'{path} is damaged; remove the workdir and train again'
+      f'{path} is damaged; the command that trained the run restores it'
     ) from error
 
 
-# May differ between a run and its continuation: they do not change the curve.
+# Keys that may change when a run continues, because the curve stays the same.
 _FREE = ('num_devices', 'checkpoint_seconds')
 
 
 def check_same_config(
   directory: disk.PathLike, config: Mapping[str, Any]
 ) -> None:
-  """Checks that a workdir, if it has been used, was used for this config.
+  """Checks whether a workdir is unused, or contains a run of this config.
 
-  The config may have a larger `num_steps`, if no schedule of the learning rate
-  depends on the length of the run: the run is then extended.
+  A larger `num_steps` extends the run. An extension is allowed if the learning
+  rate does not depend on the number of steps.
+
+  Args:
+    directory: The workdir.
+    config: The resolved config.
 
   Raises:
-    UserError: If it holds a run of another config; names the keys that differ.
+    UserError: If the workdir contains a run of a different config. The message
+      names the differing keys.
   """
   if not has_config(directory):
     return
@@ -230,7 +321,7 @@ def check_same_config(
 
 
 def _has_schedule(config: Mapping[str, Any]) -> bool:
-  """Whether the learning rate depends on the length of the run."""
+  """Returns whether the learning rate may depend on the number of steps."""
   schedule = config['optimizer'].get('schedule')
   name = schedule.get('name') if hasattr(schedule, 'get') else schedule
   return name not in (None, 'constant')
@@ -239,18 +330,25 @@ def _has_schedule(config: Mapping[str, Any]) -> bool:
 def differences(
   there: Mapping[str, Any], here: Mapping[str, Any]
 ) -> dict[str, str]:
-  """Compares the config of a run with one that is asked for.
+  """Compares the config of a run with a requested config.
 
-  A key that is absent is one that is None: a factory's default.
+  A missing key equals a key with the value None, because both stand for the
+  default of a factory.
+
+  Args:
+    there: The config in the workdir.
+    here: The requested config.
 
   Returns:
-    By dotted key, both values in words; none where the curve is the same.
+    For each differing dotted key, a text with both values. Keys without
+    influence on the curve are left out.
   """
   there, here = dotted.flatten(there), dotted.flatten(here)
   return {
     key: f'{key}={there.get(key)} there and {here.get(key)} here'
     for key in sorted(there.keys() | here.keys())
-    # As text, where even a NaN is equal to itself.
-    if json.dumps(there.get(key)) != json.dumps(here.get(key))
+    # As JSON text, because a NaN as a number is not equal to a NaN, and because
+    # a file contains lists for the tuples of a config.
+    if disk.to_json(there.get(key)) != disk.to_json(here.get(key))
     and key not in _FREE
   }

@@ -102,7 +102,8 @@ def test_a_killed_run_ends_in_the_same_bits(start, tmp_path):
     row.pop('seconds')
   assert rows[0] == rows[1]
   keys = ('activations', 'gradients', 'whiteness')
-  for name in (workdir.STATUS, *(f'{workdir.PROBES}/{k}.npz' for k in keys)):
+  assert workdir.read_status(whole) == workdir.read_status(run)
+  for name in (f'{workdir.PROBES}/{key}.npz' for key in keys):
     assert (whole / name).read_bytes() == (run / name).read_bytes()
   for a, b in zip(arrays(whole), arrays(run), strict=True):
     np.testing.assert_array_equal(a, b)

@@ -1,4 +1,4 @@
-"""Datasets by name, as arrays in memory, and the order of batches."""
+"""Datasets by name, as arrays in memory, and the order of mini-batches."""
 
 from bn_research.data.loading import Dataset, Split, load
 from bn_research.data.normalizing import input_function

@@ -9,12 +9,18 @@ from bn_research.data import builders, prepare
 
 
 class _Parser(argparse.ArgumentParser):
+  # argparse prints the usage and ends the process. A UserError lets `main`
+  # print a single line, as for every mistake of the user.
   def error(self, message: str) -> NoReturn:
     raise errors.UserError(f'{message}; --help shows the arguments')
 
 
 def main() -> int:
-  """Prepares the dataset of the command line; returns the exit status."""
+  """Prepares the dataset of the command line.
+
+  Returns:
+    The exit status: 0, or 2 after a mistake of the user.
+  """
   try:
     print(_prepare())
   except errors.UserError as error:
@@ -24,7 +30,7 @@ def main() -> int:
 
 
 def _prepare() -> str:
-  """Prepares what the command line names and says what is there now."""
+  """Prepares the dataset, and returns a line that describes the dataset."""
   parser = _Parser(
     prog='python -m bn_research.data',
     description='Prepares a dataset for TFDS, without TensorFlow.',

@@ -1,6 +1,7 @@
-"""TFDS builders by name, and what can be wrong with what they prepared.
+"""Finds TFDS builders by name, and checks the prepared datasets.
 
-Nothing here downloads, so that every error comes within a moment.
+The functions of this module download nothing, and every error comes within a
+moment.
 """
 
 import importlib
@@ -17,16 +18,18 @@ class Own(NamedTuple):
   """A dataset that this package can prepare.
 
   Attributes:
-    writer: Module of this folder and class of the TFDS builder that writes.
-    is_bundled: Whether the examples come with an installed package. Such a
-      dataset is prepared on first use, and TFDS learns its name from us.
+    writer: The TFDS builder that writes the dataset, as `'module:class'` with a
+      module of this folder.
+    is_bundled: Whether the examples come with an installed package. The first
+      use prepares a bundled dataset. This package registers the name of the
+      dataset in TFDS.
   """
 
   writer: str
   is_bundled: bool = False
 
   def load(self) -> Any:
-    """Returns the class that writes."""
+    """Imports and returns the class of the TFDS builder."""
     module, name = self.writer.split(':')
     return getattr(importlib.import_module(f'{__package__}.{module}'), name)
 
@@ -38,27 +41,33 @@ OWN = {
 }
 """The datasets that this package can prepare, by name."""
 
-# TFDS warns of what we tell by an error, and of what is as our lock has it.
+# TFDS logs two superfluous warnings. `check_prepared` raises an error for a
+# missing dataset_info.json, and the locked requirements leave out OpenCV.
 _NO_NEWS = ('has no dataset_info.json', 'OpenCV is not installed')
 _NAME = r'\w+(/[\w.\-]+)?(:\d+\.\d+\.\d+)?'
 
 
 def find(name: str, data_dir: str | None = None) -> Any:
-  """Returns the TFDS builder called `name`, whether prepared or not.
+  """Returns the TFDS builder of a dataset, prepared or not.
 
   Args:
-    name: `'mnist'`, `'mnist:3.0.1'` or `'emnist/letters'`.
-    data_dir: Where TFDS keeps its datasets; its own default where None.
+    name: A name in TFDS, for example `'mnist'`, `'mnist:3.0.1'` or
+      `'emnist/letters'`.
+    data_dir: The folder of the datasets; None for the default of TFDS.
+
+  Returns:
+    A `tfds.core.DatasetBuilder`.
 
   Raises:
-    UserError: If there is no such dataset, version or configuration.
+    UserError: If TFDS has no dataset, version or configuration of this name, or
+      if a `dataset_info.json` is damaged.
   """
   import tensorflow_datasets as tfds
   from google.protobuf import json_format
 
   for own in OWN.values():
     if own.is_bundled:
-      own.load()  # registers the builder
+      own.load()  # The import registers the builder in TFDS.
   if not isinstance(name, str) or not re.fullmatch(_NAME, name):
     raise errors.UserError(
       f'config.data.name={name!r} is not a name of TFDS, such as mnist,'
@@ -80,7 +89,7 @@ def find(name: str, data_dir: str | None = None) -> Any:
       'prepare it again'
     ) from error
   except (AssertionError, ImportError, OSError, ValueError) as error:
-    # TFDS puts its arguments, a dict, before the reason.
+    # The message of TFDS begins with a dict of arguments; the reason follows.
     reason = str(error).rpartition('}": ')[2].splitlines()[0]
     raise errors.UserError(f'config.data.name={name!r}: {reason}') from error
 
@@ -90,12 +99,31 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def expand(data_dir: str | None) -> str | None:
-  """Replaces `~`, which TFDS does where it reads only; '' is not the folder."""
+  """Expands `~` in the name of a folder.
+
+  TFDS expands `~` only to read, and not to write.
+
+  Args:
+    data_dir: A folder; None or an empty string for the default of TFDS.
+
+  Returns:
+    The expanded folder. The result for an empty string is None, because TFDS
+    takes an empty string for the current directory.
+  """
   return os.path.expanduser(data_dir) if data_dir else None
 
 
 def check_prepared(builder: Any, data_dir: str | None = None) -> None:
-  """Raises a UserError where the dataset is not there, whole and readable."""
+  """Checks that a dataset is prepared, complete and readable.
+
+  Args:
+    builder: The TFDS builder of the dataset.
+    data_dir: The folder that the user gave, for the command in a message.
+
+  Raises:
+    UserError: If the dataset is absent or half written, or if the format of the
+      files is not array_record.
+  """
   folder = builder.data_path
   command = how_to_prepare(builder.name, data_dir)
   if not folder.exists():
@@ -116,7 +144,12 @@ def check_prepared(builder: Any, data_dir: str | None = None) -> None:
 
 
 def how_to_prepare(name: str, data_dir: str | None) -> str:
-  """Returns the command line that prepares a dataset."""
+  """Returns the command line that prepares a dataset.
+
+  Args:
+    name: The name of the dataset.
+    data_dir: The folder of the datasets; None for the default of TFDS.
+  """
   if name in OWN:
     command = f'python -m bn_research.data {name}'
   else:

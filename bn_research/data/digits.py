@@ -1,4 +1,4 @@
-"""Handwritten digits that come with scikit-learn: real data, no download."""
+"""The handwritten digits of scikit-learn: real data without a download."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +11,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
   """The 1797 digits of 8 × 8 pixels bundled with scikit-learn.
 
   Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits,
-  UCI Machine Learning Repository, 1998 (its test set).
+  UCI Machine Learning Repository, 1998 (the test set).
   """
 
   VERSION = tfds.core.Version('1.0.0')
@@ -23,7 +23,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
       homepage='https://archive.ics.uci.edu/dataset/80',
       features=tfds.features.FeaturesDict(
         {
-          # Not tfds.features.Image, which needs TensorFlow to write arrays.
+          # `tfds.features.Image` needs TensorFlow to write arrays.
           'image': tfds.features.Tensor(shape=(8, 8, 1), dtype=np.uint8),
           'label': tfds.features.ClassLabel(num_classes=10),
         }
@@ -33,12 +33,15 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
   def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
     del dl_manager
-    from sklearn import datasets  # half a second, paid only when preparing
+    # The import takes half a second, and only the preparation needs the digits.
+    from sklearn import datasets
 
     digits = datasets.load_digits()
-    # The bundle goes through its writers one by one, so it is shuffled; then
-    # each class is dealt out in tens. NumPy promises the raw stream of a bit
-    # generator for good, and that of a permutation only for a version.
+    # The bundle lists the digits writer by writer, and a shuffle mixes the
+    # writers. Then the digits are sorted by class, and every ten neighbours are
+    # split 7 : 1 : 2, for nearly equal shares of a class in all splits.
+    # NumPy guarantees the raw stream of a bit generator for all versions, but
+    # the stream of permutations only for the present version.
     order = np.argsort(np.random.Philox(key=0).random_raw(len(digits.target)))
     order = order[np.argsort(digits.target[order], kind='stable')]
     images = np.rint(digits.images[order] * (255 / 16)).astype(np.uint8)

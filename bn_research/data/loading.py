@@ -1,4 +1,4 @@
-"""Datasets by name, whole, as NumPy arrays."""
+"""Loads whole datasets by name, as NumPy arrays."""
 
 import dataclasses
 import re
@@ -12,15 +12,29 @@ from bn_research.data import builders, cache, prepare
 
 
 class Split(NamedTuple):
-  """Images and their classes."""
+  """The images of a split, and the class of each image.
 
-  images: np.ndarray  # shape=(N, height, width, channels), dtype=uint8
-  labels: np.ndarray  # shape=(N,), dtype=int32
+  Attributes:
+    images: (num_examples, height, width, channels) uint8.
+    labels: (num_examples,) int32, in [0, num_classes).
+  """
+
+  images: np.ndarray
+  labels: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-  """What a run trains on and what it is tested on."""
+  """The splits for the training and for the evaluation of a run.
+
+  Attributes:
+    name: The name of the dataset in the config.
+    train: The training split.
+    test: The test split.
+    num_classes: The number of classes.
+    version: The version of the dataset in TFDS; '' if the dataset has none.
+    others: Further splits by name, for the evaluation.
+  """
 
   name: str
   train: Split
@@ -30,10 +44,13 @@ class Dataset:
   others: Mapping[str, Split] = dataclasses.field(default_factory=dict)
 
   def split(self, name: str) -> Split:
-    """Returns a split: `train`, `test`, or one of `others`.
+    """Returns a split by name.
+
+    Args:
+      name: `'train'`, `'test'`, or a name in `others`.
 
     Raises:
-      UserError: If there is no such split.
+      UserError: If the dataset has no split of this name.
     """
     splits = {'train': self.train, 'test': self.test, **self.others}
     if name not in splits:
@@ -44,7 +61,7 @@ class Dataset:
     return splits[name]
 
 
-# How images become inputs: see `normalizing.input_function`.
+# Options of `normalizing.input_function`, which `load` ignores.
 OF_INPUTS = ('binarize', 'normalize')
 
 
@@ -53,26 +70,32 @@ def load(
   data_dir: str | None = None,
   splits: Sequence[str] = (),
 ) -> Dataset:
-  """Loads a prepared image-classification dataset; never downloads one.
+  """Loads a prepared image-classification dataset, without a download.
 
-  A dataset that comes with an installed package is prepared on first use.
+  The first use prepares a dataset that comes with an installed package.
 
   Args:
-    config: `config.data`: `name`, such as `'digits'`, `'mnist'` or any name of
-      TFDS, and optionally `train` and `test`: splits or slices of them, such as
-      `'train[:50000]'` (see https://www.tensorflow.org/datasets/splits). The
-      name `module:attribute` calls a function of the user with the options of
-      the section, and with `data_dir` if it takes one; it returns a `Dataset`.
-      `binarize` and `normalize` are not read here.
-    data_dir: Where TFDS keeps its datasets; its own default where None.
-    splits: The splits that will be asked for: `'train'`, `'test'`, and further
-      splits or slices of TFDS, such as `'validation'`. A function of the user
-      returns all splits that it has.
+    config: The section `config.data`. The key `name` is `'digits'`, `'mnist'`
+      or any name in TFDS. The keys `train` and `test` are optional, and hold
+      splits or slices of splits, for example `'train[:50000]'` (see
+      https://www.tensorflow.org/datasets/splits). For a name
+      `module:attribute`, `load` calls this function of the user with the
+      options of the section, and with `data_dir` if the function has this
+      argument. The function returns a `Dataset`. `load` ignores the keys
+      `binarize` and `normalize`.
+    data_dir: The folder of the datasets; None for the default of TFDS.
+    splits: The splits that the caller needs: `'train'`, `'test'`, and further
+      splits or slices in TFDS, for example `'validation'`. A function of the
+      user does not get this argument, and returns all splits.
+
+  Returns:
+    The dataset. `others` has the further splits of the argument `splits`, or
+    the further splits of a function of the user.
 
   Raises:
-    UserError: If the dataset, an option or a split is unknown, not prepared,
-      half written, damaged, empty, or is not made of uint8 images of one shape
-      and classes.
+    UserError: If the dataset, an option or a split is unknown; if the dataset
+      is not prepared, half written, damaged or empty; or if the dataset has no
+      classes, or images that are not uint8 or differ in shape.
   """
   name, options = registry.split(config)
   options = {k: v for k, v in options.items() if k not in OF_INPUTS}
@@ -81,6 +104,7 @@ def load(
     for split in splits:
       dataset.split(split)
     return dataset
+  # `options` has no key of OF_INPUTS any more; a message lists all known keys.
   registry.check_keys('config.data', options, ('train', 'test', *OF_INPUTS))
   builder = builders.find(name, data_dir)
   own = builders.OWN.get(builder.name)
@@ -105,12 +129,13 @@ def load(
 def _of_the_user(
   name: str, options: Mapping[str, Any], data_dir: str | None
 ) -> Dataset:
-  """Returns the result of a function of the user, checked."""
+  """Calls a function of the user, and checks the dataset of the function."""
   where = 'config.data'
   function = registry.find(where, {}, name)
-  # The base of all configs has splits; a function need not know of splits.
+  # The base of all configs has `train` and `test`, but a function of the user
+  # need not have these two arguments.
   takes = registry.parameters_of(where, function, name)
-  known = {k: v for k, v in options.items() if k in takes}
+  known = {k: v for k, v in options.items() if registry.takes(takes, k)}
   others = {k: v for k, v in options.items() if k not in ('train', 'test')}
   dataset = registry.call(
     where, function, name, {**others, **known}, data_dir=data_dir
@@ -126,7 +151,7 @@ def _of_the_user(
 
 
 def _check_split(what: str, split: Split, num_classes: int) -> None:
-  """Raises a UserError if images or labels are not as `Split` has them."""
+  """Raises a UserError if shapes, types or labels do not fit a `Split`."""
   images, labels = split
   if images.dtype != np.uint8 or images.ndim != 4:
     raise errors.UserError(
@@ -145,7 +170,7 @@ def _check_split(what: str, split: Split, num_classes: int) -> None:
 
 
 def _check_features(name: str, features: Any) -> int:
-  """Returns the number of classes."""
+  """Checks the features of a TFDS dataset; returns the number of classes."""
   import tensorflow_datasets as tfds
 
   kinds = {
@@ -180,7 +205,8 @@ def _read(builder: Any, key: str, split: str) -> Split:
       f'config.data.{key}={split!r} of {builder.name} is empty'
     )
   try:
-    # Arrays stored as they are come as quickly from TFDS as from a copy.
+    # The cache saves the decoding of images. TFDS reads a dataset of plain
+    # arrays as fast as the cache does.
     if not isinstance(builder.info.features['image'], tfds.features.Image):
       return Split(*_decode(builder, split))
     return Split(

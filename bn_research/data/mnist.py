@@ -1,8 +1,9 @@
-"""MNIST and Fashion-MNIST as TFDS writes them, without TensorFlow.
+"""Writes MNIST and Fashion-MNIST in the format of TFDS, without TensorFlow.
 
-The official builders call TensorFlow to unpack the files and to encode arrays
-as PNG. Python unpacks them as well, and TFDS encodes PIL images by itself; the
-rest, checksums included, stays the official builders' own.
+The official builders call TensorFlow to unpack the files, and to encode arrays
+as PNG. The builders of this module unpack the files with Python, and give TFDS
+images of PIL, which TFDS encodes without TensorFlow. All further parts are the
+parts of the official builders, for example the checksums.
 """
 
 import gzip
@@ -25,19 +26,22 @@ FILES = {
   'test': ('t10k-images-idx3-ubyte.gz', 't10k-labels-idx1-ubyte.gz'),
 }
 _FILE_NAMES = tuple(name for names in FILES.values() for name in names)
-_TIMEOUT = 20  # seconds without an answer
+_TIMEOUT = 20  # seconds without an answer of the server
 _IMAGE_HEADER, _LABEL_HEADER = 16, 8  # bytes
 
 
 def download(url: str, folder: pathlib.Path) -> None:
-  """Fetches the four files; TFDS itself retries for minutes without a network.
+  """Downloads the four files of a dataset.
+
+  Without a network, the downloader of TFDS would retry for minutes. This
+  function fails at the first error.
 
   Args:
-    url: Where the files are, ending in `/`.
-    folder: Where they go.
+    url: The address of the files, with a `/` at the end.
+    folder: The destination of the files.
 
   Raises:
-    UserError: If one does not come.
+    UserError: If the download of a file fails.
   """
   for name in _FILE_NAMES:
     try:
@@ -54,7 +58,14 @@ def download(url: str, folder: pathlib.Path) -> None:
 
 
 def check_complete(folder: pathlib.Path) -> None:
-  """Raises a UserError where one of the four files is missing in `folder`."""
+  """Checks that a folder has the four files of a dataset.
+
+  Args:
+    folder: The folder of the files.
+
+  Raises:
+    UserError: If a file is missing.
+  """
   missing = [name for name in _FILE_NAMES if not (folder / name).is_file()]
   if missing:
     raise errors.UserError(f'no {", ".join(missing)} in {folder}')
@@ -66,6 +77,8 @@ class _WithoutTensorFlow:
   URL: str
 
   def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+    # The files are already in the `manual_dir` of `prepare`. TFDS compares the
+    # checksums of the files, and downloads nothing.
     paths = dl_manager.download({name: self.URL + name for name in _FILE_NAMES})
     return {
       split: self._generate_examples(*(paths[name] for name in names))
@@ -86,17 +99,18 @@ def _read_idx(path: pathlib.Path, header: int) -> np.ndarray:
     return np.frombuffer(file.read(), np.uint8, offset=header)
 
 
-# The names are taken: these write for the official builders, which then read.
+# The official builders are registered under the same names. The classes below
+# only write the datasets, and the official builders read the datasets.
 with registered.skip_registration():
 
   class Mnist(_WithoutTensorFlow, mnist.MNIST):
-    """Writes what `tensorflow_datasets.image_classification.MNIST` writes."""
+    """Writes the files of `tensorflow_datasets.image_classification.MNIST`."""
 
     name = 'mnist'
     url_infos = mnist.MNIST.url_infos
 
   class FashionMnist(_WithoutTensorFlow, mnist.FashionMNIST):
-    """Writes what TFDS's official `FashionMNIST` writes."""
+    """Writes the files of the official `FashionMNIST` of TFDS."""
 
     name = 'fashion_mnist'
     url_infos = mnist.FashionMNIST.url_infos

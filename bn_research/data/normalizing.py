@@ -1,4 +1,4 @@
-"""Inputs centred, standardized or whitened over the whole training set."""
+"""Centres, standardizes or whitens inputs, with moments of the training set."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ _CHUNK = 10_000
 
 
 class Normalizer(NamedTuple):
-  """x -> (x - mean) * scale, or (x - mean) @ scale for a matrix.
+  """The function x -> (x - mean) * scale, or (x - mean) @ scale for a matrix.
 
   Attributes:
     mean: (d,) float32.
@@ -26,31 +26,44 @@ class Normalizer(NamedTuple):
   scale: np.ndarray
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Normalizes x, (batch, ...) with d numbers an example."""
+    """Normalizes a mini-batch.
+
+    Args:
+      x: (batch, ...) float32, with d numbers per example.
+
+    Returns:
+      Normalized inputs of the shape of `x`.
+    """
     apart = x.reshape(len(x), -1) - self.mean
     if self.scale.ndim == 1:
       return (apart * self.scale).reshape(x.shape)
+    # With the default precision, an accelerator would round the factors of the
+    # product to bfloat16 or to TF32.
     whitened = jnp.matmul(apart, self.scale, precision='highest')
     return whitened.reshape(x.shape)
 
 
 def centre(x: np.ndarray) -> Normalizer:
-  """Fits x - m, where m is the mean of all examples; exactly, in float64.
+  """Fits x - m, with m the mean of all examples.
+
+  The mean is exact, and computed in float64.
 
   Args:
-    x: (num_examples, d), all of the training set.
+    x: (num_examples, d), the whole training set.
   """
   mean = x.mean(0, dtype=np.float64)
   return _float32(mean, np.ones_like(mean))
 
 
 def standardize(x: np.ndarray, epsilon: float = 1e-2) -> Normalizer:
-  """Fits (x - m) / √(diag(S) + λ), λ = ε tr(S) / d; exactly, in float64.
+  """Fits (x - m) / √(diag(S) + λ), with λ = ε tr(S) / d.
+
+  The moments are exact, and computed in float64.
 
   Args:
-    x: (num_examples, d), all of the training set, of mean m and covariance S.
-    epsilon: ε: a pixel that is black in almost all images is not to be blown
-      up.
+    x: (num_examples, d), the whole training set, with mean m and covariance S.
+    epsilon: ε, in units of the mean variance. ε limits the scale of a pixel
+      that is black in almost all images.
 
   Raises:
     ValueError: If epsilon is not positive.
@@ -60,19 +73,21 @@ def standardize(x: np.ndarray, epsilon: float = 1e-2) -> Normalizer:
 
 
 def whiten(x: np.ndarray, epsilon: float = 1e-2) -> Normalizer:
-  """Fits (x - m) (S + λ I)^-½, λ = ε tr(S) / d; exactly, in float64.
+  """Fits (x - m) (S + λ I)^-½, with λ = ε tr(S) / d.
+
+  The moments are exact, and computed in float64.
 
   Args:
-    x: (num_examples, d), all of the training set, of mean m and covariance S.
-    epsilon: ε: a direction in which images almost do not vary is not to be
-      blown up.
+    x: (num_examples, d), the whole training set, with mean m and covariance S.
+    epsilon: ε, in units of the mean variance. ε limits the scale of a direction
+      with almost no variance.
 
   Raises:
     ValueError: If epsilon is not positive.
   """
   mean, covariance, level = _moments(x, epsilon)
   values, vectors = np.linalg.eigh(covariance)
-  # Rounding may leave an eigenvalue of zero below it.
+  # Rounding may make an eigenvalue of zero slightly negative.
   root = _inverse_root(np.maximum(values, 0) + level)
   return _float32(mean, (vectors * root) @ vectors.T)
 
@@ -83,22 +98,25 @@ NORMALIZERS: dict[str, Any] = {
   'standardize': standardize,
   'whiten': whiten,
 }
-"""What may be fitted to all training inputs, by name."""
+"""Functions from all training inputs to a `Normalizer`, by name."""
 
 
 def input_function(
   config: Mapping[str, Any], images: np.ndarray
 ) -> Callable[[jax.Array], jax.Array]:
-  """Returns the function from stored images to what a network sees.
+  """Returns the function from stored images to inputs of the network.
 
   Args:
-    config: `config.data`: `binarize`, see `to_input`; and `normalize`, a key of
-      `NORMALIZERS` and options, or `module:attribute`: a function of all
-      training inputs, (num_examples, d), to a function of a batch of inputs.
+    config: The section `config.data`. `binarize` is the argument of `to_input`.
+      `normalize` is a section with options, and with a name in `NORMALIZERS` or
+      with a name `module:attribute`. This function of the user maps all
+      training inputs, (num_examples, d), to a function of a mini-batch of
+      inputs.
     images: (num_examples, height, width, channels) uint8, the training set.
 
   Returns:
-    A function of (batch, height, width, channels) uint8 for use inside `jit`.
+    A function for use inside `jit`: from (batch, height, width, channels) uint8
+    to float32 of the same shape.
 
   Raises:
     UserError: If an option is unknown or out of range.
@@ -111,6 +129,7 @@ def input_function(
   factory = registry.find(where, NORMALIZERS, name or 'none')
   if factory is None:
     return to_input
+  # The moments are of the results of `to_input`, the arguments of `normalizer`.
   x = np.asarray(to_input(jnp.asarray(images))).reshape(len(images), -1)
   normalizer = registry.call(where, factory, name, options, x=x)
   return lambda images: normalizer(to_input(images))
@@ -127,7 +146,8 @@ def _moments(
 
 
 def _covariance(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
-  """The covariance in float64, of a chunk of examples at a time."""
+  """Returns the covariance in float64, as a sum over chunks of examples."""
+  # A chunk bounds the memory of the centred examples in float64.
   products = np.zeros((len(mean), len(mean)))
   for start in range(0, len(x), _CHUNK):
     apart = x[start : start + _CHUNK] - mean
@@ -136,7 +156,7 @@ def _covariance(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
 
 
 def _inverse_root(variances: np.ndarray) -> np.ndarray:
-  """1 / √v, and 0 for the 0 of images that are all the same."""
+  """Returns 1 / √v, but 0 for v = 0, as for a set of identical images."""
   is_positive = variances > 0
   return is_positive / np.sqrt(np.where(is_positive, variances, 1))
 

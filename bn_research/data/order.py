@@ -1,4 +1,4 @@
-"""The order of examples: a function of (seed, epoch), with nothing to save."""
+"""The order of examples, a function of (seed, epoch) without a saved state."""
 
 import functools
 
@@ -10,24 +10,24 @@ from bn_research import errors
 def batch_indices(
   num_examples: int, batch_size: int, seed: int, start: int, stop: int
 ) -> np.ndarray:
-  """Returns the examples of the batches from `start` up to `stop`.
+  """Returns the examples of the mini-batches from `start` up to `stop`.
 
-  Epoch `e` is a permutation keyed by `(seed, e)`, and the epochs follow each
-  other without a gap: a batch may end one epoch and begin the next, so that
-  after any number of steps no example was seen two times more than another.
+  The order of epoch `e` is a permutation with the key `(seed, e)`. A mini-batch
+  may cross from an epoch into the next epoch. After any number of steps, the
+  numbers of uses of any two examples therefore differ by at most 1.
 
   Args:
     num_examples: Size of the training split.
-    batch_size: Examples a batch.
+    batch_size: Number of examples in a mini-batch.
     seed: Any integer.
-    start: First batch; batch `t` is the one of training step `t`.
-    stop: One past the last batch.
+    start: First mini-batch; training step `t` takes mini-batch `t`.
+    stop: Last mini-batch plus 1.
 
   Returns:
-    Indices, shape (stop - start, batch_size), dtype int32.
+    Indices of examples, (stop - start, batch_size) int32.
 
   Raises:
-    UserError: If a batch does not fit into the training split.
+    UserError: If `batch_size` is below 1 or above `num_examples`.
   """
   if not 1 <= batch_size <= num_examples:
     raise errors.UserError(
@@ -45,11 +45,14 @@ def batch_indices(
   return indices.reshape(-1, batch_size)
 
 
-# Runs that train side by side ask in turn, each for its own seed.
+# Each chunk of training steps asks for an order again. Several runs in the same
+# process may ask in turn, each with a different seed.
 @functools.lru_cache(maxsize=32)
 def _epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
+  # The remainder makes a negative seed fit into 64 bits.
   key = np.array([seed % 2**64, epoch], np.uint64)
   generator = np.random.Generator(np.random.Philox(key=key))
   order = generator.permutation(num_examples).astype(np.int32)
+  # The cache returns the same array to every caller.
   order.setflags(write=False)
   return order

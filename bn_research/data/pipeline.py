@@ -1,4 +1,4 @@
-"""From stored images to what a network sees, on the device."""
+"""Converts stored images to inputs of the network, on the device."""
 
 import math
 
@@ -9,24 +9,27 @@ from bn_research import errors
 
 
 def to_input(images: jax.Array, binarize: float | None = None) -> jax.Array:
-  """Scales images to `[0, 1]`, or reduces them to black and white.
+  """Scales images to `[0, 1]`, or maps images to black and white.
 
-  Meant for use inside `jit`, on one batch: data wait on the device as bytes, a
-  quarter of the memory of float32, at the same speed.
+  The function is for use inside `jit`, on a mini-batch. The dataset then stays
+  on the device as bytes, which takes a quarter of the memory of float32 and is
+  as fast.
 
   Args:
-    images: Shape (batch, height, width, channels), dtype uint8.
-    binarize: Threshold in `[0, 1]`: a pixel becomes 1 where its grey value,
-      scaled to `[0, 1]`, is above it, and 0 elsewhere. None keeps the greys.
+    images: (batch, height, width, channels) uint8.
+    binarize: None for grey values, or a threshold in `[0, 1]`. A pixel becomes
+      1 if the grey value, scaled to `[0, 1]`, is above the threshold. All
+      further pixels become 0.
 
   Returns:
-    Same shape as `images`, dtype float32.
+    An array of the shape of `images`, float32.
 
   Raises:
+    TypeError: If the images are not uint8.
     UserError: If the threshold is outside `[0, 1]`.
 
-  Source: the binary input is that of section 4.1 of Ioffe and Szegedy (2015);
-  the paper does not state its threshold.
+  Source: Ioffe and Szegedy (2015), Section 4.1, for the binary input. The paper
+  does not state a threshold.
   """
   if images.dtype != jnp.uint8:
     raise TypeError(f'images must be uint8, not {images.dtype}')
@@ -36,5 +39,6 @@ def to_input(images: jax.Array, binarize: float | None = None) -> jax.Array:
     raise errors.UserError(
       f'data.binarize={binarize} is outside [0, 1]; 0.5 halves the grey scale'
     )
-  # Whole numbers compare the same in every program; scaled floats may not.
+  # Two compiled programs may round a scaled pixel in two ways, and then
+  # disagree on the threshold. A comparison of whole numbers needs no rounding.
   return (images > math.floor(binarize * 255)).astype(jnp.float32)

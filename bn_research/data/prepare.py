@@ -1,4 +1,4 @@
-"""Preparing the datasets that this package can prepare without TensorFlow."""
+"""Prepares datasets in the format of TFDS, without TensorFlow."""
 
 import contextlib
 import io
@@ -13,23 +13,29 @@ from bn_research.data import builders
 def prepare(
   name: str, data_dir: str | None = None, source: str | None = None
 ) -> Any:
-  """Prepares a dataset unless it is there, and returns its TFDS builder.
+  """Prepares a dataset if necessary, and returns the TFDS builder.
 
-  Several processes may prepare the same dataset at once: each writes into a
-  folder of its own, and the first to end gives its folder the final name.
+  Several processes may prepare the same dataset at the same time. Each process
+  writes into a separate folder. The first process to finish gives the folder
+  the final name.
 
   Args:
     name: A key of `builders.OWN`.
-    data_dir: Where TFDS keeps its datasets; its own default where None.
-    source: Folder of the four original files of MNIST or Fashion-MNIST; they
-      are downloaded where None.
+    data_dir: The folder of the datasets; None for the default of TFDS.
+    source: The folder of the four original files of MNIST or Fashion-MNIST;
+      None to download the files.
+
+  Returns:
+    The `tfds.core.DatasetBuilder` that reads the dataset.
 
   Raises:
-    UserError: If the files cannot be had, are not the original ones or cannot
-      be written, or if what is there already cannot be read.
+    UserError: If the download fails, if a file is missing or has a wrong
+      checksum, if the dataset cannot be written, or if an existing dataset
+      cannot be read.
   """
   if name not in builders.OWN:
-    builders.find(name, data_dir)  # a misspelt name deserves its own answer
+    # For a misspelt name, `find` raises an error with the nearest known name.
+    builders.find(name, data_dir)
     raise errors.UserError(
       f'{name} must be prepared by TFDS, with TensorFlow installed: '
       f'{builders.how_to_prepare(name, data_dir)}'
@@ -54,6 +60,7 @@ def _write(writer: Any, scratch: pathlib.Path, source: str | None) -> None:
   from tensorflow_datasets.core.download import download_manager
 
   files = _files(writer, scratch, source)
+  # `load` prepares a bundled dataset at the start of a run, without messages.
   tfds.disable_progress_bar()
   try:
     with contextlib.redirect_stdout(io.StringIO()):
@@ -66,8 +73,10 @@ def _write(writer: Any, scratch: pathlib.Path, source: str | None) -> None:
   except download_manager.NonMatchingChecksumError as error:
     reason = str(error).splitlines()[0].rstrip(':')
     raise errors.UserError(f'{reason}; fetch that file again') from error
-  except (OSError, RuntimeError) as error:  # the latter from array_record
-    if not writer.data_path.exists():  # else another process was first
+  except (OSError, RuntimeError) as error:  # array_record: RuntimeError
+    # If the folder exists now, a second process was faster, and the dataset is
+    # ready.
+    if not writer.data_path.exists():
       raise errors.UserError(
         f'cannot write {writer.data_path}: {error}; choose another --data_dir'
       ) from error
@@ -76,7 +85,7 @@ def _write(writer: Any, scratch: pathlib.Path, source: str | None) -> None:
 def _files(
   writer: Any, scratch: pathlib.Path, source: str | None
 ) -> pathlib.Path | None:
-  """Returns the folder of the original files, filled; None for no files."""
+  """Returns the folder with the original files; None for a bundled dataset."""
   if builders.OWN[writer.name].is_bundled:
     if source is not None:
       raise errors.UserError(

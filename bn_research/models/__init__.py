@@ -1,4 +1,4 @@
-"""Networks that are given a norm for each place, and never ask which one."""
+"""Creates networks by name. The networks take norms of every kind."""
 
 import collections
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ from bn_research.layers import nnx as layers
 from bn_research.models import dense, mlp, normalization
 
 MODELS = {'mlp': mlp.MLP}
-"""Networks by name: a class, or a function with the same arguments."""
+"""Networks by name: classes, or functions with the same arguments."""
 
 
 def create(
@@ -21,26 +21,30 @@ def create(
   num_classes: int,
   key: jax.Array,
 ) -> nnx.Module:
-  """Creates the model that a config names.
+  """Creates the model of a config.
 
   Args:
-    config: `config.model`: `name` and the options of the model; `norm`, see
-      `normalization.create`; optionally `norms`, sections like `norm` by the
-      name of a layer, for layers with a norm of their own; and optionally
-      `dense`, the name of a dense layer and its options. Options that are None
-      keep their defaults.
-    input_shape: The shape of one example.
+    config: The section `config.model`, with `name` and the options of the
+      model. `norm` is a section for `normalization.create`. The optional
+      `norms` has a section like `norm` for each layer with a different norm,
+      by the name of the layer. The optional `dense` has the `name` and the
+      options of the dense layers. An option with the value None keeps the
+      default.
+    input_shape: The shape of an example.
     num_classes: Number of logits.
-    key: A `jax.random.key`; may be traced, and inside `jit` is where building a
-      model is fast.
+    key: A `jax.random.key`, possibly traced. The construction of a model is
+      fast only inside `jit`.
 
   Returns:
-    A module that is called as `model(x, train=..., tap=...)`.
+    A module, for calls `model(x, train=..., tap=...)`.
 
   Raises:
-    UserError: If a name or an option is unknown, or has a wrong value; if
-      `norms` names no layer of the model.
+    UserError: If a name or an option is unknown, if a value is wrong, if
+      `norms` has the name of no layer, or if the model does not use the norm or
+      the dense layer of the config.
   """
+  # A model of the user need not have the arguments `norm` and `dense`. Without
+  # the checks below, a run would train in silence without the requested norm.
   options = dict(config)
   _check_taken(options)
   norm = _Norms(options.pop('norm'), options.pop('norms', None) or {})
@@ -66,7 +70,7 @@ def create(
 
 
 def _check_taken(config: Mapping[str, Any]) -> None:
-  """Raises a UserError if a norm or a dense layer would be left out."""
+  """Raises a UserError if the model lacks a requested `norm` or `dense`."""
   name = config.get('name')
   factory = registry.find('config.model', MODELS, name)
   parameters = registry.parameters_of('config.model', factory, name)
@@ -84,7 +88,7 @@ def _check_taken(config: Mapping[str, Any]) -> None:
 
 
 class _Counted:
-  """A factory that counts what it makes."""
+  """A factory that counts the calls."""
 
   def __init__(self, factory: Callable[..., Any]):
     self._factory = factory
@@ -96,7 +100,7 @@ class _Counted:
 
 
 class _Norms:
-  """Makes the norm of each place of a model: what a model gets as `norm`."""
+  """The argument `norm` of a model: a factory for the norm of each place."""
 
   def __init__(self, default: Any, by_place: Mapping[str, Any]):
     build = normalization.create
@@ -110,13 +114,13 @@ class _Norms:
     self._used: dict[str, int] = collections.Counter()
 
   def __call__(self, place: str, num_features: int, **options: Any) -> Any:
-    """Returns the layer for a place, such as `'hidden_1'`."""
+    """Returns the layer for a place, for example `'hidden_1'`."""
     self._used[place] += 1
     chosen = self._by_place.get(place, self._default)
     return layers.Norm(chosen, num_features, **options)
 
   def check_all_used(self) -> None:
-    """Raises a UserError if a norm is asked for that is at no place."""
+    """Raises a UserError if a norm of the config is at no place."""
     if self._is_asked and not self._used:
       raise errors.UserError(
         'config.model.norm is given, and the model made no norm'

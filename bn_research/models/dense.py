@@ -1,4 +1,4 @@
-"""Dense layers by name, as a config chooses them."""
+"""Dense layers by name, for the section `config.model.dense`."""
 
 import functools
 from collections.abc import Callable
@@ -22,13 +22,16 @@ def prong(
   decay: float = 0.95,
   relative: bool = False,
 ) -> DenseFactory:
-  """Returns a dense layer in coordinates in which its input is white.
+  """Returns a dense layer with training in whitened coordinates of the input.
 
   Args:
-    every: Number of steps from one change of coordinates to the next.
-    epsilon: Added to the variances of the input.
+    every: Number of steps from a change of coordinates to the next change.
+    epsilon: The number to add to the variances of the input.
     decay: Weight of the old value in the running moments of the input.
-    relative: Whether epsilon counts in units of the mean variance.
+    relative: Whether epsilon is in units of the mean variance.
+
+  Returns:
+    A factory with the further arguments of `WhitenedDense`.
 
   Raises:
     ValueError: If an option is out of range.
@@ -44,4 +47,4 @@ def prong(
 
 
 LAYERS = {'dense': linear, 'prong': prong}
-"""Dense layers by name: functions of options to a factory of layers."""
+"""Functions from options to a factory of dense layers, by name."""

@@ -1,4 +1,4 @@
-"""A multilayer perceptron: dense, norm, nonlinearity, and so on."""
+"""A multilayer perceptron of dense layers, norms and nonlinearities."""
 
 import itertools
 import math
@@ -24,11 +24,13 @@ _NONLINEARITIES: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class MLP(nnx.Module):
-  """The network of Figure 1 where widths and nonlinearity are the defaults.
+  """A multilayer perceptron with a norm before each nonlinearity.
 
-  A hidden layer is `h <- g(Norm(W h))`: the norm adds the bias, so W has none.
+  A hidden layer computes `h <- g(Norm(W h))`. By default the norm adds the
+  bias, and W has no bias. With the default widths and the default nonlinearity,
+  the model is the network of Figure 1.
 
-  Ioffe and Szegedy, 2015, Section 4.1.
+  Source: Ioffe and Szegedy (2015), Section 4.1.
   """
 
   def __init__(
@@ -44,26 +46,28 @@ class MLP(nnx.Module):
     init_scale: float = 0.1,
     dense_bias: bool = False,
   ):
-    """Draws the weights.
+    """Initializes the weights.
 
     Args:
-      input_shape: The shape of one example, which is flattened.
+      input_shape: The shape of an example. The model flattens each example.
       num_classes: Number of logits.
-      norm: Called as `norm('hidden_1', num_features, use_bias=use_bias,
-        rngs=rngs)` for each hidden layer.
-      dense: Called as `dense(num_inputs, num_outputs, use_bias=use_bias,
-        kernel_init=init, rngs=rngs)` for every layer.
-      rngs: Where the weights are drawn from.
+      norm: The factory of norms. For each hidden layer the call is
+        `norm('hidden_1', num_features, use_bias=use_bias, rngs=rngs)`.
+      dense: The factory of dense layers. For every layer the call is
+        `dense(num_inputs, num_outputs, use_bias=use_bias, kernel_init=init,
+        rngs=rngs)`.
+      rngs: Keys for the initializers.
       widths: Number of units of each hidden layer.
-      nonlinearity: Name of g.
-      init_scale: Standard deviation of every weight, drawn from a Gaussian.
-      dense_bias: Whether hidden W have the bias, instead of the norms: what
-        centres the input of W, or the gradient of W, needs one there.
+      nonlinearity: Name of g, for example 'relu', or `module:attribute`.
+      init_scale: Standard deviation of the Gaussian initial weights.
+      dense_bias: Whether the hidden dense layers have the biases, and the norms
+        have no bias. A method that centres the input of W or the gradient of W
+        needs a bias in the dense layer.
 
     Raises:
       UserError: If the nonlinearity is unknown.
-      ValueError: If a width is no whole number, or `init_scale` negative or not
-        finite.
+      ValueError: If a width is not a positive whole number, or if `init_scale`
+        is negative or not finite.
     """
     if not all(isinstance(width, int) and width > 0 for width in widths):
       raise ValueError(
@@ -77,6 +81,7 @@ class MLP(nnx.Module):
       dense(*size, use_bias=dense_bias, kernel_init=init, rngs=rngs)
       for size in itertools.pairwise(sizes)
     )
+    # A hidden layer needs a single bias, in the dense layer or in the norm.
     self.norms = nnx.List(
       norm(f'hidden_{i}', width, use_bias=not dense_bias, rngs=rngs)
       for i, width in enumerate(widths, start=1)
@@ -98,10 +103,12 @@ class MLP(nnx.Module):
     """Computes the logits.
 
     Args:
-      x: (batch, ...) float; an example is flattened.
-      train: Whether the batch's own statistics normalize, and are remembered.
-      tap: Called with the name and the value of the input of every
-        nonlinearity; the nonlinearity sees what it returns.
+      x: (batch, ...) float. The model flattens each example.
+      train: Whether the moments of the mini-batch normalize, and update the
+        running moments. Otherwise the running moments normalize.
+      tap: A function of the name and the value of the input of a nonlinearity.
+        The model calls the function for every nonlinearity, and gives the
+        result to the nonlinearity.
 
     Returns:
       (batch, num_classes) logits.
@@ -110,5 +117,6 @@ class MLP(nnx.Module):
     layers = zip(self.dense, self.norms, strict=True)
     for i, (dense, norm) in enumerate(layers, start=1):
       h = norm(dense(h), use_running_average=not train)
+      # The tap gets the input of g, of which Figure 1(b, c) shows percentiles.
       h = self.nonlinearity(tap(f'hidden_{i}/input', h))
     return self.output(h)

@@ -1,4 +1,4 @@
-"""From `config.model.norm` to a normalization: a preset, and chosen axes."""
+"""Builds the normalization of `config.model.norm` from a preset and choices."""
 
 import dataclasses
 import functools
@@ -11,21 +11,25 @@ Choices = Mapping[str, Any]
 
 
 def create(where: str, section: Any) -> norms.Normalizer:
-  """Builds the normalization that a section of a config describes.
+  """Builds the normalization of a section of a config.
 
   Args:
     where: The place of the section, for messages: `'config.model.norm'`.
     section: A name, or a dict with `name` and options. The name is a key of
-      `norms.NAMES`, or `module:attribute`. The keys `scope`, `map`,
-      `population` and `gradient` of a dict are each a name, or a dict with
-      `name` and options, of a choice on this axis. A choice replaces the choice
-      of the named normalization. The names `chain` and `mixture` take `parts`,
-      a list of sections, or a dict of sections in the order of their keys, such
-      as `a` and `b`; `coloured` takes `normalization`, a section.
+      `norms.NAMES`, or `module:attribute`. Each of the keys `scope`, `map`,
+      `population` and `gradient` of a dict holds a choice on this axis: a name,
+      or a dict with `name` and options. The choice replaces the choice of the
+      named normalization. The names `chain` and `mixture` take `parts`: a list
+      of sections, or a dict of sections. The keys of the dict, for example `a`
+      and `b`, are sorted. The name `coloured` takes `normalization`, a section.
+
+  Returns:
+    The normalization.
 
   Raises:
-    UserError: If a name or an option is unknown, if choices do not fit each
-      other, or if an option has no effect, because its axis is replaced.
+    UserError: If a name or an option is unknown, if choices do not fit
+      together, or if an option has no effect because a choice replaces the axis
+      of the option.
   """
   name, options = registry.split(section)
   chosen = {axis: options.pop(axis) for axis in norms.AXES if axis in options}
@@ -48,13 +52,16 @@ def create(where: str, section: Any) -> norms.Normalizer:
 
 
 def _choice(where: str, table: Mapping[str, Any], section: Any) -> Any:
-  """Returns a choice on one axis; a population may hold a population."""
+  """Returns a choice of a table; a population may hold a population."""
   name, options = registry.split(section)
   if 'population' in options:
     part = options['population']
     options['population'] = _choice(f'{where}.population', table, part)
   options = _with_schedules(where, options)
   found = registry.find(where, table, name)
+  # A function for a gradient policy or for a schedule is the choice, and not a
+  # factory of the choice. The function therefore takes no options. None is the
+  # choice of no population.
   of_functions = (norms.AXES['gradient'], norms.SCHEDULES)
   takes_functions = any(table is other for other in of_functions)
   is_function = takes_functions and not isinstance(found, type)
@@ -65,7 +72,7 @@ def _choice(where: str, table: Mapping[str, Any], section: Any) -> Any:
 
 
 def _with_schedules(where: str, options: Choices) -> dict[str, Any]:
-  """Returns options, with a schedule in place of each section."""
+  """Returns options with a schedule in place of each section."""
   return {
     key: _choice(f'{where}.{key}', norms.SCHEDULES, value)
     if registry.is_section(value)
@@ -75,7 +82,7 @@ def _with_schedules(where: str, options: Choices) -> dict[str, Any]:
 
 
 def _with_parts(where: str, options: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the options of a combination, with its normalizations built."""
+  """Returns the options of a combination, with the parts as normalizations."""
   built = dict(options)
   if 'normalization' in built:
     section = built['normalization']
@@ -87,7 +94,8 @@ def _with_parts(where: str, options: Mapping[str, Any]) -> dict[str, Any]:
         f'{where}.parts={parts!r} is no list; give {where}.parts.a.name={parts}'
       )
     if registry.is_section(parts):
-      # Not in the order of the config, which a comparison of configs ignores.
+      # A comparison of configs ignores the order of keys. Two equal configs
+      # must give the same normalization, hence the sorted keys.
       parts = {key: parts[key] for key in sorted(parts)}
     else:
       parts = {str(k): part for k, part in enumerate(parts)}
@@ -98,7 +106,7 @@ def _with_parts(where: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _replaced(preset: Any, choices: Choices) -> Any:
-  """Returns a normalization, or a combination of some, with other choices."""
+  """Returns a normalization, or a combination, with the choices in place."""
   if not choices:
     return preset
   if isinstance(preset, norms.Normalization):
@@ -121,14 +129,16 @@ def _check_effect(
   call: Callable[[Mapping[str, Any]], Any],
   choices: Choices,
 ) -> None:
-  """Raises a UserError if an option is of an axis that is replaced."""
+  """Raises a UserError if a choice replaces the axis of an option."""
+  # A preset does not declare the axis of an option. The check hence compares
+  # the presets with and without the option: the option has no effect if the
+  # presets differ, but are equal after the choices.
   try:
     without = call({k: v for k, v in options.items() if k != key})
-  except errors.UserError:
-    return  # The preset needs this option.
-  if without != preset and _replaced(without, choices) == _replaced(
-    preset, choices
-  ):
+    replaced = _replaced(without, choices)
+  except (errors.UserError, ValueError):
+    return  # The preset, or a choice, needs this option.
+  if without != preset and replaced == _replaced(preset, choices):
     raise errors.UserError(
       f'{where}.{key} has no effect, because {where} gives another'
       f' {", ".join(choices)}; give {key}=None, or an option of that choice'

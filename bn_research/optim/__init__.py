@@ -1,4 +1,4 @@
-"""From the optimizer in a config to an optax transformation."""
+"""Creates the optax transformation of the optimizer in a config."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,22 +12,25 @@ from bn_research.preconditioning import precondition_by_input_covariance
 def create(
   config: Mapping[str, Any], num_steps: int
 ) -> optax.GradientTransformationExtraArgs:
-  """Creates the optimizer that a config names.
+  """Creates the optimizer of a config.
 
   Args:
-    config: `name`, `learning_rate` and the optimizer's own options; `schedule`,
-      where the learning rate is to change during the run, holds the `name` of a
-      schedule and its options. Of `sgd`, `precondition` may hold the `name`
-      `none`, or `input_covariance` and the options of
-      `input_covariance.precondition_by_input_covariance`, which works on the
-      momentum of raw gradients. Options that are None keep their defaults.
+    config: The section `config.optimizer`, with `name`, `learning_rate` and the
+      options of the optimizer. The optional `schedule` holds the `name` and the
+      options of a learning rate schedule; the default is a constant learning
+      rate. The optimizer `sgd` has the option `precondition`, which holds the
+      `name` `none`, or the `name` `input_covariance` and the options of
+      `preconditioning.precondition_by_input_covariance`. The preconditioner
+      multiplies the momentum of raw gradients. An option with the value None
+      keeps the default.
     num_steps: The length of the run, in steps.
 
   Returns:
-    An optax gradient transformation.
+    An optax gradient transformation, whose `update` accepts extra arguments.
 
   Raises:
-    UserError: If a name or an option is unknown, or a number out of range.
+    UserError: If a name or an option is unknown, if a number is out of range,
+      or if a part of the user has no argument `learning_rate`.
   """
   options = dict(config)
   schedule = options.pop('schedule', None) or 'constant'
@@ -50,7 +53,9 @@ def create(
 def _check_takes_rate(
   where: str, table: Mapping[str, Any], section: Any
 ) -> None:
-  """Raises a UserError if a part would leave the learning rate out."""
+  """Raises a UserError if a part has no argument `learning_rate`."""
+  # `registry.create` drops an argument that a part of the user lacks, in
+  # silence. Every config has a learning rate, and a run must use the number.
   name, _ = registry.split(section)
   factory = registry.find(where, table, name)
   parameters = registry.parameters_of(where, factory, name)
@@ -70,11 +75,14 @@ def _sgd(
   ranges.weight_of_old(momentum=momentum)
   if nesterov and not momentum:
     raise ValueError('nesterov needs a momentum above 0')
-  # With a momentum of 0.0 optax would carry a trace that is never used.
+  # For a momentum of 0.0, optax would keep a trace without any use. For None,
+  # optax keeps no trace.
   descent = optax.sgd(learning_rate, momentum or None, nesterov)
   if precondition is None:
     return descent
   where = 'config.optimizer.precondition'
+  # The preconditioner comes after the momentum: the trace is a sum of raw
+  # gradients, and each later preconditioner can be applied to this sum.
   return optax.chain(
     descent, registry.create(where, PRECONDITIONS, precondition)
   )
@@ -135,6 +143,7 @@ def _exponential(
 ) -> optax.Schedule:
   ranges.non_negative(learning_rate=learning_rate)
   ranges.positive(decay=decay)
+  # The learning rate after `num_steps` steps is learning_rate · decay.
   return optax.exponential_decay(learning_rate, num_steps, decay)
 
 
@@ -150,11 +159,11 @@ PRECONDITIONS = {
   'none': optax.identity,
   'input_covariance': precondition_by_input_covariance,
 }
-"""What changes the update of `sgd`, by name."""
+"""Transformations of the update of `sgd`, by name."""
 
 SCHEDULES = {
   'constant': _constant,
   'cosine': _cosine,
   'exponential': _exponential,
 }
-"""Learning rates by name: functions of `learning_rate` and `num_steps`."""
+"""Schedules by name: functions of `learning_rate` and `num_steps`."""

@@ -2,16 +2,18 @@
 
 Section 2 of the Batch Normalization paper names two ways to whiten the inputs
 of layers: to modify the network, or to change the parameters of the
-optimization algorithm. `norms` and `layers` are the first way. This room is the
-second way, in two forms that are equal in exact arithmetic:
+optimization algorithm. The packages `norms` and `layers` implement the first
+way. This package implements the second way, in two forms that are equal in
+exact arithmetic:
 
-* `WhitenedDense` (PRONG) keeps each dense layer in coordinates in which its
-  input is white; plain descent on the parameters is then preconditioned.
-* `precondition_by_input_covariance` leaves the layers as they are, and
-  multiplies their gradients by the inverse covariance.
+* `WhitenedDense` (PRONG) keeps each dense layer in coordinates in which the
+  input of the layer is white. Plain gradient descent on the parameters of the
+  layer is then preconditioned descent.
+* `precondition_by_input_covariance` does not change the layers, and multiplies
+  the gradients of the layers by inverse covariances.
 
-Each brings a hook along (`hooks`), by which a step of training gives it the
-moments of the layers' inputs.
+Each form has a hook (`bn_research.hooks`). Through the hook, the layer or the
+optimizer receives the moments of the layer inputs in every training step.
 """
 
 from bn_research.preconditioning.input_covariance import (

@@ -1,4 +1,4 @@
-"""Whitening on the optimizer's side: gradients times inverse covariances."""
+"""Preconditions gradients by the inverse covariances of layer inputs."""
 
 import dataclasses
 import math
@@ -21,12 +21,13 @@ Structure = Literal['full', 'diagonal', 'identity']
 
 
 class LayerState(NamedTuple):
-  """What preconditions one layer.
+  """The preconditioner of a layer.
 
   Attributes:
-    mean: c, (d,); 0 for a layer without bias.
-    inverse: P, (d, d); or its diagonal, (d,).
-    average: Running mean and covariance, or variance, of the layer's inputs.
+    mean: c, (d,); 0 for a layer without a bias.
+    inverse: P, (d, d), or the diagonal of P, (d,).
+    average: Running moments of the layer inputs: the mean, and the covariance
+      or the variances.
   """
 
   mean: jax.Array
@@ -36,11 +37,12 @@ class LayerState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class GiveInputMoments:
-  """The hook of optimizers whose `update` takes `input_moments`."""
+  """The hook of an optimizer with the extra argument `input_moments`."""
 
   def listen(self, model: nnx.Module) -> dict[str, norms.Moments]:
-    """Lets the layers note the moments of their inputs, by name."""
-    # A layer in whitened coordinates multiplies another input than its own.
+    """Makes the layers record the moments of inputs, by name of the layer."""
+    # A `WhitenedDense` multiplies the whitened input by the kernel, but records
+    # the moments of the original input.
     return recording.record_inputs(model, of=recording.PLAIN_LAYERS)
 
   def before_update(
@@ -49,23 +51,23 @@ class GiveInputMoments:
     noted: Mapping[str, norms.Moments],
     **parts: Any,
   ) -> hooks.Descent:
-    """Returns the same descent, with `input_moments` for the optimizer."""
+    """Returns the descent with `input_moments` for the optimizer."""
     del parts
     return descent._replace(given={**descent.given, 'input_moments': noted})
 
 
 class InputCovarianceState(NamedTuple):
-  """State of `precondition_by_input_covariance`.
+  """The state of `precondition_by_input_covariance`.
 
   Attributes:
-    layers: By the name of the layer, such as `dense/0`.
+    layers: The state of each layer, by name, for example `dense/0`.
   """
 
   layers: dict[str, LayerState]
 
   @property
   def step_hook(self) -> GiveInputMoments:
-    """What a step of training is to do for this optimizer."""
+    """The hook that a training step calls for this optimizer."""
     return GiveInputMoments()
 
 
@@ -76,24 +78,26 @@ def precondition_by_input_covariance(
   covariance: Structure = 'full',
   relative: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Multiplies each kernel's gradient by its input's inverse covariance.
+  """Multiplies the gradient of each kernel by the inverse input covariance.
 
   For a layer z = x K + b whose input x has mean c and covariance S,
 
     ΔK = P (g_K - c g_bᵀ),    Δb = g_b - cᵀ ΔK,    P = (S + ε I)⁻¹.
 
-  This is gradient descent in coordinates in which the inputs are white (see
-  `norms.coordinates`). A layer without bias cannot take up what centring
-  changes: there c = 0, and S is the second moment about zero.
+  This update is gradient descent in coordinates in which the inputs are white
+  (see `norms.inputs.coordinates`). In a layer without a bias, no parameter can
+  compensate for centred inputs: then c = 0, and S is the second moment about
+  zero.
 
-  `update` takes `input_moments`, those of the same forward pass as the
-  gradient: by the name of each layer that has a `kernel`, what
-  `norms.inputs.feature_moments` or `patch_moments` returns. They are averaged
-  at every step, so that collectives are the same at every step; only the
-  inverse, which needs none, is renewed at an interval.
+  The method `update` has the extra argument `input_moments`: by name of each
+  layer with a `kernel`, the moments of the layer inputs in the form of
+  `norms.inputs.layer_inputs.feature_moments` or `patch_moments`. The moments
+  are of the forward pass of the gradient. Every step averages the moments, and
+  thus every step has the same collectives. Only the inverse, which needs no
+  collective, is computed at an interval.
 
-  Momentum belongs before it, as a sum of raw gradients, which any later P can
-  precondition:
+  Momentum belongs before the transformation, as a sum of raw gradients, because
+  every later P can precondition this sum:
 
     optax.chain(
       optax.trace(0.9),
@@ -102,21 +106,23 @@ def precondition_by_input_covariance(
     )
 
   Args:
-    every: Updates from one renewal of c and P to the next; the first renews.
-    epsilon: ε, which bounds P by 1 / ε.
+    every: Number of updates between two computations of c and P. The first
+      update computes c and P.
+    epsilon: ε. The eigenvalues of P are at most 1 / ε.
     decay: Weight of the old value in the running averages, which are debiased.
-    covariance: What S is taken to be: 'full'; 'diagonal', the variances alone;
-      'identity', where P = I and c alone is left: mean-normalized SGD.
-    relative: Whether ε counts in units of the mean variance, tr(S) / d. Then
-      the scale of x is no matter, but nothing bounds P where x hardly varies,
-      as behind sigmoids with small weights: there the loss exploded.
+    covariance: The structure of S: 'full'; 'diagonal' for only the variances;
+      'identity' for P = I, with c alone: mean-normalized SGD.
+    relative: Whether ε is in units of the mean variance, tr(S) / d. The scale
+      of x then has no influence. However, P has no bound for an x that hardly
+      varies. In an experiment with sigmoids and small weights, the loss
+      diverged for this reason.
 
   Returns:
     An optax gradient transformation with an extra argument.
 
   Raises:
-    ValueError: If an option is out of range; later, if a kernel has no moments,
-      or moments of another size.
+    ValueError: If an option is out of range. Later, `update` raises a
+      ValueError if a kernel has no moments, or moments of a different size.
 
   Source: Ioffe and Szegedy (2015), Section 2, "or by changing the parameters of
   the optimization algorithm"; Martens and Grosse (2015), the input's factor of
@@ -158,7 +164,7 @@ def precondition_by_input_covariance(
 
 @dataclasses.dataclass(frozen=True)
 class _Rule:
-  """What is done to one layer; the fields are those of the transformation."""
+  """The computation for a layer, with the options of the transformation."""
 
   every: int
   epsilon: float
@@ -179,15 +185,15 @@ class _Rule:
   def init(self, kernel: jax.Array) -> LayerState:
     size = math.prod(kernel.shape[:-1])
     is_full = self.covariance == 'full'
-    inverse = jnp.eye(size) if is_full else jnp.ones(size)
     dtype = checks.wider(kernel.dtype)
+    inverse = jnp.eye(size, dtype=dtype) if is_full else jnp.ones(size, dtype)
     average = self._population.init(self._map, (size,), dtype)
-    return LayerState(jnp.zeros(size), inverse, average)
+    return LayerState(jnp.zeros(size, dtype), inverse, average)
 
   def learn(
     self, state: LayerState, moments: norms.Moments, has_bias: bool
   ) -> LayerState:
-    """Averages the moments, and renews c and P where it is time to."""
+    """Averages the moments, and computes c and P at the interval."""
     moments = self._needed(moments)
     average = self._population.update(state.average, moments, self._map)
 
@@ -197,8 +203,11 @@ class _Rule:
       )
       return mean, self._inverse(second)
 
+    # The average skips moments with NaN or infinity, and counts no step. Before
+    # the first finite moments, P remains the identity.
     is_due = state.average.steps % self.every == 0
     has_moved = average.steps > state.average.steps
+    # `cond` instead of `where`: the inverse is expensive, and rarely due.
     mean, inverse = lax.cond(
       is_due & has_moved, renewed, lambda: (state.mean, state.inverse)
     )
@@ -207,7 +216,9 @@ class _Rule:
   def precondition(
     self, state: LayerState, layer: dict[str, jax.Array]
   ) -> dict[str, jax.Array]:
-    """Returns the layer's new updates: of the kernel, and of a bias."""
+    """Returns the preconditioned updates of the kernel and of the bias."""
+    # The kernel of a convolution becomes the matrix (d, m) of a dense layer on
+    # patches.
     kernel = layer['kernel'].reshape(len(state.mean), -1)
     if 'bias' in layer:
       kernel = kernel - jnp.outer(state.mean, layer['bias'])
@@ -222,7 +233,7 @@ class _Rule:
 
   @property
   def _map(self) -> norms.Map:
-    """What is averaged: covariances of all inputs together, or variances."""
+    """The map of the averaged moments: full covariances, or variances."""
     return norms.Whiten() if self.covariance == 'full' else norms.Standardize()
 
   @property
@@ -230,7 +241,7 @@ class _Rule:
     return norms.Ema(self.decay)
 
   def _needed(self, moments: norms.Moments) -> norms.Moments:
-    """Drops what is not used, so that it need not be computed."""
+    """Drops unused covariances, which a compiled program then leaves out."""
     if self.covariance == 'full':
       return moments
     if self.covariance == 'identity':
@@ -245,7 +256,10 @@ class _Rule:
         'cholesky', epsilon=self.epsilon, relative=self.relative
       )
       root = whiten.root(second, second.shape[-1])[0]
+      # For any matrix W that whitens S + ε I, the inverse is Wᵀ W.
       return matrices.matmul(root.T, root)
     level = second + self.epsilon * (second.mean() if self.relative else 1)
+    # With ε = 0, an input without variance has an infinite inverse. The result
+    # 0 stops the descent along this input instead.
     is_positive = level > 0
     return jnp.where(is_positive, 1 / jnp.where(is_positive, level, 1), 0)

@@ -1,4 +1,4 @@
-"""The momentum of raw gradients in the state of an optimizer."""
+"""Finds and replaces the momentum in the state of an optimizer."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,17 +10,18 @@ from jax import lax
 
 
 def momenta_of(opt_state: optax.OptState, params: optax.Params) -> list[Any]:
-  """Returns the sums of raw gradients that an optimizer holds.
+  """Returns the sums of raw gradients in the state of an optimizer.
 
-  They are those of `optax.trace`, where nothing else like `params` is held: a
-  sum of what Adam divided by its second moment is not one of gradients.
+  The sums are the traces of `optax.trace`. If the state contains any further
+  tree like `params`, the result is empty: after Adam, for example, a trace sums
+  gradients divided by a second moment, and no raw gradients.
 
   Args:
-    opt_state: The state.
+    opt_state: The state of the optimizer.
     params: The parameters.
 
   Returns:
-    Trees like `params`; none where something else is held.
+    A list of trees like `params`, possibly empty.
   """
   holds = _holds_like(params)
   nodes = jax.tree.leaves(opt_state, is_leaf=holds)
@@ -37,22 +38,24 @@ def in_new_coordinates(
   optimizer: optax.GradientTransformation,
   is_new: jax.Array,
 ) -> optax.OptState:
-  """Returns the state after the parameters moved to new coordinates.
+  """Returns the optimizer state after a move of the parameters.
 
-  What `momenta_of` gave goes on in the new coordinates. Anything else like
-  `params`, such as Adam's moments, has no exact counterpart there: it restarts,
-  together with the count by which Adam knows how much it has seen. Counts
-  beside nothing like `params`, such as a schedule's, go on.
+  The momenta continue in the new coordinates. Without momenta, trees like
+  `params`, for example the moments of Adam, have no exact counterpart in the
+  new coordinates. Each NamedTuple with a tree like `params` then restarts,
+  including the count of updates, from which Adam computes the debiasing.
+  Further counts, for example the count of a schedule, continue.
 
   Args:
-    opt_state: The state.
-    params: The parameters.
-    momenta: What `momenta_of` gave, in the new coordinates.
-    optimizer: Whose state it is.
-    is_new: () bool, whether the coordinates are new.
+    opt_state: The state of the optimizer.
+    params: The parameters in the new coordinates.
+    momenta: The result of `momenta_of`, in the new coordinates.
+    optimizer: The optimizer of this state.
+    is_new: Whether the coordinates are new, bool ().
   """
   holds = _holds_like(params)
   nodes, treedef = jax.tree.flatten(opt_state, is_leaf=holds)
+  # With old coordinates, `momenta` are the old traces, and need no condition.
   if momenta:
     carried = iter(momenta)
     nodes = [
@@ -71,8 +74,9 @@ def in_new_coordinates(
 
 
 def _holds_like(params: optax.Params) -> Callable[[Any], bool]:
-  """Whether a node of a state is a NamedTuple with a field like `params`."""
+  """Returns a test for a NamedTuple with a field like `params`."""
 
+  # Types are not compared: an optimizer may hold a tree in a narrower type.
   def signature(tree: Any) -> Any:
     return jax.tree.structure(tree), [*map(jnp.shape, jax.tree.leaves(tree))]
 

@@ -13,7 +13,7 @@ from bn_research.norms.statistics.collectives import AxisNames
 Note = Callable[[norms.Moments], None]
 
 PLAIN_LAYERS = (nnx.Linear, nnx.Conv)
-"""Layers whose kernel multiplies the input itself, or patches of it."""
+"""Layers whose kernel multiplies the raw input, or patches of the raw input."""
 
 
 def record_inputs(
@@ -29,13 +29,13 @@ def record_inputs(
     model: The model, which is changed in place and records in all later calls.
       Give a copy if the model is used again.
     of: The classes of the recording layers; None for `nnx.Linear`, `nnx.Conv`
-      and all layers with an attribute `observe`, such as `WhitenedDense`.
+      and all layers with an attribute `observe`, for example `WhitenedDense`.
     axis_name: Named mesh axes to pool over in `shard_map`, `pmap` and `vmap`;
       None to pool over no named axis.
 
   Returns:
     An empty dictionary, which calls of the model fill. The keys are the paths
-    of layers in the model, such as `dense/0`. The values are the moments:
+    of layers in the model, for example `dense/0`. The values are the moments:
     count and mean (d,), and co-moment (1, d, d), for d inputs of a kernel.
   """
   found: dict[str, norms.Moments] = {}

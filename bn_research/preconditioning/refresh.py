@@ -1,4 +1,4 @@
-"""Moves layers to new coordinates between the gradient and the update."""
+"""The hook that moves layers to new coordinates before the update."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,20 +14,21 @@ from bn_research.preconditioning import momentum, recording
 
 @dataclasses.dataclass(frozen=True)
 class Refresh:
-  """The hook of layers that have coordinates of their own.
+  """The hook of layers with moving coordinates, for example `WhitenedDense`.
 
-  `WhitenedDense` is such a layer. Its attribute `observe` and its method
-  `refresh` are what this hook needs; another layer that has both may bring the
-  same hook along.
+  The hook needs the attribute `observe` and the method `refresh` of a layer. A
+  layer of a further class with this attribute and this method may have the same
+  hook as the attribute `step_hook`.
 
-  Every layer learns from each step, and moves to new coordinates where it is
-  time to. The function of the model stays the same, and so does the meaning of
-  gradients and momentum. If the optimizer has more than a momentum, as Adam
-  has, then its averages restart: see `momentum`.
+  Every layer averages the moments of each step, and moves to new coordinates at
+  an interval. The move changes neither the function of the model nor the
+  meaning of gradients and momentum. If the optimizer holds more than a
+  momentum, as Adam does, then the averages of the optimizer restart: see
+  `momentum`.
   """
 
   def listen(self, model: nnx.Module) -> dict[str, norms.Moments]:
-    """Lets the layers note the moments of their inputs, by name."""
+    """Makes the layers record the moments of inputs, by name of the layer."""
     classes = tuple({type(layer) for layer in _layers(model).values()})
     return recording.record_inputs(model, of=classes)
 
@@ -39,15 +40,17 @@ class Refresh:
     graphdef: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
   ) -> hooks.Descent:
-    """Returns the same descent in the new coordinates.
+    """Returns the descent in the new coordinates.
 
     Args:
-      descent: Between the gradient and the update.
-      noted: The moments of the inputs, of the forward pass of the gradient.
-      graphdef: The graph of the model.
+      descent: The descent between the gradient and the update.
+      noted: The moments of the inputs in the forward pass of the gradient.
+      graphdef: The graph definition of the model.
       optimizer: The optimizer.
     """
     momenta = momentum.momenta_of(descent.opt_state, descent.params)
+    # A gradient has the structure of the parameters, and a copy of the model
+    # can hold the gradient in place of the parameters. A momentum can, too.
     model, *duals = (
       nnx.merge(graphdef, tree, descent.rest, copy=True)
       for tree in (descent.params, descent.grads, *momenta)

@@ -124,7 +124,8 @@ class WhitenedDense(nnx.Module):
         `norms.inputs.layer_inputs.feature_moments`: count and mean
         (in_features,), and co-moment (1, in_features, in_features).
       covectors: Copies of the layer that hold gradients, or sums of gradients
-        such as a momentum, in place of the weights. The copies move along.
+        (a momentum), in place of the weights. The copies move together with the
+        layer.
 
     Returns:
       Whether the coordinates are new, bool ().
@@ -142,7 +143,7 @@ class WhitenedDense(nnx.Module):
       root = self.whiten.root(second, len(mean))[0]
       new = coordinates.Coordinates(mean, root.T)
       # The weights are a vector and the gradients are covectors: inner products
-      # of both, such as the change of the loss, must not change.
+      # of both, for example the change of the loss, must not change.
       first = coordinates.move(weights[0], old, new)
       rest = [coordinates.carry(w, old, new) for w in weights[1:]]
       # An optimizer may hold the momentum in a narrower type, and both branches

@@ -1,12 +1,14 @@
-"""What can be measured while a run trains.
+"""Probes: functions that measure a run during the training.
 
-A probe is a function of an `Observation` that returns arrays by name, and is
-called inside `jit`. A config names any number of probes:
+A probe is a function of an `Observation`, and returns arrays by name. The
+training loop calls a probe inside `jit`. A config may name any number of
+probes:
 
     config.probes.activations.num_points = 100
 
-The key is the name of the file of the probe. The probe is the part of this name
-(`PROBES`), or the part that `name` names.
+The key, here `activations`, is the name of the file of the probe. The key is
+also the name of the probe in `PROBES`, unless the option `name` has a different
+name.
 """
 
 import functools
@@ -34,9 +36,10 @@ PROBES: dict[str, Any] = {
   'gradients': gradients,
   'whiteness': whiteness,
 }
-"""Probes by name: functions of an observation, or classes of such."""
+"""Probes by name: functions of an observation, or classes of such functions."""
 
-# When, and on how many examples, a probe looks: options of every probe.
+# Options of every probe, for the training loop: the number of examples, and the
+# steps of the measurements.
 OF_THE_LOOP = ('num_examples', 'num_points', 'spacing')
 
 
@@ -45,21 +48,21 @@ def create(key: str, section: Mapping[str, Any]) -> Probe:
 
   Args:
     key: The key of the probe.
-    section: The options of the probe, and optionally its `name`. The keys of
-      `OF_THE_LOOP` are not read.
+    section: The options of the probe, and optionally the `name`. This function
+      ignores the keys of `OF_THE_LOOP`.
 
   Returns:
-    The probe. Its `constants`, if it has some, are stored once: see
-    `constants`.
+    The probe. The function `constants` returns the constants of the probe.
 
   Raises:
-    UserError: If the name or an option is unknown, or has a wrong value.
+    UserError: If the name or an option is unknown, or if a value is wrong.
   """
   options = {k: v for k, v in section.items() if k not in OF_THE_LOOP}
   where = f'config.probes.{key}'
   name, options = registry.split({'name': key, **options})
   found = registry.find(where, PROBES, name)
-  # A class takes options; a function takes the observation before them.
+  # A class takes the options alone, and an instance is the probe. A function
+  # takes the observation as the first argument, before the options.
   build = registry.call if isinstance(found, type) else registry.bind
   probe = build(where, found, name, options)
   with registry.mistakes_in(where):
@@ -68,16 +71,20 @@ def create(key: str, section: Mapping[str, Any]) -> Probe:
 
 
 def constants(probe: Probe) -> dict[str, np.ndarray]:
-  """Returns what a probe has stored once, beside what it measures.
+  """Returns the constants of a probe, which a file stores once.
 
   Args:
-    probe: What `create` returned. The constants are an attribute `constants` of
-      the function, or of the object: a dict of arrays.
+    probe: The result of `create`. The attribute `constants` of the function or
+      of the object is a dict of arrays. The attribute is optional.
+
+  Returns:
+    The constants as NumPy arrays, by name.
 
   Raises:
-    ValueError: If they are something else.
+    ValueError: If the attribute is not a dict of arrays.
   """
-  with jax.ensure_compile_time_eval():  # also where a program is traced
+  # The arrays must be concrete, also during the tracing of a program.
+  with jax.ensure_compile_time_eval():
     found = arrays(_constants(probe))
   return {name: np.asarray(value) for name, value in found.items()}
 
@@ -88,10 +95,18 @@ def _constants(probe: Probe) -> Any:
 
 
 def measured(probe: Probe, observation: Observation) -> dict[str, jax.Array]:
-  """Returns what a probe finds, checked: arrays that a file can hold.
+  """Calls a probe, and checks that a file can hold the result.
+
+  Args:
+    probe: The result of `create`.
+    observation: The argument of the probe.
+
+  Returns:
+    The measured arrays, by name.
 
   Raises:
-    ValueError: If it is something else, or has the name of a constant.
+    ValueError: If the result is not a dict of arrays, or if an array has the
+      name of a constant.
   """
   found = arrays(probe(observation))
   for name in _constants(probe):
@@ -102,18 +117,23 @@ def measured(probe: Probe, observation: Observation) -> dict[str, jax.Array]:
   return found
 
 
-# Names of the file's own, or of arguments of `numpy.savez`.
+# The file has an array `step`, and `numpy.savez` has the arguments `file` and
+# `allow_pickle`.
 _TAKEN = ('', 'step', 'file', 'allow_pickle')
 
 
 def arrays(measured: Any) -> dict[str, jax.Array]:
-  """Returns what a probe returned, checked: arrays that a file can hold.
+  """Checks the result of a probe, and returns arrays that a file can hold.
 
   Args:
-    measured: A dict of arrays, or of numbers.
+    measured: A dict of arrays or of numbers.
+
+  Returns:
+    The arrays by name, in a type that NumPy can store.
 
   Raises:
-    ValueError: If it is something else.
+    ValueError: If `measured` is not a dict of arrays or of numbers, or if a
+      name is reserved.
   """
   if not isinstance(measured, Mapping):
     raise ValueError(
@@ -137,7 +157,7 @@ def arrays(measured: Any) -> dict[str, jax.Array]:
 def _storable(name: str, value: jax.Array) -> jax.Array:
   """Returns an array that NumPy can store."""
   if jnp.issubdtype(value.dtype, jnp.floating):
-    # NumPy has no bfloat16.
+    # NumPy has no bfloat16. Float32 holds all values of the narrow types.
     is_narrow = value.dtype.itemsize < 4
     return value.astype(jnp.float32) if is_narrow else value
   if not (

@@ -1,4 +1,4 @@
-"""Distributions of the inputs of the nonlinearities: Figure 1(b, c)."""
+"""Percentiles of the inputs of nonlinearities, as in Figure 1(b, c)."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,13 +14,15 @@ from bn_research.probes.observation import Observation
 
 @dataclasses.dataclass(frozen=True)
 class Activations:
-  """Percentiles of what each nonlinearity sees while the model trains.
+  """Measures percentiles of the input of each nonlinearity.
 
   Attributes:
-    percentiles: (q,) percentages.
-    unit: Index of the feature that is followed on its own.
-    nonlinearities: Names of the inputs to follow, such as `'hidden_3/input'`;
-      None for all.
+    percentiles: (q,) percentages in [0, 100].
+    unit: Index of the feature for the percentiles of a single feature.
+    nonlinearities: Names of the measured inputs, for example
+      `'hidden_3/input'`; None for all inputs.
+
+  Source: Ioffe and Szegedy (2015), Figure 1(b, c).
   """
 
   percentiles: Sequence[float] = (15.0, 50.0, 85.0)
@@ -38,25 +40,35 @@ class Activations:
 
   @property
   def constants(self) -> dict[str, np.ndarray]:
-    """What is stored once, beside what is measured."""
+    """The percentages, which the file of the probe stores once."""
     return {'percentiles': np.asarray(self.percentiles, np.float32)}
 
   def __call__(self, observation: Observation) -> dict[str, jax.Array]:
-    """Measures the model on the batch, whose own statistics normalize.
+    """Measures the model on a mini-batch, in training mode.
+
+    The statistics of the mini-batch normalize, as in training.
 
     Args:
-      observation: The model and the batch.
+      observation: The model and the mini-batch.
 
     Returns:
-      For each nonlinearity followed, (q,) over the batch for the unit, as
-      `'hidden_1/input/unit'`, and over all features too, as
+      Two arrays (q,) float32 for each measured nonlinearity: the percentiles of
+      the unit over the mini-batch, with the name `'hidden_1/input/unit'`, and
+      the percentiles over the mini-batch and all features, with the name
       `'hidden_1/input/all'`.
 
     Raises:
-      ValueError: If there is no such nonlinearity, or it has no such unit.
+      ValueError: If the model has no nonlinearity of a given name, or if
+        `unit` is not a feature of a nonlinearity.
     """
+    # The nonlinearity uses the result of the tap, and `setdefault` returns the
+    # recorded input.
     inputs: dict[str, jax.Array] = {}
-    note = lambda name, h: inputs.setdefault(name, h)
+
+    def note(name: str, h: jax.Array) -> jax.Array:
+      inputs.setdefault(name, h)
+      return h
+
     observation.model()(observation.x, train=True, tap=note)
     sets: dict[str, jax.Array] = {}
     for name in self.nonlinearities or inputs:
@@ -75,7 +87,8 @@ class Activations:
       by_size.setdefault(values.size, []).append(name)
     found: dict[str, jax.Array] = {}
     for names in by_size.values():
-      # All of one size together: what takes long is to compile.
+      # The compilation takes most of the time. Arrays of the same size share a
+      # single search, which the program contains only once.
       stacked = jnp.stack([sets[name] for name in names])
       result = percentiles_lib.percentiles(stacked, self.percentiles)
       found.update(zip(names, result.T, strict=True))

@@ -1,4 +1,4 @@
-"""Norms of gradients, updates and parameters, layer by layer."""
+"""Norms of gradients, updates and parameters for each module."""
 
 import jax
 import optax
@@ -8,14 +8,15 @@ from bn_research.probes.observation import Observation
 
 
 def gradients(observation: Observation) -> dict[str, jax.Array]:
-  """Measures each module that holds parameters.
+  """Measures the norms of each module with parameters.
 
   Args:
-    observation: The network, a batch, and the step on this batch.
+    observation: The network, a mini-batch, and the step on this mini-batch.
 
   Returns:
-    For each module, () float32: the l2 norms `'dense/0/gradient'`,
-    `'dense/0/update'` and `'dense/0/parameters'`, the latter before the step.
+    Three l2 norms, () float32, for each module: `'dense/0/gradient'`,
+    `'dense/0/update'` and `'dense/0/parameters'`. The parameters are the
+    parameters before the step.
   """
   step = observation.take_step()
   quantities = {

@@ -1,4 +1,4 @@
-"""The layers of a network, in the order in which the network uses them."""
+"""Finds the layers of a network, in the order of use."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,14 +10,13 @@ from bn_research.probes.observation import Observation
 
 
 class Layer(NamedTuple):
-  """Parameters with a kernel, and what follows up to the next kernel.
+  """A module with a kernel, and the modules up to the next kernel.
 
   Attributes:
-    name: The path of the module that holds the kernel, such as `'dense/0'`.
-    weights: Numbers of the leaves of this module, in the tree of parameters.
-    others: Numbers of the leaves of modules without a kernel, such as the scale
-      and the bias of a norm, which are used after this kernel and before the
-      next.
+    name: The path of the module with the kernel, for example `'dense/0'`.
+    weights: Indices of the leaves of this module, in the tree of parameters.
+    others: Indices of the leaves of modules without a kernel between this
+      kernel and the next kernel, for example the scale and the bias of a norm.
   """
 
   name: str
@@ -26,14 +25,14 @@ class Layer(NamedTuple):
 
 
 def in_order(observation: Observation) -> list[Layer]:
-  """Returns the layers of the network of an observation.
+  """Returns the layers of the network of an observation, in the order of use.
 
-  The program of the loss tells which parameters are used first. Modules within
-  one call of a loop (`scan`, `remat`) are used at once; their order is that of
-  their names.
+  The order is the order of the first use of the parameters in the program of
+  the loss. In the program, a `scan` or a `remat` is a single equation, and the
+  order of the modules inside is the order of the names.
 
   Args:
-    observation: The network and a batch.
+    observation: The network and a mini-batch.
   """
   paths = jax.tree_util.tree_leaves_with_path(observation.params)
   modules: dict[str, list[int]] = {}
@@ -50,15 +49,22 @@ def in_order(observation: Observation) -> list[Layer]:
     else:
       before = (*before, *numbers)
   if layers and before:
-    # A norm of the inputs precedes all kernels; it moves with the first layer.
+    # A norm of the inputs comes before all kernels, and counts as a part of the
+    # first layer.
     layers[0] = layers[0]._replace(others=(*before, *layers[0].others))
   return layers
 
 
 def _uses(observation: Observation) -> list[tuple[int, int]]:
-  """Returns the number of each leaf and of its first use, in order of use."""
+  """Finds the first use of each leaf of the parameters.
+
+  Returns:
+    The index of each leaf, with the index of the first equation that uses the
+    leaf, sorted by the equation. A leaf without a use comes last.
+  """
   jaxpr = jax.make_jaxpr(observation.loss)(observation.params).jaxpr
   first = {id(var): len(jaxpr.eqns) for var in jaxpr.invars}
+  # The loop runs backwards, and the first use overwrites later uses.
   for place, equation in reversed(list(enumerate(jaxpr.eqns))):
     first.update({id(v): place for v in equation.invars if id(v) in first})
   uses = [(k, first[id(var)]) for k, var in enumerate(jaxpr.invars)]
@@ -66,7 +72,12 @@ def _uses(observation: Observation) -> list[tuple[int, int]]:
 
 
 def replaced(tree: Any, leaves: Mapping[int, Any]) -> Any:
-  """Returns a tree with other leaves in the places of some numbers."""
+  """Returns a tree with new leaves.
+
+  Args:
+    tree: A pytree.
+    leaves: The new leaves, by the index of the old leaf in `tree`.
+  """
   all_leaves, structure = jax.tree.flatten(tree)
   return jax.tree.unflatten(
     structure, [leaves.get(k, leaf) for k, leaf in enumerate(all_leaves)]
@@ -74,6 +85,11 @@ def replaced(tree: Any, leaves: Mapping[int, Any]) -> Any:
 
 
 def chosen(tree: Any, numbers: Sequence[int]) -> dict[int, jax.Array]:
-  """Returns the leaves of some numbers, by number."""
+  """Returns leaves of a tree, by index.
+
+  Args:
+    tree: A pytree of arrays.
+    numbers: The indices of the leaves.
+  """
   leaves = jax.tree.leaves(tree)
   return {number: leaves[number] for number in numbers}

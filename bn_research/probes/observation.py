@@ -1,4 +1,4 @@
-"""What a probe sees: one step of training, and all that the step knows."""
+"""The argument of a probe: the state of a run, and a step of the training."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,19 +11,21 @@ from flax import nnx
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Step:
-  """One step of training on the batch of an observation.
+  """A step of the training on the mini-batch of an observation.
 
-  The step changes nothing: the run goes on from the state before it.
+  The step does not change the run, which continues from the state before the
+  step.
 
   Attributes:
-    loss: () float32, the mean loss of the batch, in nats.
-    grads: The gradient of the loss, like `params`.
-    updates: The optimizer adds these to the parameters, like `params`.
-    origin: The parameters, and what else the model held, before the step. Where
-      layers moved to new coordinates in this step (PRONG), these are written in
+    loss: () float32, the mean loss of the mini-batch, in nats.
+    grads: The gradient of the loss, a pytree like `params`.
+    updates: The updates of the optimizer, a pytree like `params`.
+    origin: The parameters and the further state of the model before the step.
+      If PRONG moves layers to new coordinates in this step, then `origin` is in
       the new coordinates, as `grads`, `updates` and `params` are.
     params: The parameters after the step, `origin[0] + updates`.
-    rest: What else the model holds after the step, such as running statistics.
+    rest: The further state of the model after the step, for example running
+      moments.
     opt_state: The state of the optimizer after the step.
   """
 
@@ -38,21 +40,24 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Observation:
-  """A moment of a run. A compiled program computes only what a probe uses.
+  """The state of a run after some steps, with a mini-batch.
+
+  A compiled program computes only the quantities that the probe uses.
 
   Attributes:
-    num_steps: () int32, the steps completed.
-    x: (batch, ...) float32, what the network sees.
+    num_steps: () int32, the number of completed steps.
+    x: (batch, ...) float32, the input of the network.
     labels: (batch,) int32.
     params: The parameters of the model.
-    rest: What else the model holds, such as running statistics.
+    rest: The further state of the model, for example running moments.
     opt_state: The state of the optimizer.
-    losses: From (batch, num_classes) logits and labels to (batch,) losses in
-      nats.
-    make_model: From parameters and the rest to a model, which is called as
-      `model(x, train=..., tap=...)`. Statistics that the model would remember
-      stay in this copy.
-    take_step: Returns the step that training takes on this batch.
+    losses: A function from logits (batch, num_classes) and labels to losses
+      (batch,), in nats.
+    make_model: A function from `params` and `rest` to a copy of the model. The
+      call of the copy is `model(x, train=..., tap=...)`. The call updates the
+      running moments of the copy only.
+    take_step: A function without arguments, which returns the `Step` of the
+      training on this mini-batch.
   """
 
   num_steps: jax.Array
@@ -69,16 +74,16 @@ class Observation:
     """Returns a copy of the model.
 
     Args:
-      params: Parameters in place of those of this moment, such as
-        `self.take_step().params`; None for the parameters of this moment.
-      rest: What else the model holds, such as `self.take_step().origin[1]`;
-        None for the rest of this moment.
+      params: The parameters of the copy, for example
+        `self.take_step().params`; None for `self.params`.
+      rest: The further state of the copy, for example
+        `self.take_step().origin[1]`; None for `self.rest`.
     """
     params = self.params if params is None else params
     return self.make_model(params, self.rest if rest is None else rest)
 
   def loss(self, params: Any = None, rest: Any = None) -> jax.Array:
-    """Returns the mean loss of the batch, as training computes it.
+    """Returns the mean loss of the mini-batch, in training mode.
 
     Args:
       params: As in `model`.

@@ -1,4 +1,4 @@
-"""How white the input of each layer is: what Section 2 wants of inputs."""
+"""Measures the whiteness of layer inputs, the aim of Section 2."""
 
 import jax
 import jax.numpy as jnp
@@ -9,27 +9,29 @@ from bn_research.probes.observation import Observation
 
 
 def whiteness(observation: Observation) -> dict[str, jax.Array]:
-  """Measures the inputs of dense layers and convolutions.
+  """Measures the whiteness of the inputs of dense layers and convolutions.
 
-  With S the covariance of the d inputs of a kernel, λ its eigenvalues, and R
-  their correlations:
+  With S the covariance of the d inputs of a kernel, λ the eigenvalues of S, and
+  R the correlations of the inputs:
 
   * `condition`: λ_max / λ_min, at most 1 / ε, with ε the precision of float32;
   * `rank`: the effective rank, exp(−Σ p log p), p = λ / Σ λ, from 1 to d;
   * `correlation`: √(Σ_{i≠j} R_ij² / (d (d − 1))), from 0 to 1.
 
-  White inputs have a condition of 1, a rank of d, and no correlation. Inputs
-  that do not vary have no correlations, and are left out of the last.
+  White inputs have condition 1, rank d and correlation 0. The correlation
+  ignores constant inputs, and d is then the number of non-constant inputs.
 
   Args:
-    observation: The network and a batch; a batch has more examples than a layer
-      has inputs, or the covariance is singular.
+    observation: The network and a mini-batch. The covariance is singular if the
+      mini-batch has no more examples than a layer has inputs.
 
   Returns:
-    For each layer, () float32, such as `'dense/0/condition'`.
+    Three numbers, () float32, for each layer: for example
+    `'dense/0/condition'`, `'dense/0/rank'` and `'dense/0/correlation'`.
 
   Source: Roy and Vetterli (2007), "The effective rank", for the rank.
   """
+  # `record_inputs` changes a model in place, and thus gets a copy.
   model = observation.model()
   moments = preconditioning.record_inputs(model)
   model(observation.x, train=True)
@@ -42,6 +44,7 @@ def whiteness(observation: Observation) -> dict[str, jax.Array]:
 
 def _of_covariance(moments: Moments) -> dict[str, jax.Array]:
   covariance = (moments.comoment / moments.count.max())[0]
+  # Rounding may make an eigenvalue of zero slightly negative.
   values = jnp.maximum(jnp.linalg.eigvalsh(covariance), 0)
   largest, total = values[-1], values.sum()
   least = jnp.finfo(values.dtype).eps * largest

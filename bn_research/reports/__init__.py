@@ -1,1 +1,1 @@
-"""From workdirs to figures and claims; nothing here trains or imports JAX."""
+"""Draws figures and checks claims from workdirs, without training or JAX."""

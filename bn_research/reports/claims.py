@@ -1,4 +1,4 @@
-"""Published statements, held against our runs."""
+"""Checks published statements against runs."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -16,23 +16,30 @@ HOLDS = 'holds'
 DOES_NOT_HOLD = 'does not hold'
 TOO_FEW = 'too few seeds'
 
-_FEWEST = 5
+_FEWEST = 5  # seeds for a verdict
 _CONFIDENCE = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-  """A statement of the kind `this` is higher, or lower, than `that`.
+  """A statement: a measure is higher, or lower, in `this` than in `that`.
 
   Attributes:
-    claim: The statement.
-    source: Where it was published.
-    published: The published number and the word for how it was read, as text.
-    measured: What is measured, in words.
-    measure: Dict with `name`, a measure, and its options.
-    this: Values by dotted key of the configs of the runs that it is about.
-    that: The same, of the runs to compare with.
-    expected: `higher` or `lower`.
+    claim: The statement, as text.
+    source: The publication of the statement, as text.
+    published: The published number, as text, and in brackets the origin of the
+      number, for example `paper` or `recalled`.
+    measured: A description of the measure, as text.
+    measure: A dict with the `name` of a measure, and the options of the
+      measure.
+    this: Values by dotted key. A run whose config has these values is on the
+      first side of the comparison.
+    that: Values by dotted key, for the second side of the comparison.
+    expected: `higher` or `lower`: the claimed result of `this`, compared with
+      `that`.
+
+  Raises:
+    UserError: If `expected` is neither `higher` nor `lower`.
   """
 
   claim: str
@@ -53,15 +60,16 @@ class Claim:
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-  """What our runs say of a claim.
+  """The result of the check of a claim.
 
   Attributes:
     claim: The claim.
-    this: Mean over seeds.
-    that: Mean over the same seeds.
-    differences: (n,) `this` minus `that`, seed by seed.
-    interval: Ends of the 95 % interval of the mean difference; NaN with one
-      seed.
+    this: The mean of the measure over seeds, for the first side of the claim.
+    that: The mean over the same seeds, for the second side of the claim.
+    differences: (n,) float64, the number of the first side minus the number of
+      the second side, for each of n seeds.
+    interval: The lower and the upper end of the 95 % confidence interval of the
+      mean difference. Both ends are NaN for a single seed.
     verdict: `HOLDS`, `DOES_NOT_HOLD` or `TOO_FEW`.
   """
 
@@ -74,16 +82,22 @@ class Finding:
 
 
 def check(claim: Claim, runs: Sequence[Run]) -> Finding:
-  """Holds a claim against runs, those of one seed compared with each other.
+  """Checks a claim, by a comparison of two runs for each seed.
 
   Args:
     claim: The claim.
-    runs: Runs of all kinds; those that diverged have no part in it.
+    runs: Runs with any config. Runs that diverged are ignored.
+
+  Returns:
+    The measured means, the differences, and the verdict.
 
   Raises:
-    UserError: If no seed has both kinds of runs, or they lack what is measured.
+    UserError: If no seed has finished runs of both sides, if a side has two
+      finished runs of a seed, or if a run lacks the measured quantity.
   """
 
+  # Two runs with the same seed share a part of the spread over seeds. The
+  # difference within a seed removes this part.
   this = _by_seed(claim.this, runs)
   that = _by_seed(claim.that, runs)
   seeds = sorted(this.keys() & that.keys())
@@ -109,17 +123,17 @@ def check(claim: Claim, runs: Sequence[Run]) -> Finding:
 
 
 def mean_interval(values: np.ndarray) -> tuple[float, float]:
-  """The 95 % confidence interval of a mean, by Student's t.
+  """Returns the 95 % confidence interval of a mean, by Student's t.
 
     m ± t(0.975; n - 1) s / √n
 
-  A percentile bootstrap would be too narrow for the few seeds at hand.
+  The interval of a percentile bootstrap would be too narrow for a few seeds.
 
   Args:
-    values: (n,) independent values.
+    values: (n,) floating, independent values.
 
   Returns:
-    Both ends; NaN where n is 1.
+    The lower and the upper end. Both ends are NaN if n is 1.
   """
   n = len(values)
   if n == 1:
@@ -130,7 +144,11 @@ def mean_interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def table(findings: Sequence[Finding]) -> rich.table.Table:
-  """Lays findings out for a terminal."""
+  """Returns a table of findings for a terminal, with a row for each finding.
+
+  Args:
+    findings: The results of `check`.
+  """
   result = rich.table.Table(
     'claim', 'measured', 'published', 'ours', 'verdict', show_lines=True
   )
@@ -149,10 +167,12 @@ def table(findings: Sequence[Finding]) -> rich.table.Table:
 
 
 def _by_seed(where: Mapping[str, Any], runs: Sequence[Run]) -> dict[int, Run]:
+  """Returns the finished runs of a side of a claim, by seed."""
   found: dict[int, Run] = {}
   for run in Runs(runs).select(where):
     if run.is_done:
       other = found.setdefault(run.config['seed'], run)
+      # With two runs of a seed, the choice of a run would be arbitrary.
       if other is not run:
         raise errors.UserError(
           f'{other.path} and {run.path} are of one seed and both match {where};'
@@ -164,7 +184,15 @@ def _by_seed(where: Mapping[str, Any], runs: Sequence[Run]) -> dict[int, Run]:
 def _verdict(
   interval: tuple[float, float], num_seeds: int, expected: str
 ) -> str:
+  """Returns the verdict on a claim from the interval of the mean difference.
+
+  With fewer than five seeds, or with zero inside the interval, the runs do not
+  decide the claim.
+  """
+  # A change of the sign turns a claim of `lower` into a claim of `higher`.
   low, high = interval if expected == 'higher' else (-interval[1], -interval[0])
+  # The inequalities are strict. If all differences are exactly 0, the interval
+  # is [0, 0]; zero is then not inside, and the claim does not hold.
   if num_seeds < _FEWEST or low < 0 < high:
     return TOO_FEW
   return HOLDS if low > 0 else DOES_NOT_HOLD

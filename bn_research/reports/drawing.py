@@ -1,4 +1,4 @@
-"""Series of runs, and how they are drawn: what panels have in common."""
+"""Series of runs, and drawing functions for all kinds of panels."""
 
 import dataclasses
 from collections.abc import Collection, Iterable, Sequence
@@ -11,19 +11,23 @@ from bn_research.results import Run
 
 Limits = tuple[float, float] | None
 
-_FEW = 5  # seeds below which the runs say more than their spread
+# With fewer seeds, the individual runs are more informative than the range.
+_FEW = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-  """Runs that differ in the seed only, and how they are drawn.
+  """Runs with a label and a style for drawing.
+
+  For a panel of curves or bars, the runs differ in the seed only. For a panel
+  over settings, the runs differ in the settings too.
 
   Attributes:
-    label: Their name in the legend.
-    runs: Those that are done.
-    num_diverged: How many more diverged.
-    color: Any color of Matplotlib's.
-    linestyle: Any line style of Matplotlib's.
+    label: The label of the runs in the legend.
+    runs: The runs that are done.
+    num_diverged: The number of runs that diverged. These runs are not drawn.
+    color: Any Matplotlib color.
+    linestyle: Any Matplotlib line style.
   """
 
   label: str
@@ -34,17 +38,21 @@ class Series:
 
   @property
   def name(self) -> str:
-    """The label, and what is not drawn of it."""
+    """The label, with the number of runs that diverged, if any."""
     if not self.num_diverged:
       return self.label
     return f'{self.label} ({self.num_diverged} more diverged)'
 
 
 def of_label(series: Sequence[Series], label: str) -> Series:
-  """Returns the series of a label.
+  """Returns the series with a label.
+
+  Args:
+    series: The series of a figure.
+    label: The label.
 
   Raises:
-    UserError: If there is no such series.
+    UserError: If no series has the label.
   """
   found = {s.label: s for s in series}
   if label not in found:
@@ -58,7 +66,15 @@ def of_label(series: Sequence[Series], label: str) -> Series:
 def draw_runs(
   axes: Any, series: Series, x: np.ndarray, y: np.ndarray, marker: str = ''
 ) -> None:
-  """Draws the mean over runs of y, (runs, k), and its range or each run."""
+  """Draws the mean over runs, and the range over runs or each run.
+
+  Args:
+    axes: Matplotlib axes.
+    series: The series, for the label and the style.
+    x: (k,) positions on the x axis.
+    y: (runs, k) values; NaN for a missing value.
+    marker: A Matplotlib marker for the points of the mean.
+  """
   style = {'color': series.color, 'linestyle': series.linestyle}
   mean = np.nanmean(y, 0)
   axes.plot(x, mean, label=series.name, linewidth=1.4, marker=marker, **style)
@@ -70,13 +86,30 @@ def draw_runs(
 
 
 def sample(counts: Collection[int]) -> str:
-  """Says how many seeds there are, and what a panel of curves draws of them."""
+  """Describes the seeds of a panel with curves, for the title.
+
+  Args:
+    counts: The number of seeds of each series.
+
+  Returns:
+    A text, for example `mean and range, 5 seeds`.
+  """
   drawn = 'range' if min(counts) >= _FEW else 'runs'
   return seeds(counts, f'mean and {drawn}, {{}} seeds')
 
 
 def seeds(counts: Iterable[int], several: str) -> str:
-  """Says how many seeds there are: `several`, with the numbers in its {}."""
+  """Returns the number of seeds as text.
+
+  Args:
+    counts: The number of seeds of each series.
+    several: The text for more than a single seed, with `{}` in the place of the
+      number.
+
+  Returns:
+    `1 seed`, or `several` with the number. Different numbers are joined by
+    `or`.
+  """
   numbers = sorted(set(counts))
   if numbers[-1] == 1:
     return '1 seed'
@@ -84,7 +117,13 @@ def seeds(counts: Iterable[int], several: str) -> str:
 
 
 def label_axes(axes: Any, panel: Any, title: str) -> None:
-  """Writes title and labels, and sets limits, as a panel's fields say."""
+  """Writes the title and the labels of a panel, and sets the limits.
+
+  Args:
+    axes: Matplotlib axes, with the curves and the scales of the panel.
+    panel: An object with the fields `xlabel`, `ylabel` and `ylim`.
+    title: The title.
+  """
   axes.set_title(title)
   axes.set_xlabel(panel.xlabel)
   axes.set_ylabel(panel.ylabel)
@@ -92,6 +131,8 @@ def label_axes(axes: Any, panel: Any, title: str) -> None:
   axes.grid(alpha=0.3, linewidth=0.5)
   axes.xaxis.set_major_formatter(_thousands)
   axes.xaxis.set_minor_formatter('')
+  # The limits come before the ticks, because the ticks of a logarithmic axis
+  # depend on the limits.
   if panel.ylim is not None:
     _zoom(axes, panel.ylim)
   for axis in (axes.xaxis, axes.yaxis):
@@ -99,9 +140,10 @@ def label_axes(axes: Any, panel: Any, title: str) -> None:
 
 
 def _zoom(axes: Any, ylim: tuple[float, float]) -> None:
-  """Sets the ends of the y axis, and moves them where a curve ends outside.
+  """Sets the limits of the y axis, and widens the limits for the curve ends.
 
-  A zoom may cut the beginning of a curve, but not hide how it ends.
+  A zoom may hide the beginning of a curve, but not the end. If a curve ends
+  outside of a limit, the limit of the data replaces the given limit.
   """
   low, high = ylim
   wide_low, wide_high = axes.get_ylim()
@@ -114,9 +156,10 @@ def _zoom(axes: Any, ylim: tuple[float, float]) -> None:
 
 
 def _label_logarithms(axis: Any) -> None:
-  """Writes plain numbers on an axis of logarithms, the more the shorter it is.
+  """Writes plain numbers on a logarithmic axis, more numbers on a short axis.
 
-  Powers of ten alone would be one or two in a decade or two.
+  On an axis of a decade or two, the powers of ten alone would be too few
+  numbers.
   """
   from matplotlib import ticker
 
@@ -131,5 +174,6 @@ def _label_logarithms(axis: Any) -> None:
 
 
 def _thousands(value: float, _: int) -> str:
+  """Formats the number of a tick; Matplotlib also passes the position."""
   text = f'{value / 1000:g}K' if value >= 1000 else f'{value:g}'
   return text.replace('-', '\N{MINUS SIGN}')

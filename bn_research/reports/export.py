@@ -1,4 +1,4 @@
-"""Runs and claims as tables for other programs and for papers."""
+"""Writes runs and claims as tables, for papers and for different programs."""
 
 import json
 import math
@@ -19,14 +19,14 @@ def write(
   findings: Sequence[Finding],
   folder: disk.PathLike,
 ) -> list[pathlib.Path]:
-  """Writes the runs, and the claims where there are some.
+  """Writes a table of the runs and, if any, a table of the claims.
 
   Args:
     kind: A key of `KINDS`.
-    runs: The runs; each is a row with its settings, its status and the last
-      value of each metric.
-    findings: What the runs say of the claims.
-    folder: Where the files go.
+    runs: The runs. The row of a run contains the path, the status, the settings
+      in which the runs differ, and the last value of each metric.
+    findings: The findings about the claims. Each finding is a row.
+    folder: The directory of the files.
 
   Returns:
     The paths of the files.
@@ -77,7 +77,7 @@ def _names(rows: Rows) -> list[str]:
 
 
 def _json(rows: Rows) -> str:
-  # JSON has neither NaN nor infinity: what was not measured is null.
+  # JSON has neither NaN nor infinity. Both become null.
   is_nan = lambda value: isinstance(value, float) and not math.isfinite(value)
   clean = [
     {k: None if is_nan(v) else v for k, v in row.items()} for row in rows
@@ -89,10 +89,14 @@ def _markdown(rows: Rows) -> str:
   names = _names(rows)
   lines = [names, ['---'] * len(names)]
   lines += [[_cell(row.get(name, '')) for name in names] for row in rows]
+  # A bar ends a cell of a Markdown table.
   escaped = ([cell.replace('|', '\\|') for cell in line] for line in lines)
   return ''.join(f'| {" | ".join(line)} |\n' for line in escaped)
 
 
+# Characters with a meaning in LaTeX. `str.translate` replaces all characters in
+# a single pass. A second pass would escape the backslashes and the braces of
+# the first pass again.
 _OF_LATEX = str.maketrans(
   {
     '\\': r'\textbackslash{}',
@@ -130,4 +134,4 @@ KINDS: dict[str, tuple[str, Callable[[Rows], str]]] = {
   'latex': ('tex', _latex),
   'markdown': ('md', _markdown),
 }
-"""Formats by name: the suffix of a file, and a function of rows."""
+"""Formats by name: a file suffix, and a function from rows to text."""

@@ -1,4 +1,4 @@
-"""Figures: panels in a row, written as PNG and PDF."""
+"""Draws figures, which are panels in a row, and writes PNG and PDF files."""
 
 import dataclasses
 import pathlib
@@ -10,12 +10,14 @@ from bn_research.reports import labels
 from bn_research.reports import panels as panels_lib
 from bn_research.results import Run, Runs
 
-# Okabe and Ito's palette, which the color-blind can tell apart.
+# The palette of Okabe and Ito. Readers with color blindness can distinguish the
+# colors.
 _COLORS = (
   *('#D55E00', '#0072B2', '#009E73', '#CC79A7', '#E69F00', '#56B4E9'),
   '#000000',
 )
-# A number without a factor in common: 28 series differ in one or the other.
+# The numbers of colors and of line styles, 7 and 4, have no common factor.
+# Hence 28 series differ in the color or in the line style.
 _LINESTYLES = ('--', '-', '-.', ':')
 
 _STYLE: Any = {
@@ -25,11 +27,12 @@ _STYLE: Any = {
   'font.size': 8,
   'legend.edgecolor': 'none',
   'legend.framealpha': 0.8,
-  'pdf.fonttype': 42,  # text as text
+  'pdf.fonttype': 42,  # TrueType, so text in the PDF stays text
   'savefig.dpi': 200,
 }
 
-# Neither the date nor the version: the same runs give the same bytes.
+# None removes the date and the version of Matplotlib, so the same runs give the
+# same bytes.
 _METADATA: dict[str, dict[str, None]] = {
   'png': {'Software': None},
   'pdf': {'CreationDate': None, 'Creator': None, 'Producer': None},
@@ -38,15 +41,17 @@ _METADATA: dict[str, dict[str, None]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-  """What a config says of a figure.
+  """The description of a figure in a config.
 
   Attributes:
-    name: Name of its files.
-    series: Dicts with `label` and `where`, the values by dotted key of the
-      configs of its runs; drawn in this order.
-    panels: Dicts with `name`, a kind of panel, and the options of that kind.
-    size: Width and height in inches.
-    width_ratios: Relative widths of the panels; all equal where not given.
+    name: The name of the files, without a suffix.
+    series: A dict with `label` and `where` for each series, in the order of
+      drawing. `where` contains values by dotted key, and selects the runs whose
+      configs have these values.
+    panels: A dict for each panel, with the `name` of a kind of panel, and the
+      options of this kind.
+    size: The width and the height in inches.
+    width_ratios: The relative widths of the panels; None for equal widths.
   """
 
   name: str
@@ -58,15 +63,21 @@ class Figure:
   def draw(
     self, runs: Sequence[Run], directory: pathlib.Path
   ) -> list[pathlib.Path]:
-    """Draws the figure and writes it as PNG and PDF.
+    """Draws the figure, and writes the figure as PNG and PDF.
+
+    Args:
+      runs: The runs of an experiment.
+      directory: The directory of the files.
 
     Returns:
       The paths of the files.
 
     Raises:
-      UserError: If Matplotlib is not there, if a series has no run, or if the
-        specification or the runs lack what a panel needs.
+      UserError: If Matplotlib is not installed, if a series has no run that is
+        done, if the description of a panel has a mistake, or if a run lacks a
+        quantity of a panel.
     """
+    # Matplotlib is an optional dependency, and takes long to import.
     try:
       import matplotlib
       from matplotlib.figure import Figure as Canvas
@@ -90,13 +101,15 @@ class Figure:
           panel.draw(a, series)
       panels_lib.share_y(panels, axes)
       labels.draw_legend(canvas, axes, [s.name for s in series])
-      canvas.draw_without_rendering()  # Sizes are settled by drawing.
+      # `part_ends` reads the sizes of labels, and only drawing computes sizes.
+      canvas.draw_without_rendering()
       for a in axes:
         labels.part_ends(a)
       return [_save(canvas, directory / f'{self.name}.{f}') for f in _METADATA]
 
 
 def _series(spec, runs, index) -> panels_lib.Series:
+  """Returns the series of a description, with the style for an index."""
   matching = Runs(runs).select(spec['where'])
   done = [run for run in matching if run.is_done]
   if not done:
@@ -113,7 +126,7 @@ def _series(spec, runs, index) -> panels_lib.Series:
 
 
 def _save(canvas: Any, path: pathlib.Path) -> pathlib.Path:
-  """Writes a figure in the format that its suffix names."""
+  """Writes a figure in the format of the file suffix."""
   kind = path.suffix[1:]
   disk.write_atomically(
     path,

@@ -1,6 +1,7 @@
-"""What a claim measures of one run: a number.
+"""Measures, which are functions from a run to a number.
 
-A measure is a function of a run and of options that the config gives.
+A measure is a function of a run and of options from the config. Claims and
+panels use measures.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,15 +15,16 @@ from bn_research.results import Run
 
 
 def measure(section: Mapping[str, Any], run: Run) -> float:
-  """Returns a number of a run.
+  """Returns the value of a measure for a run.
 
   Args:
-    section: `name`, a key of `MEASURES` or `module:attribute`, and options.
+    section: A dict with `name`, which is a key of `MEASURES` or
+      `module:attribute`, and the options of the measure.
     run: The run.
 
   Raises:
-    UserError: If the name or an option is unknown, if the run lacks what is
-      measured, or if the result is no number.
+    UserError: If the name or an option is unknown, if the run lacks the
+      measured quantity, or if the result is not a number.
   """
   value = registry.create('report(): measure', MEASURES, section, run=run)
   try:
@@ -40,7 +42,14 @@ def final(
   probe: str | None = None,
   array: str | None = None,
 ) -> float:
-  """Returns the last value of a metric, or of an array of a probe."""
+  """Returns the last value of a metric, or of an array of a probe.
+
+  Args:
+    run: The run.
+    metric: The name of a metric, or None.
+    probe: The key of a probe, if `metric` is None.
+    array: The name of an array of the probe.
+  """
   _, values = series(run, metric, probe, array)
   return float(values[-1])
 
@@ -54,13 +63,14 @@ def early(
 ) -> float:
   """Returns the mean of a quantity over the first part of a run.
 
-  Of two runs that end alike, the faster one has more of it.
+  If two runs end with the same accuracy, the run with the faster training has
+  the larger mean accuracy. Each measurement has the same weight in the mean.
 
   Args:
     run: The run.
-    metric: A metric; each of its measurements counts the same.
-    part: Up to which part of the steps, in (0, 1].
-    probe: The key of a probe, if there is no metric.
+    metric: The name of a metric, or None.
+    part: The first part of the steps, as a fraction in (0, 1].
+    probe: The key of a probe, if `metric` is None.
     array: The name of an array of the probe.
   """
   steps, values = series(run, metric, probe, array)
@@ -68,43 +78,53 @@ def early(
 
 
 def drift(run: Run, probe: str, array: str) -> float:
-  """Returns how far a distribution moves while the run trains.
+  """Returns the drift of a distribution during the training of a run.
 
     √(mean over percentiles p of Var_t p(t))
 
-  Both a shift and a change of width count; a distribution that stands still
-  has 0.
+  A shift and a change of the width both increase the drift. A constant
+  distribution has the drift 0.
 
   Args:
     run: The run.
-    probe: The name of the probe.
-    array: Which of its arrays: (k, q), q percentiles at k steps.
+    probe: The key of the probe.
+    array: The name of an array of the probe: (k, q), q percentiles at k steps.
   """
   _, values = run.probe(probe, array)
   return float(values.var(0).mean() ** 0.5)
 
 
 def milliseconds_a_step(run: Run) -> float:
-  """Returns what a training step took; the evaluations are in it.
+  """Returns the time of a training step in milliseconds, with evaluations.
 
-  The median over the stretches from one evaluation to the next, but for the
-  first: what else a computer does meanwhile slows some of them down.
+  The result is the median over the intervals between consecutive rows of
+  metrics. If the run has several intervals, the first interval is left out.
+
+  Args:
+    run: The run.
   """
   steps, seconds = run.columns('step', 'seconds')
+  # Further programs on the computer slow down some of the intervals. The median
+  # is robust to a few slow intervals.
   rates = np.diff(seconds) / np.diff(steps)
   return float(1000 * np.median(rates[1:] if len(rates) > 1 else rates))
 
 
 def milliseconds_a_layer(run: Run) -> float:
-  """Returns the part of a training step that falls to one hidden layer.
+  """Returns the time of a training step for each hidden layer, in milliseconds.
 
     step / number of hidden layers
 
-  It has a meaning as a difference: of two networks that differ in nothing but
-  what each hidden layer does, it is what that takes a layer.
+  Only the difference of two results has a meaning. If two networks differ only
+  in an operation of the hidden layers, the difference is the time of the
+  operation in a layer.
+
+  Args:
+    run: A run whose config has `model.widths`, with a number for each hidden
+      layer.
 
   Raises:
-    UserError: If the config has no `model.widths`, one number a hidden layer.
+    UserError: If the config has no `model.widths`.
   """
   return milliseconds_a_step(run) / len(run.value('model.widths'))
 

@@ -1,4 +1,4 @@
-"""The kinds of panels that a figure is made of."""
+"""The kinds of panels of a figure."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,32 +15,50 @@ from bn_research.results import Run
 
 
 class Panel(Protocol):
-  """Draws itself; the fields are the options that a config gives."""
+  """A part of a figure with a pair of axes.
+
+  A config gives the fields of a panel as options.
+
+  Attributes:
+    title: The title of the panel.
+  """
 
   title: str
 
   def draw(self, axes: Any, series: Sequence[Series]) -> None:
-    """Draws the series on Matplotlib's `axes`."""
+    """Draws the panel.
+
+    Args:
+      axes: Matplotlib axes.
+      series: All series of the figure.
+
+    Raises:
+      UserError: If the runs lack a quantity of the panel.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-  """A quantity of all series: the mean over seeds, and their lowest to highest.
+  """A panel of curves: for each series, the mean and the range over seeds.
 
-  With fewer than five seeds, each run is drawn instead of the spread.
+  For a series with fewer than five seeds, the curves of all runs replace the
+  range.
 
   Attributes:
-    metric: The quantity, where it is a metric of `metrics.jsonl`.
-    probe: The key of the probe, where it is not.
-    array: Which array of the probe: (k,), one number a step.
-    x: What a metric is drawn by: `step`, or another metric, such as `seconds`.
-    title: Title of the panel.
-    xlabel: Label of the x axis.
-    ylabel: Label of the y axis.
-    ylim: Ends of the y axis, moved where a curve ends outside; those of the
-      data where not given.
-    xscale: Any scale of Matplotlib's, such as `log`.
-    yscale: Any scale of Matplotlib's.
+    metric: The name of a metric of `metrics.jsonl`, or None.
+    probe: The key of a probe, if `metric` is None.
+    array: The name of an array of the probe: (k,), a number for each of k
+      steps.
+    x: The quantity on the x axis for a metric: `step`, or a further metric, for
+      example `seconds`.
+    title: The title of the panel.
+    xlabel: The label of the x axis.
+    ylabel: The label of the y axis.
+    ylim: The limits of the y axis. If a curve ends outside of a limit, the
+      limit of the data replaces the given limit. None for the limits of the
+      data.
+    xscale: Any Matplotlib scale, for example `log`.
+    yscale: Any Matplotlib scale.
   """
 
   metric: str | None = None
@@ -55,7 +73,16 @@ class Curves:
   yscale: str = 'linear'
 
   def draw(self, axes: Any, series: Sequence[Series]) -> None:
-    """Draws the curves of all series."""
+    """Draws the curves of all series.
+
+    Args:
+      axes: Matplotlib axes.
+      series: All series of the figure.
+
+    Raises:
+      UserError: If a run lacks the quantity, or if the runs of a series have
+        different steps.
+    """
     for s in series:
       x, y = self._columns(s)
       drawing.draw_runs(axes, s, x, y)
@@ -66,7 +93,9 @@ class Curves:
     drawing.label_axes(axes, self, title)
 
   def _columns(self, series: Series) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the mean over runs of x, (k,), and y of each run, (runs, k)."""
+    """Returns the mean of x over runs (k,), and y of each run (runs, k)."""
+    # Only the steps must be equal in all runs. Further values of x, for example
+    # seconds, differ between runs, and the curves are drawn at the mean of x.
     columns = [self._of_run(run) for run in series.runs]
     steps, xs, ys = zip(*columns, strict=True)
     if not all(np.array_equal(other, steps[0]) for other in steps):
@@ -77,6 +106,7 @@ class Curves:
     return np.mean(xs, 0), np.asarray(ys)
 
   def _of_run(self, run: Run) -> Sequence[np.ndarray]:
+    """Returns the steps, x and y of a run, each (k,)."""
     if self.metric is not None and self.x != 'step':
       return run.columns('step', self.x, self.metric)
     steps, values = quantities.series(run, self.metric, self.probe, self.array)
@@ -85,19 +115,21 @@ class Curves:
 
 @dataclasses.dataclass(frozen=True)
 class Bands:
-  """Percentiles that a probe took of one run: the first seed of one series.
+  """A panel of percentiles from a probe, for the first seed of a series.
 
-  Each run has distributions of its own, which a mean over seeds would wash out.
+  The panel shows a single run. Each run has different distributions, and a mean
+  over seeds would smooth the distributions.
 
   Attributes:
     series: The label of the series.
-    probe: The name of the probe.
-    array: Which of its arrays: (k, q), the percentiles in increasing order.
-    title: Title of the panel.
-    xlabel: Label of the x axis.
-    ylabel: Label of the y axis.
-    ylim: Ends of the y axis, as for curves; where not given, all such panels of
-      a figure share those of their data.
+    probe: The key of the probe.
+    array: The name of an array of the probe: (k, q), q percentiles at k steps.
+      The percentiles are in increasing order.
+    title: The title of the panel.
+    xlabel: The label of the x axis.
+    ylabel: The label of the y axis.
+    ylim: The limits of the y axis, as in `Curves`. All `Bands` panels of a
+      figure with `ylim` None share the limits of the data in these panels.
   """
 
   series: str
@@ -109,11 +141,22 @@ class Bands:
   ylim: Limits = None
 
   def draw(self, axes: Any, series: Sequence[Series]) -> None:
-    """Draws the bands of the one series."""
+    """Draws the bands of a single series.
+
+    Args:
+      axes: Matplotlib axes.
+      series: All series of the figure.
+
+    Raises:
+      UserError: If no series has the label, or if the run has no such array.
+    """
     chosen = drawing.of_label(series, self.series)
     run = min(chosen.runs, key=lambda run: run.config['seed'])
     steps, values = run.probe(self.probe, self.array)
     middle = values.shape[1] // 2
+    # Each band lies between a low percentile and the matching high percentile:
+    # the first and the last, the second and the second to last. The shorter
+    # argument of `zip` ends the loop before the middle, hence strict=False.
     for low, high in zip(values.T[:middle], values.T[::-1], strict=False):
       axes.fill_between(
         steps, low, high, color=chosen.color, alpha=0.2, linewidth=0
@@ -123,6 +166,7 @@ class Bands:
       width = 1.4 if i == middle else 0.7
       axes.plot(steps, value, color=chosen.color, linewidth=width)
       labels.label_end(axes, f'{q:g}%', (steps[-1], value[-1]))
+    # `lstrip` removes the comma after an empty title.
     title = f'{self.title}, seed {run.config["seed"]}'.lstrip(', ')
     drawing.label_axes(axes, self, title)
 
@@ -134,11 +178,16 @@ PANELS = {
   'heat_map': HeatMap,
   'settings': Settings,
 }
-"""Panels by name: classes with a method `draw`."""
+"""Kinds of panels by name: classes with a method `draw`."""
 
 
 def share_y(panels: Sequence[Panel], axes: Sequence[Any]) -> None:
-  """Gives all bands of a figure the same y axis, so that they compare."""
+  """Gives all bands of a figure the same y limits, for a fair comparison.
+
+  Args:
+    panels: The panels of a figure. Only `Bands` with `ylim` None are changed.
+    axes: The Matplotlib axes of each panel, after drawing.
+  """
   bands = [
     a
     for panel, a in zip(panels, axes, strict=True)

@@ -1,4 +1,4 @@
-"""A quantity of a run over its steps: a metric, or an array of a probe."""
+"""Quantities of a run over the steps: metrics, and arrays of probes."""
 
 import numpy as np
 
@@ -12,17 +12,21 @@ def series(
   probe: str | None = None,
   array: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns steps, and the numbers of a quantity at these steps.
+  """Returns the steps and the values of a quantity.
 
   Args:
     run: The run.
-    metric: A column of `metrics.jsonl`; or None.
-    probe: The key of a probe, if there is no metric.
-    array: The name of an array of the probe: (k,), one number a step.
+    metric: The name of a metric in `metrics.jsonl`, or None.
+    probe: The key of a probe, if `metric` is None.
+    array: The name of an array of the probe: (k,), a number for each of k
+      steps.
+
+  Returns:
+    The steps (k,), and the values (k,) at these steps.
 
   Raises:
-    UserError: If neither or both are given, if the run lacks the quantity, or
-      if the array has more than one number a step.
+    UserError: If the arguments name no quantity or two quantities, if the run
+      lacks the quantity, or if the array has several numbers for each step.
   """
   if (metric is None) == (probe is None or array is None):
     raise errors.UserError(

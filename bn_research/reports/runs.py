@@ -1,4 +1,4 @@
-"""The runs below a directory, as a report reads them."""
+"""Selects the runs of a report from the workdirs below a directory."""
 
 import collections
 from collections.abc import Collection, Mapping, Sequence
@@ -9,17 +9,18 @@ from bn_research.results import Run
 
 
 def load(directory: str) -> list[Run]:
-  """Reads the runs below a directory that came to an end.
+  """Reads the finished runs below a directory: done or diverged.
+
+  Prints the paths of the remaining runs, which are left out.
 
   Args:
-    directory: The workdir of a sweep, or of one run.
+    directory: The workdir of a sweep, or of a single run.
 
   Returns:
-    The runs that are done or diverged, in the order of their paths. Others are
-    left out, and that is printed.
+    The runs that are done or diverged, in the order of the paths.
 
   Raises:
-    UserError: If none is done.
+    UserError: If no run is done.
   """
   paths = collections.defaultdict(list)
   for path in results.workdirs(directory):
@@ -42,23 +43,29 @@ def of_experiment(
   points: Sequence[Mapping[str, Any]],
   swept: Collection[str],
 ) -> list[Run]:
-  """Chooses the runs of an experiment, whatever their seeds.
+  """Selects the runs of an experiment, with any seed.
+
+  Prints the paths of runs that differ from the experiment only in swept keys.
+  These runs are left out.
 
   Args:
-    runs: Runs.
-    points: The configs of the experiment's runs.
-    swept: The keys, dotted, that tell these runs apart.
+    runs: The runs below the workdir of the experiment.
+    points: The configs of the runs in the experiment.
+    swept: The dotted keys in which these configs differ.
 
   Returns:
-    The runs whose configs are among the points. Those that differ from them in
-    swept keys alone are left out, and that is printed.
+    The runs whose configs, except for the seed, are among `points`.
 
   Raises:
-    UserError: If a run differs in another key, or none is left.
+    UserError: If a run differs from the experiment in a key that is not swept,
+      or if no run is left.
   """
   kept, others = [], []
   for run in runs:
     differing = _from_nearest(run, points)
+    # A sweep may shrink after some runs were trained, hence a different value
+    # of a swept key is no error. A difference in a further key means that the
+    # command line does not describe the run.
     foreign = [text for key, text in differing.items() if key not in swept]
     if foreign:
       raise _another_config(run, foreign[0])
@@ -76,12 +83,23 @@ def of_experiment(
 def _from_nearest(
   run: Run, points: Sequence[Mapping[str, Any]]
 ) -> dict[str, str]:
-  """Compares a run with the point that it has most in common with."""
+  """Returns the differences of a run from the most similar point.
+
+  Args:
+    run: The run.
+    points: The configs of the runs in the experiment.
+
+  Returns:
+    For each dotted key with a difference, both values as text.
+  """
+  # Each point takes the seed of the run, because a seed outside of the sweep is
+  # not a different experiment.
   here = ({**point, 'seed': run.config.get('seed')} for point in points)
   return min((workdir.differences(run.config, p) for p in here), key=len)
 
 
 def _another_config(run: Run, text: str) -> errors.UserError:
+  """Returns the error for a run of a different config."""
   return errors.UserError(
     f'{run.path} holds a run of another config ({text}); give the --config that'
     ' it was trained with, and each --config.KEY=VALUE, or another --workdir'

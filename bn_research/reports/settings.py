@@ -1,4 +1,4 @@
-"""A number of each run, against a setting in which the runs differ."""
+"""A panel of a measure as a function of a setting in which the runs differ."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -11,29 +11,35 @@ from bn_research.reports import drawing, measures
 from bn_research.reports.drawing import Limits, Series
 from bn_research.results import Run
 
-_MARGIN = 0.03  # of the width; a marker would be cut in half by the edge
+# A fraction of the width. Without a margin, the edge of the panel would cut a
+# marker in half.
+_MARGIN = 0.03
 
-Numbers = dict[float, dict[int, float]]  # by setting, then by seed
+Numbers = dict[float, dict[int, float]]  # setting to seed to number
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """A number of each run, against a setting in which the runs differ.
+  """A panel of a measure as a function of a setting in which the runs differ.
 
   Attributes:
-    setting: The dotted key of the setting: a number, or a list of equal ones.
-    measure: Dict with `name`, a measure, and its options.
-    minus: The label of a series whose number, at the same setting and seed, is
-      taken away from that of the others; it is then not drawn itself.
-    title: Title of the panel.
-    xlabel: Label of the x axis.
-    ylabel: Label of the y axis.
-    ylim: Ends of the y axis, moved where a curve ends outside; those of the
-      data where not given.
-    xscale: Any scale of Matplotlib's.
-    yscale: Any scale of Matplotlib's.
-    linear_below: Size below which numbers are drawn on a linear part of the
-      axis, not a logarithmic one: what is noise is then seen about zero.
+    setting: The dotted key of the setting. The value is a number, or a list of
+      equal numbers.
+    measure: A dict with the `name` of a measure, and the options of the
+      measure.
+    minus: None, or the label of a base series. The numbers of the base series
+      are subtracted from the numbers of each further series, at the same
+      setting and seed. The base series is not drawn.
+    title: The title of the panel.
+    xlabel: The label of the x axis.
+    ylabel: The label of the y axis.
+    ylim: The limits of the y axis. If a curve ends outside of a limit, the
+      limit of the data replaces the given limit. None for the limits of the
+      data.
+    xscale: Any Matplotlib scale.
+    yscale: Any Matplotlib scale. `linear_below` replaces this scale.
+    linear_below: None, or the size below which the y axis is linear; the rest
+      of the axis is logarithmic. The linear part shows noise around zero.
   """
 
   setting: str
@@ -48,8 +54,18 @@ class Settings:
   linear_below: float | None = None
 
   def draw(self, axes: Any, series: Sequence[Series]) -> None:
-    """Draws the numbers of all series."""
-    # First, so that margins are those of the scale.
+    """Draws the numbers of all series.
+
+    Args:
+      axes: Matplotlib axes.
+      series: All series of the figure.
+
+    Raises:
+      UserError: If a run lacks the setting or the measured quantity, if a
+        series has two runs with the same setting and seed, or if the base
+        series lacks a run.
+    """
+    # The scales come first, because the margins depend on the scales.
     axes.set_xscale(self.xscale)
     if self.linear_below is None:
       axes.set_yscale(self.yscale)
@@ -64,6 +80,7 @@ class Settings:
       drawing.draw_runs(axes, s, x, y, marker='.')
     title = f'{self.title} {drawing.sample(counts)}'.lstrip()
     drawing.label_axes(axes, self, title)
+    # This margin replaces the margin 0 of `label_axes`.
     axes.margins(x=_MARGIN)
     axes.set_xticks(sorted(settings))
     axes.set_xticks([], minor=True)
@@ -71,7 +88,7 @@ class Settings:
   def _differences(
     self, series: Sequence[Series]
   ) -> list[tuple[Series, Numbers]]:
-    """Returns the numbers of the series to draw, less those of `minus`."""
+    """Returns each series to draw, with the numbers of `minus` subtracted."""
     numbers = {s.label: self._numbers(s) for s in series}
     if self.minus is None:
       return [(s, numbers[s.label]) for s in series]
@@ -87,6 +104,7 @@ class Settings:
     ]
 
   def _less(self, numbers: Numbers, base: Numbers) -> Numbers:
+    """Subtracts the numbers of the base series, by setting and seed."""
     for at, seeds in numbers.items():
       if missing := seeds.keys() - base.get(at, {}).keys():
         raise errors.UserError(
@@ -99,6 +117,7 @@ class Settings:
     }
 
   def _numbers(self, series: Series) -> Numbers:
+    """Returns the measure of each run of a series, by setting and seed."""
     found: Numbers = {}
     for run in series.runs:
       value = measures.measure(self.measure, run)
@@ -112,6 +131,7 @@ class Settings:
     return found
 
   def _setting(self, run: Run) -> float:
+    """Returns the setting of a run as a single number."""
     value = run.value(self.setting)
     numbers = {float(number) for number in np.ravel(value)}
     if len(numbers) != 1:
@@ -122,7 +142,7 @@ class Settings:
 
 
 def _columns(numbers: Numbers) -> tuple[np.ndarray, np.ndarray]:
-  """Returns (k,) settings, and (seeds, k) numbers; NaN where a seed lacks."""
+  """Returns settings (k,) and numbers (seeds, k); NaN for a missing run."""
   seeds = sorted({seed for values in numbers.values() for seed in values})
   x = sorted(numbers)
   y = [[numbers[at].get(seed, np.nan) for at in x] for seed in seeds]

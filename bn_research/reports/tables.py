@@ -1,4 +1,4 @@
-"""Panels of one number a run: bars of series, a heat map of two settings."""
+"""Panels of a number for each run: bars, and a heat map over two settings."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -10,21 +10,23 @@ from bn_research import errors
 from bn_research.reports import drawing, measures
 from bn_research.reports.drawing import Series
 
-_WIDTH = 0.7  # of a bar, where the distance of bars is 1
+# The width of a group of bars. The distance between two groups is 1.
+_WIDTH = 0.7
 
 
 @dataclasses.dataclass(frozen=True)
 class Bars:
-  """A measure of each series: the mean over seeds, and each seed as a dot.
+  """Bars of a measure: the mean over seeds, with a dot for each seed.
 
   Attributes:
-    measure: Dict with `name`, a measure, and its options; or a dict of such
-      dicts by label, for a group of bars for each series.
-    title: Title of the panel.
-    xlabel: Label of the x axis.
-    ylabel: Label of the y axis.
-    ylim: Ends of the y axis.
-    yscale: Any scale of Matplotlib's.
+    measure: A dict with the `name` of a measure, and the options of the
+      measure. A dict from labels to dicts of this form is also valid: each
+      label is a group of bars, with a bar for each series.
+    title: The title of the panel.
+    xlabel: The label of the x axis.
+    ylabel: The label of the y axis.
+    ylim: The limits of the y axis; None for the limits of the data.
+    yscale: Any Matplotlib scale.
   """
 
   measure: Mapping[str, Any]
@@ -35,7 +37,16 @@ class Bars:
   yscale: str = 'linear'
 
   def draw(self, axes: Any, series: Sequence[Series]) -> None:
-    """Draws the bars of all series."""
+    """Draws the bars of all series.
+
+    Args:
+      axes: Matplotlib axes.
+      series: All series of the figure.
+
+    Raises:
+      UserError: If a run lacks the measured quantity.
+    """
+    # Only a single measure has the key `name`; further keys are labels.
     if 'name' in self.measure:
       groups = {'': self.measure}
     else:
@@ -63,17 +74,18 @@ class Bars:
 
 @dataclasses.dataclass(frozen=True)
 class HeatMap:
-  """A measure over two settings: the mean over the seeds of one series.
+  """A heat map of a measure over two settings, as the mean over seeds.
 
   Attributes:
     series: The label of the series.
     x: The dotted key of the setting along the x axis.
     y: The dotted key of the setting along the y axis.
-    measure: Dict with `name`, a measure, and its options.
-    title: Title of the panel.
-    xlabel: Label of the x axis; the key where not given.
-    ylabel: Label of the y axis; the key where not given.
-    label: Label of the colours.
+    measure: A dict with the `name` of a measure, and the options of the
+      measure.
+    title: The title of the panel.
+    xlabel: The label of the x axis; None for the dotted key.
+    ylabel: The label of the y axis; None for the dotted key.
+    label: The label of the color bar.
   """
 
   series: str
@@ -86,9 +98,19 @@ class HeatMap:
   label: str = ''
 
   def draw(self, axes: Any, series: Sequence[Series]) -> None:
-    """Draws the map of the one series."""
+    """Draws the heat map of a single series.
+
+    Args:
+      axes: Matplotlib axes.
+      series: All series of the figure.
+
+    Raises:
+      UserError: If no series has the label, or if a run lacks a setting or the
+        measured quantity.
+    """
     cells = self._cells(drawing.of_label(series, self.series))
     xs, ys = (sorted({place[k] for place in cells}, key=_order) for k in (0, 1))
+    # A pair of settings without a run is NaN, and the cell stays empty.
     means = [[np.mean(cells.get((x, y), [np.nan])) for x in xs] for y in ys]
     image = axes.imshow(means, origin='lower', aspect='auto', cmap='viridis')
     axes.figure.colorbar(image, ax=axes, label=self.label)
@@ -102,7 +124,7 @@ class HeatMap:
     axes.spines[:].set_visible(False)
 
   def _cells(self, series: Series) -> dict[tuple[Any, Any], list[float]]:
-    """Returns the measures of all seeds, by the two settings."""
+    """Returns the measures of all runs of a series, by the two settings."""
     cells: dict[tuple[Any, Any], list[float]] = {}
     for run in series.runs:
       place = (_hashable(run.value(self.x)), _hashable(run.value(self.y)))
@@ -111,15 +133,23 @@ class HeatMap:
 
 
 def _write_numbers(axes: Any, values: np.ndarray) -> None:
-  """Writes the number of each cell of a heat map, readable on its colour."""
+  """Writes the number into each cell of a heat map.
+
+  Args:
+    axes: Matplotlib axes.
+    values: (rows, columns) numbers of the cells; NaN for an empty cell.
+  """
   for (row, column), value in np.ndenumerate(values):
     text = '' if np.isnan(value) else f'{value:.3g}'
+    # The colors of small values are dark in the color map viridis, and need
+    # white text.
     color = 'white' if value < np.nanmean(values) else 'black'
     at = {'ha': 'center', 'va': 'center', 'fontsize': 'small'}
     axes.text(column, row, text, color=color, **at)
 
 
 def _hashable(value: Any) -> Any:
+  """Returns a setting as a key of a dict: a tuple in place of a list."""
   if isinstance(value, Mapping):
     raise errors.UserError(
       f'report(): a heat map is over numbers or names, and not over {value}'
@@ -128,6 +158,7 @@ def _hashable(value: Any) -> Any:
 
 
 def _order(value: Any) -> tuple[bool, Any]:
-  """Numbers first, in their order; then the rest as text."""
+  """Returns a sort key: numbers in order, then all further values as text."""
+  # The first element separates numbers from text, which do not compare.
   is_number = isinstance(value, int | float)
   return not is_number, value if is_number else str(value)

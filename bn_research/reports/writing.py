@@ -1,4 +1,4 @@
-"""One report: its specification in, its files and its table out."""
+"""Writes a report: reads a specification, and writes files and a table."""
 
 import pathlib
 import sys
@@ -11,7 +11,8 @@ from bn_research import errors, registry
 from bn_research.reports import claims, export, figures, runs
 
 FOLDER = 'report'
-_PLAIN_WIDTH = 120  # of the table where there is no terminal
+# The number of columns of the table, if the output is not a terminal.
+_PLAIN_WIDTH = 120
 
 
 def write(
@@ -21,25 +22,29 @@ def write(
   swept: Collection[str],
   exports: Sequence[str] = (),
 ) -> None:
-  """Draws the figures, checks the claims, and prints where and what.
+  """Draws the figures, checks the claims, and prints paths and results.
 
   Args:
-    report: `figures` and `claims`: lists of dicts, the fields of
-      `figures.Figure` and of `claims.Claim`.
-    directory: Where the runs are; the files go to its folder `report`.
-    points: The configs of the experiment's runs.
-    swept: The keys, dotted, that tell these runs apart.
-    exports: Formats in which the runs and the claims are written, too: keys of
-      `export.KINDS`.
+    report: The result of `report()` of a config: a dict with `figures` and
+      `claims`, which are both optional. `figures` is a list of dicts with the
+      fields of `figures.Figure`. `claims` is a list of dicts with the fields of
+      `claims.Claim`.
+    directory: The directory of the runs. The files are written to the folder
+      `report` in this directory.
+    points: The configs of the runs in the experiment.
+    swept: The dotted keys in which these configs differ.
+    exports: Keys of `export.KINDS`: additional formats for tables of the runs
+      and of the claims.
 
   Raises:
-    UserError: If the specification is wrong, or the runs are of another config
-      or lack what it needs.
+    UserError: If the specification has a mistake, if a run has a different
+      config, or if a run lacks a quantity of the specification.
   """
   if unknown := report.keys() - {'figures', 'claims'}:
     raise errors.UserError(
       f'report() returns {min(unknown)!r}; it may return figures and claims'
     )
+  # The specification is checked before any run is read.
   drawings = [
     registry.call('report()', figures.Figure, 'figure', spec)
     for spec in report.get('figures', ())

@@ -1,5 +1,6 @@
-"""Many runs: the points of a sweep, and a pool of processes that trains them.
+"""Many runs: the points of a sweep, and a pool of processes for the training.
 
-A point is the command line that a person would type, and its workdir alone says
-whether it is still to do. Nothing here imports JAX.
+A point is a command line, which a person could also type. The status in the
+workdir of a point tells whether the point still needs a run. No module of this
+folder imports JAX, hence the process of a sweep starts fast and stays small.
 """

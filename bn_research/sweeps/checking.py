@@ -1,4 +1,4 @@
-"""Checks of the configs of a sweep, in a process that may import JAX."""
+"""Checks the configs of a sweep, in a child process that imports JAX."""
 
 import json
 import subprocess
@@ -12,12 +12,12 @@ from bn_research import errors
 def check(
   configs: Sequence[Mapping[str, Any]], folder: str, data_dir: str | None
 ) -> None:
-  """Checks configs before any of them is trained.
+  """Checks all configs of a sweep before the first run starts.
 
   Args:
     configs: The configs of the runs.
-    folder: The folder of the config file, where modules of the user are.
-    data_dir: Where datasets are kept; None for the default.
+    folder: The folder of the config file, for imports of modules of the user.
+    data_dir: The folder of the datasets; None for the default of TFDS.
 
   Raises:
     UserError: If a config has a mistake.
@@ -32,6 +32,8 @@ def check(
   )
   if result.returncode:
     last = result.stderr.strip().splitlines()[-1:] or ['no message']
-    if result.returncode != 2:  # a mistake of ours
+    # Exit status 2 means a mistake of the user, told in the last line. Any
+    # further status means an error in this package, and needs the traceback.
+    if result.returncode != 2:
       print(result.stderr, file=sys.stderr)
     raise errors.UserError(last[0].removeprefix('error: '))

@@ -1,9 +1,11 @@
-"""Becomes a command that ends with the process that started it.
+"""Starts a command that ends together with the parent process.
 
     python child.py PARENT COMMAND...
 
-On Linux the command gets SIGTERM when the process PARENT is gone, however it
-went. A program of its own, since Python code between fork and exec can hang.
+PARENT is the process id of the parent. On Linux the command gets SIGTERM when
+the parent ends, also after a SIGKILL of the parent. This module is a separate
+program, because Python code between fork and exec (the `preexec_fn` of
+subprocess) can hang.
 """
 
 import ctypes
@@ -15,11 +17,12 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main() -> None:
-  """Replaces this process by the command."""
+  """Replaces this process by the command, if the parent is alive."""
   parent, *command = sys.argv[1:]
   if sys.platform == 'linux':
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-  if os.getppid() == int(parent):  # else it went before the line above
+  # If the parent ended before the call of `prctl`, no signal will come.
+  if os.getppid() == int(parent):
     os.execv(command[0], command)
 
 

@@ -1,4 +1,4 @@
-"""A sweep as a person sees it: one line a run, and the time left."""
+"""Runs a sweep, and prints a line per finished run with the remaining time."""
 
 import collections
 import datetime
@@ -9,18 +9,20 @@ from collections.abc import Sequence
 from bn_research import workdir
 from bn_research.sweeps import points, pool
 
-_INTERRUPTED = 130  # a shell's code of a command that Ctrl-C ended
+_INTERRUPTED = 130  # the exit status in shells after Ctrl-C
 
 
 def run(sweep: Sequence[points.Point], jobs: int = 1) -> int:
-  """Trains the points of a sweep that are still to do, and says how it goes.
+  """Trains the incomplete points of a sweep, and prints the progress.
 
   Args:
-    sweep: All points. Those done, diverged or failed before are left alone.
-    jobs: How many run at a time.
+    sweep: All points. A point with the status done, diverged or failed does not
+      run again.
+    jobs: The number of runs at the same time.
 
   Returns:
-    The exit status: 0, or 1 where a run failed.
+    The exit status: 0 if no run failed, now or before; 1 if a run failed, or
+    was lost to signals; 130 after an interrupt.
   """
   outcomes = [_known(point) for point in sweep]
   todo = [o.point for o in outcomes if o.status == workdir.INCOMPLETE]
@@ -39,7 +41,8 @@ def run(sweep: Sequence[points.Point], jobs: int = 1) -> int:
     place = f'[{len(outcomes):{len(str(len(sweep)))}}/{len(sweep)}]'
     print(place, _line(outcome, left * rate), flush=True)
 
-  # Told to end, by a scheduler for one, is handled as Ctrl-C is.
+  # A scheduler ends a job with SIGTERM. SIGTERM then raises KeyboardInterrupt,
+  # as Ctrl-C does, and the pool lets the runs save a checkpoint.
   signal.signal(signal.SIGTERM, signal.default_int_handler)
   try:
     pool.run(todo, jobs, ended)
@@ -52,7 +55,11 @@ def run(sweep: Sequence[points.Point], jobs: int = 1) -> int:
 
 
 def is_known(point: points.Point) -> bool:
-  """Whether a run is done, diverged or failed, and is not trained again."""
+  """Returns whether a run is done, diverged or failed, and needs no training.
+
+  Args:
+    point: The point of the run.
+  """
   return _known(point).status != workdir.INCOMPLETE
 
 

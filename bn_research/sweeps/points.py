@@ -20,13 +20,14 @@ _LONGEST_NAME = 120
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-  """One run of a sweep.
+  """A run of a sweep.
 
   Attributes:
-    name: A readable name made from the overrides; a file name, too.
-    workdir: Where the run writes.
-    command: The command line that trains it.
-    config: Its config, as `config.json` would hold it.
+    name: A readable name made from the overrides. The name is also the name of
+      the workdir.
+    workdir: The workdir of the run.
+    command: The command line that trains the run.
+    config: The config of the run, in the form of `config.json`.
   """
 
   name: str
@@ -35,9 +36,11 @@ class Point:
   config: Mapping[str, Any] = dataclasses.field(hash=False)
 
   def read_status(self) -> workdir_lib.Status:
-    """Reads where the run stands on its way to the length in its config."""
-    status = workdir_lib.read_status(self.workdir)
-    return status.towards(self.config['num_steps'])
+    """Reads the status of the run, for the number of steps in the config.
+
+    A finished run with fewer steps than `config['num_steps']` is incomplete.
+    """
+    return workdir_lib.standing(self.workdir, self.config)
 
 
 def expand(
@@ -48,20 +51,24 @@ def expand(
   given: Mapping[str, Any],
   flags: Sequence[str] = (),
 ) -> list[Point]:
-  """Turns the overrides of a sweep into runs, and checks each of them.
+  """Makes the points of a sweep from overrides, and checks each point.
 
   Args:
-    sweep: One flat dict of overrides a run, as `sweep()` of a config gives it.
-    config: The config with `given` in it.
-    path: The experiment as it was typed: `path.py` or `path.py:argument`.
-    directory: The workdir of the sweep; that of a run is below it.
-    given: What was overridden on the command line; applies to every run.
+    sweep: A flat dict of overrides for each run, as `sweep()` of a config file
+      returns the dicts.
+    config: The config after the overrides `given`.
+    path: The experiment on the command line: `path.py` or `path.py:argument`.
+    directory: The workdir of the sweep, which contains the workdirs of runs.
+    given: The overrides on the command line, for every run.
     flags: Further flags for every run.
 
+  Returns:
+    The points, in the order of `sweep`.
+
   Raises:
-    UserError: If an override names no key or is of the wrong type, if a swept
-      key was overridden, if two runs are the same, or if a workdir holds a run
-      of another config.
+    UserError: If an override has an unknown key or a wrong type, if a key is
+      both in `sweep` and in `given`, if two runs are the same, or if a workdir
+      has a run of a different config.
   """
   points = {}
   for changes in sweep:
@@ -74,7 +81,8 @@ def expand(
         ' alone with bn_research.train'
       )
     run = pathlib.Path(directory, name)
-    # A finished run is not started again, so nothing else would notice.
+    # A finished run does not start again, hence only this check can find a
+    # workdir with a finished run of a different config.
     resolved = resolve(config, changes, path)
     workdir_lib.check_same_config(run, resolved)
     command = (
@@ -89,33 +97,42 @@ def expand(
 def resolve(
   config: ml_collections.ConfigDict, changes: Mapping[str, Any], path: str
 ) -> dict[str, Any]:
-  """Returns the config of one run as its `config.json` would hold it.
+  """Returns the config of a run, in the form of `config.json`.
 
   Args:
     config: The config of the experiment.
-    changes: The overrides of the run, as `sweep()` gives them.
-    path: The experiment as it was typed, for messages.
+    changes: The overrides of the run, by dotted key.
+    path: The experiment on the command line, for messages.
 
   Raises:
-    UserError: If an override names no key or is of the wrong type.
+    UserError: If an override has an unknown key or a wrong type.
   """
-  # References are kept, so that a value follows what it refers to.
+  # A deep copy keeps the references of ml_collections: a value that refers to
+  # an overridden value changes, too.
   config = copy.deepcopy(config)
   overrides.apply(config, changes, f'{path}: sweep()')
   return json.loads(config.to_json_best_effort())
 
 
 def arguments(changes: Mapping[str, Any]) -> list[str]:
-  """Writes changes as flags, `--config.key=value`."""
+  """Returns changes as flags `--config.key=value`.
+
+  Args:
+    changes: The changes of a config, by dotted key or in nested dicts.
+  """
   flat: dict[str, Any] = dotted.flatten(changes)
   return [f'--config.{key}={value}' for key, value in flat.items()]
 
 
 def name_of(changes: Mapping[str, Any]) -> str:
-  """Returns the name of a run: `model.norm.name=none,seed=0`.
+  """Returns the name of a run, for example `model.norm.name=none,seed=0`.
 
-  Only letters, digits and `._=,+-` stay as they are. A name that is not the
-  exact text of its overrides, or too long, ends with a hash of them.
+  The name keeps letters, digits and `._=,+-` of ASCII, and has `_` in place of
+  all further characters. A changed name, an empty name and a name above 120
+  characters end with a hash of the overrides.
+
+  Args:
+    changes: The overrides of the run, by dotted key.
   """
   exact = ','.join(f'{key}={value}' for key, value in changes.items())
   name = re.sub(r'[^\w.=,+-]+', '_', exact, flags=re.ASCII)

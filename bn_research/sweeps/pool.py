@@ -1,4 +1,4 @@
-"""A pool of processes that trains the points of a sweep."""
+"""Trains the points of a sweep in a pool of processes."""
 
 import collections
 import dataclasses
@@ -16,25 +16,27 @@ from bn_research.sweeps import child, points
 
 LOG = 'log.txt'
 
-# Ended by a signal, so nothing is known against the run. Not a status of a
-# workdir: there, the run is incomplete.
+# The outcome after signals ended a run. A signal does not mean an error of the
+# run, and the status in the workdir stays `INCOMPLETE`.
 LOST = 'lost'
 
+# `child` needs the standard library only. The options -I and -S start Python
+# faster, without site-packages and without the environment variables of Python.
 _CHILD = (sys.executable, '-I', '-S', child.__file__)
 _ATTEMPTS = 3
 _POLL_SECONDS = 0.05
-_GRACE_SECONDS = 30.0  # for the last checkpoint of a run that is told to end
+_GRACE_SECONDS = 30.0  # between SIGTERM and SIGKILL, for a last checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """How a run ended.
+  """The outcome of a run.
 
   Attributes:
     point: The point of the sweep.
     status: `DONE`, `DIVERGED` or `FAILED` of `workdir`, or `LOST`.
-    seconds: How long its last attempt took.
-    reason: Why, in one line; empty where there is nothing to say.
+    seconds: The duration of the last attempt.
+    reason: The reason of the status, in a single line; '' without a reason.
   """
 
   point: points.Point
@@ -54,17 +56,18 @@ class _Attempt:
 def run(
   todo: Sequence[points.Point], jobs: int, ended: Callable[[Outcome], None]
 ) -> None:
-  """Trains points, each in a process of its own.
+  """Trains points, each point in a separate process.
 
-  What they print goes to `log.txt` in their workdirs. A run lost to a signal
-  goes on from its last checkpoint, until its third loss. Where this call is
-  interrupted, the processes are told to end and given time for a checkpoint; on
-  Linux they are told so even where this process is killed.
+  The file `log.txt` in the workdir has the output of a run. If a signal ends a
+  run, the run starts again from the last checkpoint, until the third signal.
+  After an interrupt of this function, all processes get SIGTERM and time for a
+  checkpoint. On Linux the processes get SIGTERM also after a SIGKILL of the
+  calling process.
 
   Args:
-    todo: The points, in the order in which they start.
-    jobs: How many run at a time.
-    ended: Called with the outcome of each run when it is known.
+    todo: The points, in the order of the starts.
+    jobs: The number of runs at the same time.
+    ended: A function of the outcome of a run, called after the end of the run.
   """
   waiting = collections.deque((point, 1) for point in todo)
   running: list[_Attempt] = []
@@ -77,6 +80,7 @@ def run(
         running.remove(attempt)
         outcome = _outcome(attempt)
         if outcome.status == LOST and attempt.number < _ATTEMPTS:
+          # The lost run goes to the front, to keep the order of the sweep.
           waiting.appendleft((attempt.point, attempt.number + 1))
         else:
           ended(outcome)
@@ -94,8 +98,8 @@ def _start(point: points.Point, number: int) -> _Attempt:
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
-        # A group of its own: Ctrl-C reaches this process alone, which then ends
-        # the others in order.
+        # In a separate process group, Ctrl-C does not reach the run. The parent
+        # gets the signal alone, and `_stop` then ends all runs in order.
         process_group=0,
       )
   return _Attempt(point, number, time.monotonic(), process)
@@ -110,7 +114,8 @@ def _outcome(attempt: _Attempt) -> Outcome:
   if code > 0:
     reason = _last_line(attempt.point.workdir / LOG).removeprefix('error: ')
     return Outcome(attempt.point, workdir.FAILED, seconds, reason)
-  # A run that catches SIGTERM saves, and exits with 0.
+  # A run that catches SIGTERM saves a checkpoint and exits with status 0. The
+  # code of a process that a signal ended is the negative number of the signal.
   name = signal.Signals(-code or signal.SIGTERM).name
   reason = f'lost to {name} {attempt.number} times; start again to go on'
   return Outcome(attempt.point, LOST, seconds, reason)
@@ -122,14 +127,14 @@ def _last_line(path: pathlib.Path) -> str:
 
 
 def _stop(processes: Sequence[subprocess.Popen]) -> None:
-  """Ends processes: asks, waits, and kills what is left."""
+  """Ends processes with SIGTERM, and after a time limit with SIGKILL."""
   for process in processes:
     process.terminate()
   try:
     for process in processes:
       process.wait(_GRACE_SECONDS)
   except (subprocess.TimeoutExpired, KeyboardInterrupt):
-    pass  # too slow, or a second Ctrl-C
+    pass  # The runs are too slow, or the user pressed Ctrl-C again.
   for process in processes:
     process.kill()
     process.wait()

@@ -1,4 +1,4 @@
-"""One run: state, step, loop, checkpoints, metrics, device mesh."""
+"""A training run: state, step, loop, checkpoints, metrics and device mesh."""
 
 from bn_research.training.loop import Interrupted, train
 

@@ -1,4 +1,4 @@
-"""Whether a config can be trained, found out without training."""
+"""Checks whether configs can be trained, without training."""
 
 import functools
 import json
@@ -15,17 +15,19 @@ from bn_research.training import configuration, step
 def check(
   configs: Iterable[Mapping[str, Any]], data_dir: str | None = None
 ) -> None:
-  """Builds the parts of each config, and calls each network on shapes alone.
+  """Builds the parts of each config, and traces each network without computing.
 
   Args:
-    configs: The configs of the runs. What several have in common is built once.
-    data_dir: Where datasets are kept; TFDS's own default where None.
+    configs: The configs of the runs. A part that several configs share is built
+      only once.
+    data_dir: Directory of the datasets; None for the default directory of TFDS.
 
   Raises:
     UserError: If a key, a name, an option or a value of a config is wrong.
   """
   built: set[str] = set()
 
+  # The cache needs hashable arguments, and the text of a section is hashable.
   @functools.cache
   def load(section: str, splits: tuple[str, ...]) -> data.Dataset:
     return data.load(json.loads(section), data_dir, splits)
@@ -34,8 +36,10 @@ def check(
     config = configuration.resolve(config)
     splits = tuple(config['eval']['splits'])
     for part in ('data', 'model', 'optimizer', 'probes'):
-      # A network depends on the data, and a schedule on the length of the run.
-      parts = {k: config[k] for k in (part, 'data', 'num_steps')}
+      # A network also depends on the data, and a schedule of the learning rate
+      # also depends on the number of steps.
+      given = (part, 'data', 'num_steps', 'batch_size')
+      parts = {key: config[key] for key in given}
       key = json.dumps([part, parts, splits], default=str)
       if key not in built:
         built.add(key)
@@ -44,7 +48,11 @@ def check(
 
 
 def _check_data(config: Mapping[str, Any], dataset: data.Dataset) -> None:
-  # A few images: what is fitted to all of them is fitted when a run begins.
+  data.batch_indices(  # raises if a mini-batch does not fit
+    len(dataset.train.images), config['batch_size'], 0, 0, 1
+  )
+  # Ten images are enough to check the options. A fit to all training images is
+  # left to the run.
   data.input_function(config['data'], dataset.train.images[:10])
 
 
@@ -54,8 +62,11 @@ def _check_model(config: Mapping[str, Any], dataset: data.Dataset) -> None:
   def call(key: jax.Array) -> jax.Array:
     model: Any = models.create(config['model'], shape, dataset.num_classes, key)
     logits = model(jnp.zeros((config['batch_size'], *shape)), train=True)
-    return step.losses(logits, jnp.zeros(config['batch_size'], int))
+    step.check_logits(logits, config['batch_size'], dataset.num_classes)
+    return logits
 
+  # `eval_shape` traces the call and computes nothing, so a check is fast for a
+  # network of any size.
   with registry.mistakes_in('config.model'):
     jax.eval_shape(call, jax.random.key(0))
 

@@ -1,33 +1,41 @@
-"""Checkpoints of one run, by Orbax."""
+"""Checkpoints of one run: what they hold, and how damage is noticed."""
 
-import contextlib
-import errno
-import functools
-import logging
-import os
 import pathlib
 import re
-import shutil
-import sys
 import time
-from collections.abc import Callable, Collection, Iterator
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from bn_research import disk, errors, workdir
+from bn_research.training import copies, digests, orbax
 from bn_research.training.state import TrainState
 
 _KEPT = 2
-_SPARE_BYTES = 1 << 20  # For what Orbax writes beside the arrays.
+
+
+class Restored(NamedTuple):
+  """The content of a checkpoint.
+
+  Attributes:
+    state: The state of the run.
+    files: The files of the run up to the step of the state, by path.
+    num_devices: The number of devices of the run that saved the checkpoint.
+  """
+
+  state: TrainState
+  files: copies.Files
+  num_devices: int
 
 
 class Checkpoints:
-  """Saves the state now and then, and restores the newest that is whole.
+  """Saves the state from time to time, and restores the newest whole one.
 
-  Saving copies the state off the devices and writes it in the background.
-  Orbax is imported when it is first needed: it would lengthen every start.
+  Saving copies the state off the devices, and writes in the background. Every
+  checkpoint has a digest of each array and of each file. A checkpoint that
+  cannot be read, or has another digest, is damaged.
   """
 
   def __init__(
@@ -41,42 +49,49 @@ class Checkpoints:
 
     Args:
       directory: The workdir of the run.
-      seconds: The least time from one checkpoint to the next.
-      num_devices: Number of devices of the run; kept beside the state, because
-        on another number the continuation differs by rounding.
-      say: Called with one line where something is worth a line.
+      seconds: The least time from one checkpoint to the next, in seconds.
+      num_devices: The number of devices of the run. Checkpoints store the
+        number, because on another number of devices a continuation differs by
+        rounding errors.
+      say: A function that prints a line.
     """
+    self._workdir = directory
     self._directory = pathlib.Path(directory, workdir.CHECKPOINTS).absolute()
     self._seconds = seconds
     self._num_devices = num_devices
     self._say = say
     self._open_manager: Any = None
     self._last_save = time.monotonic()
+    self._last_step = -1
 
-  def restore(self, abstract: TrainState) -> TrainState | None:
-    """Restores the newest whole checkpoint; damaged ones are moved aside.
+  def restore(self, abstract: TrainState) -> Restored | None:
+    """Restores the newest whole checkpoint, and moves damaged ones aside.
 
     Args:
       abstract: The shapes, dtypes and shardings of the state.
 
     Returns:
-      The state, or None where there is no whole checkpoint.
+      The checkpoint, or None if no whole checkpoint exists.
 
     Raises:
-      UserError: If the checkpoints are those of another model.
+      UserError: If the checkpoints are of another model.
     """
     for step in sorted(self._steps(), reverse=True):
       try:
-        run = self._read(step, 'run')
-        self._check_run(run, abstract)
-        saved = _as_saved(abstract, run['arrays'])
-        return _with_sums(self._read(step, 'state', saved), abstract)
-      except (ValueError, LookupError, OSError, TypeError) as error:
+        restored = _read(self._manager, step, abstract)
+      except errors.UserError:
+        raise
+      # A damaged file makes Orbax raise errors of many types.
+      except Exception as error:
         aside = self._move_aside(step)
         self._say(
           f'checkpoint {step} is damaged ({type(error).__name__}); it is kept'
           f' as {aside}'
         )
+        continue
+      self._tell_devices(restored.num_devices)
+      self._last_step = step
+      return restored
     return None
 
   @property
@@ -85,39 +100,49 @@ class Checkpoints:
     return time.monotonic() - self._last_save >= self._seconds
 
   def save(self, state: TrainState) -> None:
-    """Saves the state, which may be donated as soon as this returns."""
-    from orbax import checkpoint as ocp
+    """Saves the state, which may be donated as soon as this function returns.
 
-    run = {'num_devices': self._num_devices, 'arrays': _describe(state)}
-    with _writing(self._directory):
-      _check_space(self._directory.parent, state)
-      self._manager.save(
-        int(state.step),
-        args=ocp.args.Composite(
-          state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run)
-        ),
-      )
+    The files of the workdir must be on the disk.
+    """
+    step = int(state.step)
+    if step == self._last_step:
+      return  # Orbax refuses a step that exists.
+    files = copies.read(self._workdir)
+    run = {
+      'num_devices': self._num_devices,
+      'arrays': _describe(state),
+      'digests': digests.of_arrays(state),
+      'files': copies.digests(files),
+      'record': self._record(),
+    }
+    arrays: dict[str, Any] = {'state': state}
+    if files:  # Orbax cannot save an empty pytree.
+      arrays['files'] = copies.as_arrays(files)
+    with orbax.writing(self._directory):
+      orbax.check_space(self._directory.parent, arrays)
+      orbax.save(self._manager, step, arrays, disk.sealed(run))
     self._last_save = time.monotonic()
+    self._last_step = step
 
   def close(self) -> None:
-    """Waits until what was saved is on the disk."""
+    """Waits until all saved checkpoints are on the disk."""
     if self._open_manager is not None:
       manager, self._open_manager = self._open_manager, None
-      with _writing(self._directory):
+      with orbax.writing(self._directory):
         manager.wait_until_finished()
         manager.close()
+
+  def _record(self) -> dict[str, Any] | None:
+    """Returns the content of `config.json`."""
+    if not workdir.has_config(self._workdir):
+      return None
+    return workdir.read_record(self._workdir)
 
   @property
   def _manager(self) -> Any:
     if self._open_manager is None:
-      from orbax import checkpoint as ocp
-
-      _silence_threads()
-      options = ocp.CheckpointManagerOptions(
-        max_to_keep=_KEPT, cleanup_tmp_directories=True
-      )
-      self._open_manager = ocp.CheckpointManager(
-        self._directory, options=options
+      self._open_manager = orbax.open_manager(
+        self._directory, max_to_keep=_KEPT, cleanup_tmp_directories=True
       )
     return self._open_manager
 
@@ -126,28 +151,15 @@ class Checkpoints:
       return []
     return [int(p.name) for p in self._directory.iterdir() if p.name.isdigit()]
 
-  def _read(self, step: int, item: str, *abstract: TrainState) -> Any:
-    from orbax import checkpoint as ocp
-
-    args = ocp.args.StandardRestore if abstract else ocp.args.JsonRestore
-    items = ocp.args.Composite(**{item: args(*abstract)})
-    return self._manager.restore(step, args=items)[item]
-
-  def _check_run(self, run: dict[str, Any], abstract: TrainState) -> None:
-    # Orbax casts another dtype in silence.
-    if run['arrays'] != _describe(_as_saved(abstract, run['arrays'])):
-      raise errors.UserError(
-        f'{self._directory} holds checkpoints of another model; choose another'
-        ' --workdir'
-      )
-    if run['num_devices'] != self._num_devices:
+  def _tell_devices(self, there: int) -> None:
+    if there != self._num_devices:
       self._say(
-        f'saved on {run["num_devices"]} devices, going on with'
-        f' {self._num_devices}: the same curve, but for rounding'
+        f'saved on {there} devices, going on with {self._num_devices}: the same'
+        ' curve, but for rounding'
       )
 
   def _move_aside(self, step: int) -> pathlib.Path:
-    # Orbax refuses, in silence, to save a step that is not above all others.
+    # Orbax refuses, in silence, to save a step below an existing step.
     path = self._directory / str(step)
     aside = self._directory / f'damaged-{step}-{time.time_ns()}'
     with disk.writing(path):
@@ -164,72 +176,81 @@ def read_newest(directory: disk.PathLike, abstract: TrainState) -> TrainState:
     abstract: The shapes, dtypes and shardings of the state.
 
   Raises:
-    UserError: If there is no checkpoint, or the newest is damaged or of another
-      model.
+    UserError: If the run has no checkpoint, or if the newest checkpoint is
+      damaged or of another model.
   """
-  from orbax import checkpoint as ocp
-
-  _silence_threads()
   folder = pathlib.Path(directory, workdir.CHECKPOINTS).absolute()
   if not any(folder.glob('[0-9]*')):
     raise errors.UserError(f'{folder} has no checkpoint yet; train first')
-  options = ocp.CheckpointManagerOptions(read_only=True)
-  with ocp.CheckpointManager(folder, options=options) as manager:
+  with orbax.open_manager(folder, read_only=True) as manager:
     step = manager.latest_step()
     try:
-      args = ocp.args.Composite(run=ocp.args.JsonRestore())
-      run = manager.restore(step, args=args)['run']
-      saved = _as_saved(abstract, run['arrays'])
-      args = ocp.args.Composite(state=ocp.args.StandardRestore(saved))
-      return _with_sums(manager.restore(step, args=args)['state'], abstract)
-    except (ValueError, LookupError, OSError, TypeError) as error:
+      return _read(manager, step, abstract).state
+    except errors.UserError:
+      raise
+    except Exception as error:
       raise errors.UserError(
-        f'{folder / str(step)} is damaged, or of another model'
-        f' ({type(error).__name__}); the command that trains mends it'
+        f'{folder / str(step)} is damaged ({type(error).__name__}); the command'
+        ' that trains mends it'
       ) from error
 
 
-@contextlib.contextmanager
-def _writing(path: pathlib.Path) -> Iterator[None]:
-  """As `disk.writing`, also where the error comes from TensorStore."""
-  with disk.writing(path):
-    try:
-      yield
-    except ValueError as error:
-      number = re.search(r"os_error_code='(\d+)'", str(error))
-      if number is None:
-        raise
-      raise OSError(int(number[1]), 'TensorStore') from error
+def read_record(directory: disk.PathLike) -> dict[str, Any] | None:
+  """Returns the content of `config.json` that the newest checkpoint keeps.
+
+  Args:
+    directory: The workdir of the run.
+
+  Returns:
+    The content, or None if no checkpoint can be read.
+  """
+  folder = pathlib.Path(directory, workdir.CHECKPOINTS).absolute()
+  if not any(folder.glob('[0-9]*')):
+    return None
+  with orbax.open_manager(folder, read_only=True) as manager:
+    for step in sorted(manager.all_steps(), reverse=True):
+      try:
+        run = orbax.read_json(manager, step)
+        disk.check_seal(run)
+        return run.get('record')
+      # A damaged file makes Orbax raise errors of many types.
+      except Exception:
+        continue
+  return None
 
 
-def _check_space(directory: pathlib.Path, state: TrainState) -> None:
-  """Raises the error of a full disk before Orbax meets it in its threads."""
-  needed = _SPARE_BYTES + sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-  if shutil.disk_usage(directory).free < needed:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def _read(manager: Any, step: int, abstract: TrainState) -> Restored:
+  """Reads and checks a checkpoint.
 
-
-@functools.cache
-def _silence_threads() -> None:
-  """Stops the printing of what the threads of Orbax raise here as well."""
-  logging.getLogger('asyncio').setLevel(logging.CRITICAL)
-  logging.getLogger('absl').addFilter(
-    lambda record: 'orbax' not in pathlib.Path(record.pathname).parts
-  )
-  report = sys.unraisablehook
-
-  def report_others(unraisable: Any) -> None:
-    # One for each array that was still on its way when another one failed.
-    if 'Event loop is closed' not in str(unraisable.exc_value):
-      report(unraisable)
-
-  sys.unraisablehook = report_others
+  Raises:
+    UserError: If the checkpoint is of another model.
+    Exception: If the checkpoint is damaged.
+  """
+  run = orbax.read_json(manager, step)
+  # First: a damaged description would look like the one of another model.
+  disk.check_seal(run)
+  saved = _as_saved(abstract, run['arrays'])
+  # Orbax casts another dtype in silence.
+  if run['arrays'] != _describe(saved):
+    raise errors.UserError(
+      f'{manager.directory} holds checkpoints of another model; choose another'
+      ' --workdir'
+    )
+  state = orbax.read_arrays(manager, step, 'state', saved)
+  # An older version wrote neither digests nor files.
+  found = digests.of_arrays(state)
+  if found != run.get('digests', found):
+    raise ValueError('the digest of an array differs')
+  expected = run.get('files', {})
+  arrays = orbax.read_arrays(manager, step, 'files') if expected else {}
+  files = copies.from_arrays(arrays, expected)
+  return Restored(_with_sums(state, abstract), files, run['num_devices'])
 
 
 def _as_saved(abstract: TrainState, arrays: Collection[str]) -> TrainState:
-  """Returns a state with those sums that a checkpoint has.
+  """Returns a state with the sums that a checkpoint has.
 
-  A scalar that is added to the rows must not make a checkpoint useless.
+  A checkpoint stays readable after a scalar is added to the rows of metrics.
   """
   scalar = abstract.loss_sum
   found = (re.fullmatch(r"\.sums\['(\w+)'\]", path) for path in arrays)
@@ -237,7 +258,7 @@ def _as_saved(abstract: TrainState, arrays: Collection[str]) -> TrainState:
 
 
 def _with_sums(state: TrainState, abstract: TrainState) -> TrainState:
-  """Returns a state with all sums; those that were not saved are NaN."""
+  """Returns a state with all sums; a sum that was not saved is NaN."""
   unknown = jax.device_put(np.float32(np.nan), abstract.loss_sum.sharding)
   sums = {name: state.sums.get(name, unknown) for name in abstract.sums}
   return state._replace(sums=sums)

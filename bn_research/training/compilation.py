@@ -1,4 +1,4 @@
-"""Compiled programs that are kept from one process to the next."""
+"""Keeps compiled programs on the disk, for later processes."""
 
 import hashlib
 import os
@@ -11,15 +11,18 @@ from absl import logging
 
 
 def enable_cache(directory: str | None = None) -> None:
-  """Keeps every compiled program on the disk.
+  """Enables the persistent compilation cache of JAX, for all programs.
 
-  Compiled code fits one version of jaxlib and one kind of CPU: the default
-  directory is named after both. Where JAX has been given a cache already, or no
-  directory can be made, nothing is changed; that is told where the directory
-  was asked for.
+  Without `directory`, the function does not replace a cache directory from the
+  environment variable JAX_COMPILATION_CACHE_DIR. If the directory cannot be
+  created, JAX continues without this cache. A warning is logged only for a
+  given `directory`.
 
   Args:
-    directory: Where to keep the programs; None for the user's cache directory.
+    directory: Directory of the cache; None for a directory in the cache folder
+      of the user. The name of this default directory contains the version of
+      jaxlib and an identifier of the CPU, because compiled code fits only this
+      version and this CPU.
   """
   if directory is None and os.environ.get('JAX_COMPILATION_CACHE_DIR'):
     return
@@ -36,8 +39,10 @@ def enable_cache(directory: str | None = None) -> None:
       )
     return
   jax.config.update('jax_compilation_cache_dir', str(path))
-  # By default JAX keeps only what took more than a second.
+  # By default JAX caches a program only if the compilation took more than a
+  # second. The programs of a small network compile faster.
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+  # -1 stands for no minimum size of a program.
   jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 
 
@@ -48,12 +53,14 @@ def _default_directory() -> pathlib.Path:
 
 
 def _cpu() -> str:
-  """Returns a short name for the kind of CPU, its instruction set included."""
+  """Returns a short identifier of the CPU model and of the instruction set."""
   about = platform.machine() + platform.processor()
   try:
     lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
   except OSError:
     lines = []
+  # Linux lists the instruction set as `flags` on x86 and as `Features` on Arm,
+  # in a line for each core. The set removes the duplicate lines.
   kinds = ('model name', 'flags', 'Features')
   about += ''.join(sorted({l for l in lines if l.startswith(kinds)}))
   return hashlib.sha256(about.encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""The config of a run, checked once."""
+"""Checks the config of a run, and converts the config to nested dicts."""
 
 import re
 from collections.abc import Mapping
@@ -14,8 +14,9 @@ from bn_research import (
 )
 from bn_research.training import schedule
 
-_INT32 = 2**31 - 1  # Steps and examples are counted in it.
+_INT32 = 2**31 - 1  # The counts of steps and examples have the type int32.
 _WHOLE_NUMBERS = {
+  # JAX reads only 32 bits of a seed: 2**32 would give the parameters of seed 0.
   'seed': (0, 2**32 - 1),
   'num_steps': (1, _INT32),
   'batch_size': (1, _INT32),
@@ -30,18 +31,24 @@ _OF_A_PROBE = {'num_examples': (1, _INT32), 'num_points': (1, 10**6)}
 
 
 def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
-  """Checks a config and returns it as nested dicts of plain values.
+  """Checks a config, and returns the config as nested dicts of plain values.
 
-  The options of a part, such as `model`, are checked where the part is built.
+  The options of a part, for example of `model`, are checked when the part is
+  built.
 
   Args:
     config: A ConfigDict, or nested dicts, with the keys of
       `experiment.base()`.
 
+  Returns:
+    New nested dicts. A text in the place of a part has become a dict with this
+    text as the `name`.
+
   Raises:
-    UserError: If a key is unknown or missing, or its value is out of range.
+    UserError: If a key is unknown or missing, or if a value is out of range.
   """
   resolved = _plain(config)
+  # None leaves an option to the default, and the default is no probe.
   if resolved.get('probes', {}) is None:
     resolved['probes'] = {}
   base = _plain(experiment.base())
@@ -58,6 +65,7 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
   for key, (least, most) in _WHOLE_NUMBERS.items():
     with registry.mistakes_in('the config'):
       ranges.whole(least, most, **{key: flat[key]})
+  # The negated comparison also refuses NaN.
   if not flat['checkpoint_seconds'] >= 0:
     raise errors.UserError(
       f'checkpoint_seconds={flat["checkpoint_seconds"]}; choose at least 0'
@@ -69,15 +77,17 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
         f'config.{key}={flat[key]!r}; choose {" or ".join(choices)}'
         + registry.hint(str(flat[key]), choices)
       )
+  # Both calls only check the values, and the results are not needed here.
   schedule.measured(resolved['num_steps'], resolved['eval'])
   probe_sections(resolved)
   return resolved
 
 
 def _name_parts(config: dict[str, Any], base: Mapping[str, Any]) -> None:
-  """Writes a text in the place of a part as the name of the part."""
+  """Replaces a text in the place of a part by a section with this name."""
   for key, part in base.items():
     if isinstance(part, dict):
+      # Only parts have a name: a text for `eval` or `probes` remains a mistake.
       if 'name' in part and isinstance(config.get(key), str):
         config[key] = {'name': config[key]}
       if isinstance(config.get(key), dict):
@@ -85,6 +95,7 @@ def _name_parts(config: dict[str, Any], base: Mapping[str, Any]) -> None:
 
 
 def _check_splits(splits: Any) -> None:
+  # A text is refused, because a loop over a text gives single letters.
   is_list = isinstance(splits, list | tuple) and len(splits) > 0
   if (
     not is_list
@@ -98,21 +109,26 @@ def _check_splits(splits: Any) -> None:
 
 
 def probe_sections(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-  """Returns the sections of `config.probes`, with the defaults of the loop.
+  """Returns the sections of `config.probes`, with default values.
 
   Args:
-    config: A resolved config. A probe without `num_examples` sees as many
-      examples as a training batch has; without `num_points` or `spacing` it
-      looks when the run is evaluated.
+    config: A resolved config. The default of `num_examples` is the batch size
+      of the training. The defaults of `num_points` and `spacing` are the values
+      of `config.eval`.
+
+  Returns:
+    The sections by key. A probe with the value None is left out.
 
   Raises:
-    UserError: If a number is out of range.
+    UserError: If a number is out of range, if a key cannot be the name of a
+      file, or if two keys differ only by case.
   """
   found = {
     key: _probe(key, section, config)
     for key, section in config['probes'].items()
     if section is not None
   }
+  # Each key names a file, and some file systems ignore the case of names.
   by_file: dict[str, str] = {}
   for key in found:
     other = by_file.setdefault(key.lower(), key)
@@ -125,7 +141,7 @@ def probe_sections(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _probe(key: str, section: Any, config: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the section of a probe, with what a probe has by default."""
+  """Returns the section of a probe, with default values."""
   where = f'config.probes.{key}'
   if not re.fullmatch(r'[A-Za-z]\w*', key, re.ASCII):
     raise errors.UserError(

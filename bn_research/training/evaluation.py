@@ -1,4 +1,4 @@
-"""How good a model is on all examples of a split, and what probes see."""
+"""Evaluates a model on all examples of a split, and calls probes."""
 
 from typing import Any
 
@@ -14,18 +14,23 @@ from bn_research.layers.nnx import reestimation
 from bn_research.training import step as step_lib
 from bn_research.training.state import TrainState
 
+# The size of a batch bounds the memory of the activations.
 _MAX_BATCH = 10_000
 
 
 def batches(num_examples: int, num_devices: int) -> np.ndarray:
-  """Cuts all examples into few batches of one size that devices can share.
+  """Cuts all examples of a split into batches of the same size.
+
+  A batch has at most 10,000 examples, rounded up to a multiple of
+  `num_devices`. The number of batches is as small as possible.
 
   Args:
-    num_examples: Size of the split.
-    num_devices: What the size of a batch is a multiple of.
+    num_examples: Number of examples in the split.
+    num_devices: Number of devices that share each batch.
 
   Returns:
-    (num_batches, batch) int32 indices; -1 where a batch is not full.
+    Indices of the examples, int32 (num_batches, batch). The index -1 fills the
+    places after the last example.
   """
   num_batches = -(-num_examples // _MAX_BATCH)
   size = -(-num_examples // (num_batches * num_devices)) * num_devices
@@ -42,21 +47,22 @@ def evaluate(
   to_input: step_lib.ToInput,
   num_classes: int,
 ) -> dict[str, jax.Array]:
-  """Measures loss and accuracy with the statistics that the state holds.
+  """Computes loss and accuracy at inference, with the statistics of the state.
 
   Args:
-    state: The state; its parameters and statistics are read.
-    examples: The examples to evaluate on.
-    indices: (num_batches, batch) int32, as `batches` cuts them.
-    graphdef: The graph of the model.
-    to_input: From stored images to what the network sees.
+    state: The training state, whose parameters and statistics are used.
+    examples: All examples of the split.
+    indices: The result of `batches`, int32 (num_batches, batch).
+    graphdef: The graph definition of the model.
+    to_input: The function from stored images to the inputs of the network.
     num_classes: Number of logits.
 
   Returns:
-    `'accuracy'` and `'loss'`, means over all examples.
+    `'accuracy'` and `'loss'` (in nats), each a mean over all examples,
+    float32 ().
 
   Raises:
-    ValueError: If the model returns another number of logits.
+    ValueError: If the shape of the logits is not (batch, num_classes).
   """
   model: Any = nnx.merge(graphdef, state.params, state.rest, copy=True)
 
@@ -64,36 +70,38 @@ def evaluate(
     batch = jax.lax.with_sharding_constraint(batch, PartitionSpec('data'))
     labels = examples.labels[batch]
     logits = model(to_input(examples.images[batch]), train=False)
-    if logits.shape != (len(batch), num_classes):
-      raise ValueError(
-        f'the model returned logits {logits.shape} for {len(batch)} examples of'
-        f' {num_classes} classes; return ({len(batch)}, {num_classes})'
-      )
+    step_lib.check_logits(logits, len(batch), num_classes)
     is_real = batch >= 0
     correct = (logits.argmax(-1) == labels) & is_real
     loss = jnp.where(is_real, step_lib.losses(logits, labels), 0)
     return correct.sum(), loss.sum()
 
+  # A loop keeps the activations of only a single batch in memory.
   correct, loss = jax.lax.map(sums, indices)
   count = len(examples.labels)
   return {'accuracy': correct.sum() / count, 'loss': loss.sum() / count}
 
 
 def stacks(num_examples: int, num_devices: int) -> list[np.ndarray]:
-  """Cuts all examples into batches that are all full, for `reestimate`.
+  """Cuts the training split into batches without padding, for `reestimate`.
+
+  Padding would change the measured moments.
 
   Args:
-    num_examples: Size of the training split.
-    num_devices: Devices that share a batch.
+    num_examples: Number of examples in the training split.
+    num_devices: Number of devices that share a batch.
 
   Returns:
-    Arrays of indices (num_batches, batch) int32: full batches that the devices
-    share, and a single batch of the few that are left over.
+    Arrays of indices, int32 (num_batches, batch). The first array has batches
+    of a size that `num_devices` divides. The second array has a single batch of
+    the remaining examples. An empty array is left out.
   """
   size = batches(num_examples, num_devices).shape[1]
+  # `batches` rounds the size up, possibly above the number of examples.
   size = min(size, num_examples // num_devices * num_devices)
   whole = num_examples // size * size if size else 0
   indices = np.arange(num_examples, dtype=np.int32)
+  # NumPy cannot reshape to batches of size 0, hence `max`.
   parts = indices[:whole].reshape(-1, max(size, 1)), indices[None, whole:]
   return [part for part in parts if part.size]
 
@@ -105,18 +113,18 @@ def reestimate(
   graphdef: nnx.GraphDef,
   to_input: step_lib.ToInput,
 ) -> nnx.State:
-  """Measures the moments that normalize at inference over the training split.
+  """Re-estimates the population statistics over the training split.
 
   Args:
-    state: The state; its parameters and statistics are read.
+    state: The training state, whose parameters and statistics are used.
     examples: The training examples.
-    *stacks: What `stacks` returns.
-    graphdef: The graph of the model.
-    to_input: From stored images to what the network sees.
+    *stacks: The arrays from `stacks`.
+    graphdef: The graph definition of the model.
+    to_input: The function from stored images to the inputs of the network.
 
   Returns:
-    `state.rest` with these moments in place of the running ones; as it is where
-    the model has no such moments.
+    `state.rest` with the measured moments in place of the running moments. For
+    a model without running moments, `state.rest` unchanged.
 
   Raises:
     ValueError: If the moments of a layer cannot be pooled.
@@ -129,6 +137,7 @@ def reestimate(
   num_devices = jax.sharding.get_abstract_mesh().size
 
   def call(model: Any, batch: jax.Array) -> None:
+    # The devices cannot always share the batch of the remaining examples.
     if len(batch) % num_devices == 0:
       batch = jax.lax.with_sharding_constraint(batch, PartitionSpec('data'))
     model(to_input(examples.images[batch]), train=True)
@@ -146,24 +155,27 @@ def probe(
   optimizer: optax.GradientTransformationExtraArgs,
   to_input: step_lib.ToInput,
 ) -> dict[str, jax.Array]:
-  """Measures a run as it trains, and leaves the state as it is.
+  """Calls a probe on the training state, without a change of the state.
 
   Args:
-    state: The state of the run.
-    examples: A batch of stored examples.
-    measure: What to measure of an observation.
-    graphdef: The graph of the model.
+    state: The training state.
+    examples: A batch of stored examples, on which the probe measures.
+    measure: The probe, a function of an `Observation`.
+    graphdef: The graph definition of the model.
     optimizer: The optimizer.
-    to_input: From stored images to what the network sees.
+    to_input: The function from stored images to the inputs of the network.
 
   Returns:
-    What `measure` returns.
+    The measured arrays by name.
 
   Raises:
-    ValueError: If `measure` returns no arrays by name.
+    ValueError: If the probe does not return a dict of arrays, or if an array
+      has the name of a constant of the probe.
   """
   x, labels = to_input(examples.images), examples.labels
 
+  # The step is a function, because tracing a step takes time, and many probes
+  # need no step.
   def take_step() -> probes.Step:
     return step_lib.train_step(
       state, x, labels, graphdef=graphdef, optimizer=optimizer
@@ -179,6 +191,8 @@ def probe(
       rest=state.rest,
       opt_state=state.opt_state,
       losses=step_lib.losses,
+      # A call in training mode changes running statistics, and must change only
+      # the statistics of a copy.
       make_model=lambda *states: nnx.merge(graphdef, *states, copy=True),
       take_step=take_step,
     ),

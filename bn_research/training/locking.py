@@ -1,4 +1,4 @@
-"""One process a workdir."""
+"""Locks a workdir, to keep a second process from training in the workdir."""
 
 import contextlib
 import fcntl
@@ -10,16 +10,20 @@ from bn_research import disk, errors
 
 @contextlib.contextmanager
 def exclusive(directory: disk.PathLike) -> Iterator[None]:
-  """Holds a workdir for this process; the system frees it if we are killed.
+  """Holds the lock of a workdir until the `with` block ends.
+
+  If the process is killed, the operating system releases the lock.
 
   Args:
-    directory: The workdir, made if it is not there.
+    directory: The workdir. A missing directory is created.
 
   Raises:
-    UserError: If another process holds it, or it cannot be made.
+    UserError: If another process holds the lock, or if the directory cannot be
+      created.
   """
   with disk.writing(directory):
     os.makedirs(directory, exist_ok=True)
+  # A lock on the directory leaves no lock file behind.
   descriptor = os.open(directory, os.O_RDONLY)
   try:
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -30,7 +34,9 @@ def exclusive(directory: disk.PathLike) -> Iterator[None]:
       ' another --workdir'
     ) from error
   except OSError:
-    pass  # Some network file systems cannot lock directories.
+    # Some network file systems cannot lock directories. Training then continues
+    # without a lock.
+    pass
   try:
     yield
   finally:

@@ -12,6 +12,7 @@ from bn_research import data, disk, errors, workdir
 from bn_research.training import (
   checkpoints,
   configuration,
+  copies,
   locking,
   progress,
   record,
@@ -51,9 +52,10 @@ def train(
     UserError: If config, data, devices or disk do not allow it.
   """
   config = configuration.resolve(config)
+  _mend_record(directory)
   workdir.check_same_config(directory, config)
-  status = workdir.read_status(directory).towards(config['num_steps'])
-  if status.status in (workdir.DONE, workdir.DIVERGED):
+  status = workdir.standing(directory, config)
+  if status.is_over:
     return status
   dataset = data.load(config['data'], data_dir, config['eval']['splits'])
   mesh = mesh_lib.create(config['num_devices'], config['batch_size'])
@@ -68,6 +70,23 @@ def train(
       if status.status == workdir.INCOMPLETE:
         raise Interrupted(status)
       return status
+
+
+def _mend_record(directory: disk.PathLike) -> None:
+  """Restores a damaged `config.json` from the newest checkpoint."""
+  if not workdir.has_config(directory):
+    return
+  try:
+    workdir.read_record(directory)
+  except workdir.Damaged as error:
+    found = checkpoints.read_record(directory)
+    if found is None:
+      raise errors.UserError(
+        f'{directory}/{workdir.CONFIG} is damaged, and there is no checkpoint;'
+        ' remove the folder and train again'
+      ) from error
+    record.write_whole(directory, found)
+    print(f'{directory}/{workdir.CONFIG} was damaged; it is restored')
 
 
 @contextlib.contextmanager
@@ -136,8 +155,11 @@ class Run:
       self._progress.say,
     )
     self._chunk = _FIRST_CHUNK
-    state = self._checkpoints.restore(programs.abstract)
+    restored = self._checkpoints.restore(programs.abstract)
+    state = None if restored is None else restored.state
     step = -1 if state is None else int(state.step)
+    if restored is not None:
+      copies.put_back(directory, restored.files, self._progress.say)
     programs.wait()  # The recorder's clock is not to run while it compiles.
     self._recorder = recorder.Recorder(
       config, directory, programs, step, lengths

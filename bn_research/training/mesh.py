@@ -1,4 +1,4 @@
-"""The devices of a run, and what lives where on them."""
+"""The device mesh of a run, and the sharding of arrays on the mesh."""
 
 from typing import Any
 
@@ -9,17 +9,19 @@ from bn_research import errors
 
 
 def create(num_devices: int, batch_size: int) -> Mesh:
-  """Makes a mesh with one axis, `'data'`, along which batches are split.
+  """Creates a mesh with a single axis, `'data'`, along which batches are split.
 
   Args:
-    num_devices: How many devices take part.
-    batch_size: Examples in a training batch.
+    num_devices: Number of devices in the mesh.
+    batch_size: Number of examples in a training batch.
 
   Returns:
-    A mesh whose axes leave sharding to the compiler.
+    A mesh of the first devices. The type of the axis is Auto: the compiler
+    chooses the sharding of intermediate arrays.
 
   Raises:
-    UserError: If there are fewer devices, or a batch cannot be split evenly.
+    UserError: If `num_devices` is less than 1 or more than the number of
+      devices of the machine, or does not divide `batch_size`.
   """
   if not 1 <= num_devices <= jax.device_count():
     raise errors.UserError(
@@ -40,10 +42,10 @@ def create(num_devices: int, batch_size: int) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Returns the sharding of what every device holds whole."""
+  """Returns the sharding of an array with a full copy on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-  """Puts a pytree of arrays, whole, on every device of the mesh."""
+  """Copies a pytree of arrays to every device of the mesh."""
   return jax.device_put(tree, replicated(mesh))

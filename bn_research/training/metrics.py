@@ -1,7 +1,6 @@
 """What a run writes while it trains: rows of metrics, arrays of probes."""
 
 import errno
-import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -39,7 +38,7 @@ class Metrics:
 
   def append(self, row: dict[str, Any]) -> None:
     """Writes one row: `step`, and scalars by name."""
-    line = json.dumps(row).encode() + b'\n'
+    line = disk.to_json(row).encode() + b'\n'
     with disk.writing(self._path):
       size = os.fstat(self._file.fileno()).st_size
       if self._file.write(line) < len(line):

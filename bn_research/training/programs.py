@@ -1,4 +1,4 @@
-"""The compiled programs of a run, and the data that they read."""
+"""The compiled programs of a run, and the data on the devices."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -13,32 +13,34 @@ from bn_research import data, errors, optim, probes, registry
 from bn_research.training import configuration, evaluation, state, step
 from bn_research.training import mesh as mesh_lib
 
-# Longer chunks gain nothing, and their indices take memory.
+# Longer chunks are not faster, and the indices of a chunk take memory.
 _MAX_STEPS = 4096
 _MAX_INDICES = 1 << 20
 
 
 class Programs:
-  """What a run computes, compiled side by side; use in the mesh's context.
+  """The programs of a run, compiled in parallel.
+
+  All methods need the mesh in context, by `jax.set_mesh`.
 
   Attributes:
-    max_steps: The most steps that `train` takes at once.
-    abstract: Shapes, dtypes and shardings of the state.
-    probes: The probes by their keys in `config.probes`.
+    max_steps: The largest number of steps in a call of `train`.
+    abstract: Shapes, dtypes and shardings of the training state.
+    probes: The probes by key of `config.probes`.
   """
 
   def __init__(
     self, config: Mapping[str, Any], dataset: data.Dataset, mesh: Mesh
   ):
-    """Puts the data on the devices and begins to compile.
+    """Copies the data to the devices, and starts to compile the programs.
 
     Args:
       config: The resolved config.
-      dataset: What to train and to test on.
-      mesh: The devices.
+      dataset: The dataset for training and evaluation.
+      mesh: The device mesh.
 
     Raises:
-      UserError: If the config names what does not exist or does not fit.
+      UserError: If a name in the config is unknown, or if a value does not fit.
     """
     self._config = config
     self._mesh = mesh
@@ -51,31 +53,37 @@ class Programs:
     )
     self._sections = configuration.probe_sections(config)
     self._put(dataset)
+    # XLA compiles without the lock of the Python interpreter (GIL), hence
+    # threads compile in parallel.
     self._pool = futures.ThreadPoolExecutor()
     self._compile(dataset)
     self._pool.shutdown(wait=False)
 
   def wait(self) -> None:
-    """Waits until everything is compiled."""
+    """Waits until all programs are compiled."""
     self._pool.shutdown()
 
   def init(self) -> state.TrainState:
-    """Returns the state before the first step."""
+    """Returns the training state before the first step."""
     return self._init(self._key)[1]
 
   def train(
     self, train_state: state.TrainState, start: int, stop: int
   ) -> state.TrainState:
-    """Takes the steps from `start` up to `stop`; `train_state` is used up.
+    """Takes the training steps from `start` to `stop` - 1.
 
     Args:
-      train_state: The state after `start` steps.
+      train_state: The training state after `start` steps. The buffers are
+        donated: a later use of this state is an error.
       start: The first step.
-      stop: One past the last; at most `max_steps` steps are taken.
+      stop: The step after the last step, at most `start + max_steps`.
 
     Returns:
-      The state after the last step, or after the first with a non-finite loss.
+      The training state after the last step, or after the first step with a
+      non-finite loss.
     """
+    # The program has fixed shapes, and does not read the rows after the last
+    # step.
     padded = np.zeros((self.max_steps, self._config['batch_size']), np.int32)
     padded[: stop - start] = self._indices(start, stop)
     return self._train(
@@ -85,14 +93,15 @@ class Programs:
   def scalars(
     self, train_state: state.TrainState, start: int
   ) -> dict[str, jax.Array]:
-    """Returns the norms of the step after `start` steps.
+    """Returns the norms of gradient, updates and parameters of the next step.
 
     Args:
-      train_state: The state after `start` steps.
-      start: The number of steps.
+      train_state: The training state after `start` steps.
+      start: The number of completed steps.
 
     Returns:
-      See `step.norms_of`; nothing where the state has their sums.
+      The result of `step.norms_of`. If the state contains sums of the norms, an
+      empty dict.
     """
     if self._scalars is None:
       return {}
@@ -104,6 +113,8 @@ class Programs:
   ) -> dict[str, dict[str, float]]:
     """Returns `'accuracy'` and `'loss'` on each split of `config.eval`."""
     if self._reestimate is not None:
+      # Only this evaluation uses the measured moments: training continues with
+      # the running moments.
       rest = self._reestimate(train_state, self._train_data, *self._stacks)
       train_state = train_state._replace(rest=rest)
     results = {
@@ -115,23 +126,26 @@ class Programs:
   def probe(
     self, key: str, train_state: state.TrainState
   ) -> dict[str, np.ndarray]:
-    """Returns what the probe of `config.probes[key]` finds."""
+    """Returns the arrays that the probe `config.probes[key]` measures."""
     found = self._probe[key](train_state, self._probe_examples[key])
     return jax.device_get(found)
 
   def zero(self) -> jax.Array:
-    """Returns a new float32 zero on the devices."""
+    """Returns a new float32 zero on the devices.
+
+    Every call makes a new array, because a buffer cannot be donated twice.
+    """
     return mesh_lib.replicate(np.zeros((), np.float32), self._mesh)
 
   def _indices(self, start: int, stop: int) -> np.ndarray:
-    """Returns the examples of the steps from `start` up to `stop`."""
+    """Returns indices of the examples of the steps `start` to `stop` - 1."""
     size, seed = self._config['batch_size'], self._config['seed']
     return data.batch_indices(self._num_examples, size, seed, start, stop)
 
   def _put(self, dataset: data.Dataset) -> None:
     train = dataset.train
     self._num_examples = len(train.images)
-    data.batch_indices(  # Raises now where a batch does not fit.
+    data.batch_indices(  # Raises a UserError for a batch that does not fit.
       self._num_examples, self._config['batch_size'], 0, 0, 1
     )
     put = functools.partial(mesh_lib.replicate, mesh=self._mesh)
@@ -152,7 +166,7 @@ class Programs:
   def _put_split(
     self, dataset: data.Dataset, name: str
   ) -> tuple[step.Examples, jax.Array]:
-    """Returns a split, and its batches, on the devices."""
+    """Returns the examples and the batches of a split, on the devices."""
     split = dataset.split(name)
     batches = evaluation.batches(len(split.images), self._mesh.size)
     put = functools.partial(mesh_lib.replicate, mesh=self._mesh)
@@ -170,7 +184,8 @@ class Programs:
     create = state.creator(
       config, dataset.train.images.shape[1:], dataset.num_classes, optimizer
     )
-    # One use is not worth the time of full optimization.
+    # `init` runs only once: full optimization takes more time than a faster
+    # `init` saves.
     quickly = {'xla_backend_optimization_level': 1}
     self._init = self._ahead(create, self._key, options=quickly)
     graphdef, shapes = jax.eval_shape(create, self._key)
@@ -181,6 +196,7 @@ class Programs:
     }
     given = self.abstract, self._train_data
     size = config['batch_size']
+    # The donation lets XLA write the new parameters over the old parameters.
     self._train = self._ahead(
       functools.partial(step.train_steps, optimizer=optimizer, **parts),
       *given,
@@ -188,6 +204,7 @@ class Programs:
       self._int32(),
       donate_argnums=0,
     )
+    # With sums in the state, every step computes the norms already.
     self._scalars = None
     if not self.abstract.sums:
       self._scalars = self._ahead(
@@ -239,8 +256,23 @@ class Programs:
     where: str = 'config.model',
     **jit_options: Any,
   ) -> Callable[..., Any]:
-    """Traces now, compiles in the background, waits for it when called."""
+    """Traces a function now, and compiles the program in a thread.
+
+    Args:
+      function: A function of arrays.
+      *args: Abstract or concrete arguments of the function.
+      options: None, or compiler options of XLA.
+      where: The place in the config that an error while tracing names.
+      **jit_options: Further arguments of `jax.jit`.
+
+    Returns:
+      The compiled function. The first call waits for the compiler.
+    """
+    # A program returns replicated arrays, because the next program expects
+    # replicated arguments.
     jitted = jax.jit(function, out_shardings=self._whole, **jit_options)
+    # Tracing calls the model and the probes, which raise the errors of a wrong
+    # config.
     with registry.mistakes_in(where):
       lowered = jitted.lower(*args)
     compiled = self._pool.submit(lowered.compile, options)
@@ -248,9 +280,9 @@ class Programs:
 
 
 def _spread(key: str, split: data.Split, count: int) -> tuple[np.ndarray, ...]:
-  """Returns examples that are spread evenly over a split.
+  """Returns examples at equal distances in a split.
 
-  A split that is sorted by class is then covered, too.
+  Equal distances cover all classes of a split that is sorted by class.
   """
   if count > len(split.images):
     raise errors.UserError(

@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, plain lines elsewhere."""
+"""Shows the progress of a run: a bar on a terminal, otherwise plain lines."""
 
 import sys
 import time
@@ -9,13 +9,13 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-  """Shows step, rate, time left and the last measurement."""
+  """Shows the step, the rate, the remaining time and the last measurement."""
 
   def __init__(self, num_steps: int):
-    """Shows nothing yet.
+    """Creates the display, and shows nothing yet.
 
     Args:
-      num_steps: The length of the run.
+      num_steps: Number of steps of the run.
     """
     self._num_steps = num_steps
     self._first = 0
@@ -23,17 +23,17 @@ class Progress:
     self._bar: Any = None
 
   def start(self, step: int) -> None:
-    """Begins to count time, at `step`, and to show it."""
+    """Starts the clock at `step`, and on a terminal shows the bar."""
     self._first = step
     self._start = self._last_line = time.monotonic()
     if sys.stdout.isatty():
       self._bar = _bar(self._num_steps)
 
   def update(self, step: int, row: Mapping[str, Any]) -> None:
-    """Shows that `step` steps are done.
+    """Shows the progress after `step` steps.
 
     Args:
-      step: Steps completed.
+      step: Number of completed steps.
       row: The last row of metrics.
     """
     if self._bar is not None:
@@ -51,30 +51,33 @@ class Progress:
       )
 
   def rate(self, step: int) -> float:
-    """Returns steps per second since the start."""
+    """Returns the number of steps per second since the start."""
+    # At least 1 step, because `update` divides by the rate.
     return max(step - self._first, 1) / self.seconds
 
   @property
   def seconds(self) -> float:
-    """The time since the start."""
+    """The number of seconds since the start, above 0 because `rate` divides."""
     return max(time.monotonic() - self._start, 1e-9)
 
   def say(self, line: str) -> None:
-    """Prints one line, above the bar where there is one."""
+    """Prints a line; if a bar is shown, above the bar."""
     if self._bar is not None:
+      # By default rich reads a word in brackets as markup.
       self._bar.console.print(line, markup=False, highlight=False)
     else:
       print(line, flush=True)
 
   def close(self) -> None:
-    """Ends the bar."""
+    """Stops the bar."""
     if self._bar is not None:
       self._bar.stop()
 
 
 def _measured(row: Mapping[str, Any]) -> str:
   loss = [f'loss {row["train_loss"]:.4f}'] if 'train_loss' in row else []
-  # The first of the splits, which is the one that matters most.
+  # Only a single accuracy is shown: the first split in the config is the most
+  # important.
   accuracies = [row[key] for key in row if key.endswith('_accuracy')][:1]
   return '  '.join([*loss, *(f'accuracy {value:.4f}' for value in accuracies)])
 
@@ -84,7 +87,7 @@ def _bar(num_steps: int) -> Any:
 
   bar = progress.Progress(
     progress.MofNCompleteColumn(),
-    progress.BarColumn(bar_width=16),  # All fits into 80 columns.
+    progress.BarColumn(bar_width=16),  # The whole line fits into 80 columns.
     progress.TimeRemainingColumn(),
     progress.TextColumn('{task.fields[text]}'),
   )

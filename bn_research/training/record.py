@@ -1,4 +1,4 @@
-"""What a workdir says of its run: the config, the data, and every start."""
+"""Writes `config.json`: the config, the dataset, and every start of a run."""
 
 import datetime
 import importlib.metadata
@@ -18,19 +18,22 @@ from bn_research import data, disk, workdir
 def write(
   directory: disk.PathLike, config: Mapping[str, Any], dataset: data.Dataset
 ) -> dict[str, Any]:
-  """Writes `config.json`: the config, the data, and each start of the run.
+  """Writes `config.json`, and keeps the earlier starts of the run.
 
   Args:
     directory: The workdir.
     config: The resolved config.
-    dataset: What the run trains on.
+    dataset: The dataset of the run.
 
   Returns:
-    What is written; its `lengths` are earlier lengths of an extended run.
+    The content of `config.json`. `lengths` contains the earlier numbers of
+    steps of an extended run.
 
   Raises:
-    UserError: If the workdir was written in a format that is not known here.
+    UserError: If `config.json` exists and is damaged or of an unknown format,
+      or if the file cannot be written.
   """
+  # A `config.json` of an older version may have no `lengths` and no `starts`.
   earlier: dict[str, Any] = {'lengths': [], 'starts': []}
   if workdir.has_config(directory):
     earlier |= workdir.read_record(directory)
@@ -60,21 +63,27 @@ def write(
     'lengths': _lengths(earlier, config),
     'starts': [*earlier['starts'], start],
   }
-  disk.write_json(f'{directory}/{workdir.CONFIG}', record)
+  write_whole(directory, record)
   return record
+
+
+def write_whole(directory: disk.PathLike, record: Mapping[str, Any]) -> None:
+  """Writes a whole record, with a digest."""
+  disk.write_json(f'{directory}/{workdir.CONFIG}', disk.sealed(record))
 
 
 def _lengths(
   earlier: Mapping[str, Any], config: Mapping[str, Any]
 ) -> list[int]:
-  """Returns the earlier lengths of a run that was extended."""
+  """Returns the earlier numbers of steps of an extended run."""
+  # A start with the same number of steps continues the run without extension.
   before = earlier.get('config', config)['num_steps']
   is_longer = before < config['num_steps']
   return [*earlier['lengths'], *([before] if is_longer else [])]
 
 
 def _revision() -> dict[str, Any] | None:
-  """Returns the git revision of this code; None outside of a repository."""
+  """Returns the git revision of the package; None outside of a repository."""
   folder = pathlib.Path(bn_research.__file__).parent
 
   def git(*arguments: str) -> str:
@@ -86,9 +95,11 @@ def _revision() -> dict[str, Any] | None:
     ).stdout.strip()
 
   try:
+    # The package may be installed in a folder of an unrelated repository.
+    # `--error-unmatch` fails for a file outside of the tracked files.
     if git('ls-files', '--error-unmatch', '__init__.py'):
       is_clean = not git('status', '--porcelain', '--', '.')
       return {'commit': git('rev-parse', 'HEAD'), 'is_clean': is_clean}
   except (OSError, subprocess.CalledProcessError):
-    pass  # no git, or an installed copy
+    pass  # Git is missing, or the package is an installed copy.
   return None

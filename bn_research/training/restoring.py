@@ -1,4 +1,4 @@
-"""A trained network from its workdir, for use outside of a run."""
+"""Restores a trained network from a workdir, for use outside of a run."""
 
 from typing import Any
 
@@ -10,17 +10,17 @@ from bn_research.training import checkpoints, state
 
 
 def model(directory: disk.PathLike) -> Any:
-  """Returns the network of a run with the newest parameters on the disk.
+  """Returns the network of a run with the newest saved parameters.
 
   Args:
-    directory: The workdir of the run. No file in it changes.
+    directory: The workdir of the run. The function changes no file.
 
   Returns:
-    The `nnx.Module`.
+    The network, an `nnx.Module`.
 
   Raises:
-    UserError: If the workdir has no whole checkpoint, or is of a run that did
-      not note the shape of its examples.
+    UserError: If the workdir has no checkpoint, if the newest checkpoint is
+      damaged, or if `config.json` does not contain the shape of the examples.
   """
   record = workdir.read_record(directory)
   config, dataset = record['config'], record.get('dataset')
@@ -33,7 +33,9 @@ def model(directory: disk.PathLike) -> Any:
   create = state.creator(
     config, dataset['shape'], dataset['num_classes'], optimizer
   )
+  # Only shapes are needed: the checkpoint replaces all initial values.
   graphdef, shapes = jax.eval_shape(create, jax.random.key(0))
+  # The run may have used more devices than this machine has.
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   abstract = jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),

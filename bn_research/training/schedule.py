@@ -1,4 +1,4 @@
-"""Which steps are measured."""
+"""The steps after which a run is measured."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,16 +9,18 @@ from bn_research import errors
 
 
 def points(num_steps: int, num_points: int, spacing: str) -> np.ndarray:
-  """Spreads measurements over a run.
+  """Returns the steps of measurements at equal distances or equal ratios.
 
   Args:
-    num_steps: The length of the run.
-    num_points: How many measurements, beside the one before the first step.
-    spacing: `'linear'`, every num_steps / num_points steps; or `'log'`, equal
-      ratios from step 1 on, where those that fall on the same step are one.
+    num_steps: Number of steps of the run.
+    num_points: Number of measurements after the measurement at step 0.
+    spacing: `'linear'` for a distance of num_steps / num_points steps; `'log'`
+      for equal ratios between step 1 and `num_steps`. Measurements at the same
+      step, after rounding, are merged.
 
   Returns:
-    Increasing int64 steps; 0 is the first and `num_steps` the last.
+    Increasing steps, int64 (k,). The first step is 0, and the last step is
+    `num_steps`.
 
   Raises:
     UserError: If the spacing is unknown.
@@ -29,6 +31,7 @@ def points(num_steps: int, num_points: int, spacing: str) -> np.ndarray:
     steps = np.geomspace(1, num_steps, num_points)
   else:
     raise errors.UserError(f'unknown spacing {spacing!r}; use linear or log')
+  # `geomspace` does not contain 0, and a single point is only step 1.
   ends = [0, num_steps]
   return np.union1d(np.rint(steps).astype(np.int64), ends)
 
@@ -36,14 +39,20 @@ def points(num_steps: int, num_points: int, spacing: str) -> np.ndarray:
 def measured(
   num_steps: int, section: Mapping[str, Any], lengths: Sequence[int] = ()
 ) -> np.ndarray:
-  """Returns the steps of `config.eval`, or of the section of a probe.
+  """Returns the steps of the measurements of `config.eval` or of a probe.
 
   Args:
-    num_steps: The length of the run.
-    section: `num_points` and `spacing`.
-    lengths: Increasing earlier lengths, if the run was extended. Up to each of
-      them the run was measured as a run of this length.
+    num_steps: Number of steps of the run.
+    section: `config.eval` or the section of a probe, with `num_points` and
+      `spacing`.
+    lengths: Earlier numbers of steps of an extended run, increasing. The steps
+      up to an earlier length are the steps of a run of this length.
+
+  Returns:
+    Increasing steps, int64 (k,), from 0 to `num_steps`.
   """
+  # An extended run keeps the earlier measurements, hence also the steps of the
+  # earlier measurements.
   parts, start = [np.zeros(1, np.int64)], 0
   for length in (*lengths, num_steps):
     steps = points(length, section['num_points'], section['spacing'])

@@ -1,4 +1,4 @@
-"""The state of a run: all that a step reads and changes."""
+"""The training state: all arrays that a training step reads and changes."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -13,18 +13,19 @@ from bn_research import models
 
 
 class TrainState(NamedTuple):
-  """A pytree of arrays.
+  """The training state, a pytree of arrays.
 
   Attributes:
-    step: () int32, steps completed.
-    params: The model's parameters, as plain arrays.
-    rest: What else the model holds, such as running statistics.
-    opt_state: The optimizer's state.
-    loss: () float32, the loss of the last step.
-    loss_sum: () float32, the sum of the losses since the last row of metrics;
-      here, so that a row does not depend on where chunks were cut.
-    sums: The sums of further scalars, like `loss_sum`, by name; empty unless
-      `config.eval.step_norms` is `'mean'`.
+    step: Number of completed steps, int32 ().
+    params: The parameters of the model, as plain arrays.
+    rest: The further variables of the model, for example running statistics.
+    opt_state: The state of the optimizer.
+    loss: The loss of the last step, float32 (), in nats.
+    loss_sum: The sum of the losses since the last row of metrics, float32 ().
+      The sum is part of the state, because a row of metrics must not depend on
+      the lengths of chunks.
+    sums: Sums of further scalars since the last row, by name, each float32 ().
+      The dict is empty unless `config.eval.step_norms` is `'mean'`.
   """
 
   step: jax.Array
@@ -36,7 +37,7 @@ class TrainState(NamedTuple):
   sums: dict[str, jax.Array]
 
 
-# What a step says of itself, beside the loss.
+# The scalars of a step in a row of metrics, besides the loss.
 SCALARS = ('grad_norm', 'update_norm', 'param_norm')
 
 
@@ -46,7 +47,17 @@ def creator(
   num_classes: int,
   optimizer: optax.GradientTransformation,
 ) -> Callable[[jax.Array], tuple[nnx.GraphDef, TrainState]]:
-  """Returns `create` for a resolved config: a function of the key alone."""
+  """Returns `create` for a resolved config, as a function of the key only.
+
+  Args:
+    config: The resolved config.
+    input_shape: Shape of an example.
+    num_classes: Number of logits.
+    optimizer: The optimizer.
+
+  Returns:
+    A function of a `jax.random.key`, with the result of `create`.
+  """
   takes_means = config['eval']['step_norms'] == 'mean'
   return functools.partial(
     create,
@@ -66,18 +77,20 @@ def create(
   optimizer: optax.GradientTransformation,
   averaged: Sequence[str] = (),
 ) -> tuple[nnx.GraphDef, TrainState]:
-  """Builds the model and the state before the first step; call inside `jit`.
+  """Builds the model and the training state before the first step.
+
+  The function is meant for a call inside `jit`.
 
   Args:
-    key: A `jax.random.key`, what the parameters are drawn from.
+    key: A `jax.random.key`, from which the initial parameters are drawn.
     config: `config.model`.
-    input_shape: The shape of one example.
+    input_shape: Shape of an example.
     num_classes: Number of logits.
     optimizer: The optimizer.
-    averaged: The names of `TrainState.sums`.
+    averaged: The names in `TrainState.sums`.
 
   Returns:
-    The graph of the model, which is static, and the state.
+    The graph definition of the model, which is static, and the training state.
   """
   model = models.create(config, input_shape, num_classes, key)
   graphdef, *states = nnx.split(model, nnx.Param, ...)

@@ -1,4 +1,4 @@
-"""One step of training, and many of them in one program."""
+"""A training step, and a loop of many training steps in a single program."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,11 +14,11 @@ from bn_research.training.state import SCALARS, TrainState
 
 
 class Examples(NamedTuple):
-  """Examples that wait on the device.
+  """Stored examples on the devices.
 
   Attributes:
-    images: (num_examples, ...) uint8.
-    labels: (num_examples,) int32.
+    images: Stored images, uint8 (num_examples, ...).
+    labels: Classes, int32 (num_examples,).
   """
 
   images: jax.Array
@@ -28,24 +28,41 @@ class Examples(NamedTuple):
 ToInput = Callable[[jax.Array], jax.Array]
 
 
-def losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """Cross-entropy of each example: -log softmax(logits)[label].
+def check_logits(
+  logits: jax.Array, num_examples: int, num_classes: int | None = None
+) -> None:
+  """Checks the shape of the output of a model.
 
   Args:
-    logits: (batch, num_classes).
-    labels: (batch,) int32.
-
-  Returns:
-    (batch,) losses in nats.
+    logits: The output of the model.
+    num_examples: The size of the mini-batch.
+    num_classes: The number of classes; None accepts any number.
 
   Raises:
-    ValueError: If the logits are of another shape.
+    ValueError: If the shape is not (num_examples, num_classes).
   """
-  if logits.ndim != 2 or len(logits) != len(labels):
+  is_right = logits.ndim == 2 and len(logits) == num_examples
+  if not is_right or num_classes not in (None, logits.shape[1]):
+    shape = f'({num_examples}, {num_classes or "num_classes"})'
     raise ValueError(
-      f'the model returned logits {logits.shape} for {len(labels)} examples;'
-      f' return ({len(labels)}, num_classes)'
+      f'the model returned logits of shape {logits.shape}; return {shape}'
     )
+
+
+def losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """Computes the cross-entropy of each example: -log softmax(logits)[label].
+
+  Args:
+    logits: Outputs of the network, floating (batch, num_classes).
+    labels: Classes, int32 (batch,).
+
+  Returns:
+    Losses in nats, (batch,).
+
+  Raises:
+    ValueError: If the shape of the logits is not (batch, num_classes).
+  """
+  check_logits(logits, len(labels))
   return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
@@ -57,23 +74,25 @@ def train_step(
   graphdef: nnx.GraphDef,
   optimizer: optax.GradientTransformationExtraArgs,
 ) -> probes.Step:
-  """Takes one step down the gradient of the mean loss of a batch.
+  """Takes a training step along the gradient of the mean loss of a batch.
 
   Args:
-    state: The state before the step.
-    images: (batch, ...) float32, what the network sees.
-    labels: (batch,) int32.
-    graphdef: The graph of the model.
+    state: The training state before the step.
+    images: Inputs of the network, float32 (batch, ...).
+    labels: Classes, int32 (batch,).
+    graphdef: The graph definition of the model.
     optimizer: The optimizer.
 
   Returns:
-    The step: the loss, the gradient, the updates, and what is new after it.
+    The step: the loss, the gradient, the updates, and the new parameters,
+    statistics and optimizer state.
   """
   model = nnx.merge(graphdef, state.params, state.rest)
   brought = hooks.Brought(model, state.opt_state)
 
   def loss_fn(params: nnx.State) -> tuple[jax.Array, Any]:
-    # Without a copy, statistics of this trace would land in the outer one.
+    # Without a copy, the variables of the outer trace would receive arrays of
+    # this inner trace.
     model: Any = nnx.merge(graphdef, params, state.rest, copy=True)
     noted = brought.listen(model)
     loss = losses(model(images, train=True), labels).mean()
@@ -81,6 +100,10 @@ def train_step(
 
   grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
   (loss, (rest, noted)), grads = grad_fn(state.params)
+  # The hooks may move the model to new coordinates. A probe compares the model
+  # before and after the step, and needs both models in the same coordinates.
+  # The hooks therefore also move the model before the step. The training loop
+  # does not use this moved old model, and XLA removes the computation.
   old = hooks.Descent(state.params, state.rest, grads, state.opt_state, {})
   old, new = (
     brought.before_update(at, noted, graphdef=graphdef, optimizer=optimizer)
@@ -97,14 +120,14 @@ def train_step(
 
 
 def norms_of(new: probes.Step) -> dict[str, jax.Array]:
-  """Returns what a row of metrics says of one step, beside the loss.
+  """Returns the norms of a step for a row of metrics.
 
   Args:
     new: The step.
 
   Returns:
-    `grad_norm`, `update_norm` and `param_norm`: () float32, the l2 norms of the
-    gradient, of the updates, and of the parameters after the step.
+    `grad_norm`, `update_norm` and `param_norm`, each float32 (): the l2 norms
+    of the gradient, of the updates, and of the parameters after the step.
   """
   trees = (new.grads, new.updates, new.params)
   return {
@@ -114,7 +137,8 @@ def norms_of(new: probes.Step) -> dict[str, jax.Array]:
 
 
 def next_state(state: TrainState, new: probes.Step) -> TrainState:
-  """Returns the state after one step."""
+  """Returns the training state after a step."""
+  # The norms take time in every step, and only the sums need the norms.
   measured = norms_of(new) if state.sums else {}
   return TrainState(
     step=state.step + 1,
@@ -135,15 +159,19 @@ def on_batch(
   to_input: ToInput,
   **parts: Any,
 ) -> probes.Step:
-  """Takes one step on stored examples.
+  """Takes a training step on a batch of stored examples.
 
   Args:
-    state: The state before the step.
+    state: The training state before the step.
     examples: The training examples.
-    batch: (batch,) int32, which of them.
-    to_input: From stored images to what the network sees.
-    **parts: The graph of the model, and the optimizer: see `train_step`.
+    batch: Indices of the examples in the batch, int32 (batch,).
+    to_input: The function from stored images to the inputs of the network.
+    **parts: The arguments `graphdef` and `optimizer` of `train_step`.
+
+  Returns:
+    The result of `train_step`.
   """
+  # Each device computes with a part of the batch.
   batch = jax.lax.with_sharding_constraint(batch, PartitionSpec('data'))
   x = to_input(examples.images[batch])
   return train_step(state, x, examples.labels[batch], **parts)
@@ -152,17 +180,21 @@ def on_batch(
 def scalars(
   state: TrainState, examples: Examples, batch: jax.Array, **parts: Any
 ) -> dict[str, jax.Array]:
-  """Returns the norms of the step that comes next; see `norms_of`.
+  """Returns the norms of the next step, without a new state.
 
-  It is a program of its own. Inside the loop of `train_steps` these norms would
-  cost every step 5 to 13 % on the network of Figure 1, even if they were
-  computed at one step only: updates would have to be kept apart.
+  This function is compiled as a separate program. Inside the loop of
+  `train_steps`, the norms would make every step 5 to 13 % slower for the
+  network of Figure 1, even with the norms of only a single step: the loop would
+  have to keep the updates as separate arrays.
 
   Args:
-    state: The state before the step.
+    state: The training state before the step.
     examples: The training examples.
-    batch: (batch,) int32, which of them the step is on.
-    **parts: As in `on_batch`.
+    batch: Indices of the examples in the batch, int32 (batch,).
+    **parts: The further arguments of `on_batch`.
+
+  Returns:
+    The result of `norms_of`.
   """
   return norms_of(on_batch(state, examples, batch, **parts))
 
@@ -174,20 +206,21 @@ def train_steps(
   num_steps: jax.Array,
   **parts: Any,
 ) -> TrainState:
-  """Takes many steps; stops after the first whose loss is not finite.
+  """Takes many training steps, at most up to the first non-finite loss.
 
-  The number of steps is traced, so that one compiled program serves chunks of
-  every length; and as the program is the same, so are the bits.
+  The number of steps is traced, and a single compiled program runs chunks of
+  every length. Because the program is the same, the length of chunks does not
+  change a bit of the result.
 
   Args:
-    state: The state before the first step.
+    state: The training state before the first step.
     examples: The training examples.
-    indices: (max_steps, batch) int32, the examples of each step.
-    num_steps: () int32, how many rows of `indices` to use.
-    **parts: As in `on_batch`.
+    indices: Indices of the examples of each step, int32 (max_steps, batch).
+    num_steps: Number of rows of `indices` to use, int32 ().
+    **parts: The further arguments of `on_batch`.
 
   Returns:
-    The state after the last step taken.
+    The training state after the last step.
   """
   start = state.step
 

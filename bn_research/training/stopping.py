@@ -1,4 +1,4 @@
-"""A polite end: SIGTERM and Ctrl-C stop a run between two chunks."""
+"""Stops a run between two chunks of steps, after SIGTERM or Ctrl-C."""
 
 import contextlib
 import signal
@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 
 class Stop:
-  """Whether, and by what, a run was asked to stop.
+  """A request to stop a run.
 
   Attributes:
-    signal: The signal's name; None as long as there was none.
+    signal: The name of the signal, for example 'SIGTERM'; None before a signal.
   """
 
   signal: str | None = None
@@ -18,10 +18,13 @@ class Stop:
 
 @contextlib.contextmanager
 def on_signals() -> Iterator[Stop]:
-  """Notes the first SIGTERM or SIGINT instead of dying of it.
+  """Notes the first SIGTERM or SIGINT, and lets the process continue.
 
-  A second one has its usual effect. Outside the main thread, where Python
-  delivers no signals, nothing is noted.
+  A second signal has the usual effect. Outside of the main thread, no signal is
+  noted, because Python allows signal handlers only in the main thread.
+
+  Yields:
+    A `Stop`, which gets the name of the first signal.
   """
   stop = Stop()
   if threading.current_thread() is not threading.main_thread():
@@ -31,6 +34,7 @@ def on_signals() -> Iterator[Stop]:
   def note(number: int, frame: object) -> None:
     del frame
     stop.signal = signal.Signals(number).name
+    # A second signal can then end a process that no longer reacts.
     restore()
 
   def restore() -> None:

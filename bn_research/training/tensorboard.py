@@ -1,4 +1,4 @@
-"""A copy of rows and probes for TensorBoard, and the settings of the run."""
+"""Writes metrics, probes and the settings of a run for TensorBoard."""
 
 import pathlib
 import time
@@ -9,24 +9,24 @@ import numpy as np
 
 from bn_research import disk, dotted
 
-_SECONDS = 2.0  # from one writing to the next
+_SECONDS = 2.0  # The time between two writes to the file.
 _BINS = 30
-_MAX_NUMBERS = 10_000  # A histogram of more numbers takes long.
+_MAX_NUMBERS = 10_000  # A histogram of more numbers takes too much time.
 
 
 class Events:
-  """Appends rows to a file of events, which grows within seconds.
+  """Appends measurements to an event file, at intervals of a few seconds.
 
-  A run that was killed, and goes on, writes some rows again, into a new file:
-  TensorBoard shows the same numbers at the same steps.
+  A run that continues after a kill writes some rows again, into a new file.
+  TensorBoard then shows the same numbers at the same steps.
   """
 
   def __init__(self, directory: disk.PathLike, config: Mapping[str, Any]):
-    """Writes nothing yet.
+    """Creates no file yet.
 
     Args:
       directory: The workdir.
-      config: The config of the run, for the page of hyperparameters.
+      config: The config of the run, for the hyperparameter page of TensorBoard.
     """
     self._directory = pathlib.Path(directory)
     self._config = config
@@ -35,19 +35,19 @@ class Events:
     self._writer: Any = None
 
   def append(self, step: int, values: Mapping[str, Any]) -> None:
-    """Notes what was measured at one step.
+    """Adds the measurements of a step.
 
     Args:
       step: The step.
-      values: By name: scalars, which become curves, and arrays, which become
-        histograms.
+      values: Scalars and arrays by name. A scalar becomes a point of a curve,
+        and an array becomes a histogram.
     """
     self._new.append((time.time(), step, values))
     if time.monotonic() - self._last >= _SECONDS:
       self.flush()
 
   def flush(self) -> None:
-    """Writes what was noted."""
+    """Writes all added measurements to the file."""
     if self._new:
       with disk.writing(self._directory):
         self._write()
@@ -60,8 +60,8 @@ class Events:
       self._writer.close()
 
   def _write(self) -> None:
-    # Imported late, and written here rather than by the writer's own thread,
-    # where an error of the disk would be lost.
+    # The late import keeps the start of a run short. `EventsWriter` writes in
+    # this thread, because a background thread would lose an error of the disk.
     from tensorboardX import event_file_writer, summary
     from tensorboardX.proto import event_pb2
 
@@ -93,23 +93,25 @@ class Events:
 
 
 def _numbers(value: np.ndarray) -> np.ndarray | None:
-  """Returns the numbers of an array, if a histogram of them can be drawn."""
+  """Returns the numbers of an array, or None if no histogram is possible."""
   if not 0 < value.size <= _MAX_NUMBERS or value.dtype.kind == 'c':
     return None
+  # A number outside of the range of float32 becomes infinite, and the array
+  # then has no histogram.
   with np.errstate(over='ignore'):
     numbers = value.ravel().astype(np.float32)
   return numbers.astype(np.float64) if np.isfinite(numbers).all() else None
 
 
 def _edges(numbers: np.ndarray) -> np.ndarray:
-  """Returns the edges of bins, which differ even if all numbers are equal."""
+  """Returns increasing edges of bins, even if all numbers are equal."""
   low, high = numbers.min(), numbers.max()
   least = 1e-6 * max(abs(low), abs(high), 1e-30)
   return low + max(high - low, least) * np.linspace(0, 1, _BINS + 1)
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the config by dotted key, with lists as texts."""
+  """Returns the config by dotted key, with lists as text."""
   return {
     key: value if isinstance(value, bool | int | float | str) else str(value)
     for key, value in dotted.flatten(config).items()

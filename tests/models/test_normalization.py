@@ -43,6 +43,13 @@ def test_a_choice_replaces_that_of_the_preset():
   assert create(name='layer_norm', population='none').population is None
 
 
+def test_an_option_that_a_choice_needs_has_an_effect():
+  found = create(
+    name='decorrelated_batch_norm', average='covariance', population='pooled'
+  )
+  assert found.population == norms.Pooled()
+
+
 def test_a_choice_replaces_that_of_every_part():
   found = create(name='batch_whitening', refinements=1, population='cumulative')
   assert len(found.parts) == 2

@@ -230,3 +230,17 @@ def test_moments_that_do_not_fit():
   ]:
     with pytest.raises(ValueError, match=message):
       transformation.update(params, state, input_moments=wrong)
+
+
+def test_narrow_parameters_under_x64():
+  with jax.enable_x64(True):
+    kernel = jnp.ones((3, 2), jnp.float32)
+    params = {'dense': {'kernel': kernel, 'bias': jnp.zeros(2, jnp.float32)}}
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(20, 3)), jnp.float32)
+    moments = {'dense': inputs.feature_moments(x)}
+    optimizer = input_covariance.precondition_by_input_covariance()
+    updates, _ = optimizer.update(
+      params, optimizer.init(params), params, input_moments=moments
+    )
+    assert np.isfinite(updates['dense']['kernel']).all()
+    assert updates['dense']['kernel'].dtype == jnp.float32

@@ -130,6 +130,31 @@ def test_only_the_chosen_are_followed():
   )
 
 
+class Twice(nnx.Module):
+  """Names two different inputs the same."""
+
+  def __call__(self, x, *, train, tap):
+    del train
+    return tap('shared', 2 * tap('shared', x))
+
+
+def test_a_name_that_is_used_twice_changes_no_input():
+  seen = []
+  probe = create()
+  model = Twice()
+  call = Twice.__call__
+
+  def note(self, x, **options):
+    seen.append(call(self, x, **options))
+    return seen[-1]
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(Twice, '__call__', note)
+    found = probe(model, jnp.asarray(X))
+  np.testing.assert_array_equal(seen[0], 2 * X)
+  assert found.keys() == {'shared/unit', 'shared/all'}
+
+
 def test_a_nonlinearity_that_is_not_there_is_named():
   probe = create(nonlinearities=('hidden_4/input',))
   with pytest.raises(ValueError, match=r"'hidden_4/input'; there are hi"):

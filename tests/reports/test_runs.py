@@ -114,12 +114,11 @@ def test_runs_of_another_config_are_not_taken_for_it(fake_run, tmp_path):
 
 
 def test_an_unfinished_last_line_is_no_harm(fake_run):
-  path = fake_run('none', 0)
-  (run,) = runs.load(str(path))
-  whole = run.columns('step', 'test_accuracy')
+  path = fake_run('none', 0, status=workdir.INCOMPLETE)
+  whole = results.load(path).columns('step', 'test_accuracy')
   with open(path / workdir.METRICS, 'a') as file:
     file.write('{"step": 10')
-  (run,) = runs.load(str(path))
+  run = results.load(path)
   np.testing.assert_array_equal(run.columns('step', 'test_accuracy'), whole)
 
 

@@ -29,6 +29,10 @@ def like(train_state):
   )
 
 
+def restored(opened):
+  return opened.restore(like(make_state(0))).state
+
+
 @pytest.fixture
 def said():
   return []
@@ -65,7 +69,7 @@ def test_nothing_saved_is_nothing_restored(opened, tmp_path):
 
 def test_the_newest_comes_back_to_the_bit(opened, said):
   save(opened, 3, 7, 12)
-  assert_same(opened().restore(like(make_state(0))), make_state(12))
+  assert_same(restored(opened()), make_state(12))
   assert said == []
 
 
@@ -94,7 +98,7 @@ def test_a_damaged_one_is_moved_aside(opened, said, tmp_path, harm):
   save(opened, 3, 7)
   harm(tmp_path / 'checkpoints' / '7')
   saver = opened()
-  assert_same(saver.restore(like(make_state(0))), make_state(3))
+  assert_same(restored(saver), make_state(3))
   assert len(said) == 1
   assert said[0].startswith('checkpoint 7 is damaged (')
   assert len(list((tmp_path / 'checkpoints').glob('damaged-7-*'))) == 1
@@ -102,7 +106,7 @@ def test_a_damaged_one_is_moved_aside(opened, said, tmp_path, harm):
   # The run goes on, and saves step 7 again.
   saver.save(make_state(7))
   saver.close()
-  assert_same(opened().restore(like(make_state(0))), make_state(7))
+  assert_same(restored(opened()), make_state(7))
 
 
 def test_where_all_are_damaged_the_run_begins_again(opened, tmp_path):
@@ -112,7 +116,7 @@ def test_where_all_are_damaged_the_run_begins_again(opened, tmp_path):
   assert saver.restore(like(make_state(0))) is None
   saver.save(make_state(2))
   saver.close()
-  assert_same(opened().restore(like(make_state(0))), make_state(2))
+  assert_same(restored(opened()), make_state(2))
 
 
 def test_a_new_scalar_is_not_another_model(opened):
@@ -121,11 +125,11 @@ def test_a_new_scalar_is_not_another_model(opened):
   saver.save(start._replace(sums={'a': jnp.float32(3), 'b': jnp.float32(5)}))
   saver.close()
   more = start._replace(sums={'b': jnp.float32(0), 'new': jnp.float32(0)})
-  restored = opened().restore(like(more))
-  assert restored.sums.keys() == {'b', 'new'}
-  assert restored.sums['b'] == 5
-  assert np.isnan(restored.sums['new'])
-  assert_same(restored._replace(sums={}), start)
+  found = opened().restore(like(more)).state
+  assert found.sums.keys() == {'b', 'new'}
+  assert found.sums['b'] == 5
+  assert np.isnan(found.sums['new'])
+  assert_same(found._replace(sums={}), start)
 
 
 @pytest.mark.parametrize('change', ['width', 'dtype'])
@@ -144,9 +148,9 @@ def test_another_number_of_devices_is_told(opened, said, tmp_path):
   two = mesh.create(2, 2)
   abstract = like(mesh.replicate(make_state(0), two))
   saver = checkpoints.Checkpoints(tmp_path, 0.0, 2, said.append)
-  restored = saver.restore(abstract)
-  assert_same(restored, make_state(7))
-  assert len(restored.loss.sharding.device_set) == 2
+  found = saver.restore(abstract).state
+  assert_same(found, make_state(7))
+  assert len(found.loss.sharding.device_set) == 2
   assert said == [
     'saved on 1 devices, going on with 2: the same curve, but for rounding'
   ]

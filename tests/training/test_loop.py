@@ -109,8 +109,8 @@ def test_logits_of_a_wrong_shape_are_told(config, tmp_path, monkeypatch):
   monkeypatch.syspath_prepend(tmp_path)
   config['probes'] = None
   for shape, message in (
-    ((5,), r'logits \(37, 5\) for 37 examples of 4 classes; return \(37, 4\)'),
-    ((1, 16, 4), r'logits \(1, 16, 4\) for 16 examples; return \(16, num'),
+    ((5,), r'logits of shape \(37, 5\); return \(37, 4\)'),
+    ((1, 16, 4), r'logits of shape \(1, 16, 4\); return \(16, num'),
   ):
     model = {'name': 'my_logits:Model', 'shape': shape, 'norm': 'none'}
     with pytest.raises(errors.UserError, match=f'config.model: .*{message}'):

@@ -38,5 +38,5 @@ def test_what_cannot_be_restored_is_told(config, tmp_path):
   for path in newest.rglob('*'):
     if path.is_file():
       path.write_bytes(b'')
-  with pytest.raises(errors.UserError, match='is damaged, or of another model'):
+  with pytest.raises(errors.UserError, match='is damaged'):
     run.model()

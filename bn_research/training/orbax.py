@@ -1,0 +1,126 @@
+"""Orbax with the errors of a disk in one line, and without noise.
+
+Orbax is imported by the functions that need it: the import would lengthen every
+start.
+"""
+
+import contextlib
+import errno
+import functools
+import logging
+import os
+import pathlib
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from bn_research import disk
+
+_SPARE_BYTES = 1 << 20  # Orbax writes metadata beside the arrays.
+
+
+def open_manager(directory: pathlib.Path, **options: Any) -> Any:
+  """Opens a checkpoint manager of Orbax.
+
+  Args:
+    directory: The directory of the checkpoints.
+    **options: Fields of `CheckpointManagerOptions`.
+  """
+  from orbax import checkpoint as ocp
+
+  _silence_threads()
+  return ocp.CheckpointManager(
+    directory, options=ocp.CheckpointManagerOptions(**options)
+  )
+
+
+def save(manager: Any, step: int, arrays: dict[str, Any], json: Any) -> None:
+  """Saves pytrees of arrays, and a JSON value under the name `run`.
+
+  Args:
+    manager: The manager.
+    step: The step of the checkpoint.
+    arrays: Pytrees of arrays, by name.
+    json: A value that `json.dumps` accepts.
+  """
+  from orbax import checkpoint as ocp
+
+  items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
+  manager.save(
+    step, args=ocp.args.Composite(run=ocp.args.JsonSave(json), **items)
+  )
+
+
+def read_json(manager: Any, step: int) -> Any:
+  """Reads the JSON value of a checkpoint."""
+  from orbax import checkpoint as ocp
+
+  args = ocp.args.Composite(run=ocp.args.JsonRestore())
+  return manager.restore(step, args=args)['run']
+
+
+def read_arrays(manager: Any, step: int, name: str, *abstract: Any) -> Any:
+  """Reads a pytree of arrays of a checkpoint.
+
+  Args:
+    manager: The manager.
+    step: The step of the checkpoint.
+    name: The name of the pytree.
+    *abstract: The pytree with shapes, dtypes and shardings. Without this
+      argument, the arrays are as they were saved.
+  """
+  from orbax import checkpoint as ocp
+
+  args = ocp.args.Composite(**{name: ocp.args.StandardRestore(*abstract)})
+  return manager.restore(step, args=args)[name]
+
+
+@contextlib.contextmanager
+def writing(path: pathlib.Path) -> Iterator[None]:
+  """Extends `disk.writing` to errors of the disk that TensorStore reports."""
+  with disk.writing(path):
+    try:
+      yield
+    except ValueError as error:
+      # TensorStore raises ValueError, with the number of the error in the text.
+      number = re.search(r"os_error_code='(\d+)'", str(error))
+      if number is None:
+        raise
+      raise OSError(int(number[1]), 'TensorStore') from error
+
+
+def check_space(directory: pathlib.Path, arrays: Any) -> None:
+  """Raises the error of a full disk before Orbax meets the error in a thread.
+
+  Args:
+    directory: A directory on the disk.
+    arrays: A pytree of arrays, which is to be written.
+  """
+  needed = _SPARE_BYTES + sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
+  if shutil.disk_usage(directory).free < needed:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@functools.cache
+def _silence_threads() -> None:
+  """Stops the printing of errors that the threads of Orbax also raise here."""
+  logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+  logging.getLogger('absl').addFilter(
+    lambda record: 'orbax' not in pathlib.Path(record.pathname).parts
+  )
+  report = sys.unraisablehook
+
+  def report_others(unraisable: Any) -> None:
+    # After an array has failed, each array that was still on the way reports an
+    # error of its own, from a coroutine of Orbax.
+    code = getattr(unraisable.object, 'cr_code', None)
+    is_of_orbax = code is not None and 'orbax' in code.co_filename
+    is_late = 'Event loop is closed' in str(unraisable.exc_value)
+    if not is_of_orbax and not is_late:
+      report(unraisable)
+
+  sys.unraisablehook = report_others

@@ -103,25 +103,24 @@ def standing(workdir: disk.PathLike, config: Mapping[str, Any]) -> Status:
   status = read_status(workdir)
   if status.status == DONE and status.step < config['num_steps']:
     return Status(INCOMPLETE, status.step)
-  if status.is_over and (name := damaged_file(workdir, status)):
+  if status.is_over and (name := _damaged_file(workdir, status, config)):
     return Status(INCOMPLETE, status.step, f'{name} is damaged')
   return status
 
 
-def damaged_file(workdir: disk.PathLike, status: Status) -> str | None:
-  """Returns the path of a damaged file of a finished run, or None.
-
-  Args:
-    workdir: The workdir of the run.
-    status: The status of the run.
-  """
+def _damaged_file(
+  workdir: disk.PathLike, status: Status, config: Mapping[str, Any]
+) -> str | None:
+  """Returns the path of a damaged or lost file of a finished run, or None."""
   if not has_whole_metrics(workdir, status):
     return METRICS
-  for path in pathlib.Path(workdir, PROBES).glob('*.npz'):
-    try:
-      read_probe(workdir, path.stem)
-    except errors.UserError:
-      return f'{PROBES}/{path.name}'
+  probes = config.get('probes') or {}
+  for key in probes if status.status == DONE else ():
+    if probes[key] is not None:
+      try:
+        read_probe(workdir, key)
+      except errors.UserError:
+        return f'{PROBES}/{key}.npz'
   return None
 
 

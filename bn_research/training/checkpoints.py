@@ -190,8 +190,9 @@ def read_newest(directory: disk.PathLike, abstract: TrainState) -> TrainState:
       raise
     except Exception as error:
       raise errors.UserError(
-        f'{folder / str(step)} is damaged ({type(error).__name__}); the command'
-        ' that trains mends it'
+        f'{folder / str(step)} is damaged ({type(error).__name__}); remove'
+        f' {directory}/{workdir.STATUS}, and the command that trained the run'
+        ' computes it again from the checkpoint before'
       ) from error
 
 

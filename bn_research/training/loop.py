@@ -73,20 +73,22 @@ def train(
 
 
 def _mend_record(directory: disk.PathLike) -> None:
-  """Restores a damaged `config.json` from the newest checkpoint."""
-  if not workdir.has_config(directory):
-    return
-  try:
-    workdir.read_record(directory)
-  except workdir.Damaged as error:
-    found = checkpoints.read_record(directory)
-    if found is None:
-      raise errors.UserError(
-        f'{directory}/{workdir.CONFIG} is damaged, and there is no checkpoint;'
-        ' remove the folder and train again'
-      ) from error
+  """Restores a damaged or lost `config.json` from the newest checkpoint."""
+  if workdir.has_config(directory):
+    try:
+      workdir.read_record(directory)
+      return
+    except workdir.Damaged:
+      pass
+  found = checkpoints.read_record(directory)
+  if found is not None:
     record.write_whole(directory, found)
     print(f'{directory}/{workdir.CONFIG} was damaged; it is restored')
+  elif workdir.has_config(directory):
+    raise errors.UserError(
+      f'{directory}/{workdir.CONFIG} is damaged, and there is no checkpoint;'
+      ' remove the folder and train again'
+    )
 
 
 @contextlib.contextmanager

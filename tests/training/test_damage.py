@@ -9,7 +9,10 @@ import copy
 import random
 import shutil
 
+import jax
+import numpy as np
 import pytest
+from flax import nnx
 
 import bn_research
 from bn_research import data, errors, training, workdir
@@ -113,6 +116,21 @@ def test_a_damaged_checkpoint_is_told_and_not_used(
   assert results(stopped) == results(whole)
 
 
+def outcome(run):
+  """All results of a run, as a user reads these."""
+  loaded = bn_research.load(run)
+  rows = workdir.read_metrics(run)
+  for row in rows:
+    assert row.pop('seconds') >= 0
+  leaves = jax.tree.leaves(nnx.state(loaded.model()))
+  probe = loaded.probes['activations']
+  return (
+    rows,
+    [np.asarray(leaf).tobytes() for leaf in leaves],
+    {name: array.tobytes() for name, array in probe.items()},
+  )
+
+
 FILES = (
   workdir.CONFIG,
   workdir.METRICS,
@@ -159,9 +177,19 @@ def test_a_damaged_config_without_a_checkpoint_is_told(config, runs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('seed', range(200))
-def test_no_damage_is_silent(config, runs, results, tmp_path, seed):
+def test_no_damage_is_silent(config, runs, tmp_path, seed):
   rng = random.Random(seed)
   run = tmp_path / 'again'
   damaged(rng.choice(runs), run, '.', rng.choice([*HARMS]), rng)
   training.train(config, run)
-  assert results(run) == results(runs[0])
+  try:
+    found = outcome(run)
+  except errors.UserError:
+    # A run that is done does not read its checkpoint again. The message of the
+    # reader says what to do.
+    with pytest.raises(errors.UserError, match=r'damaged .*; remove .*status'):
+      outcome(run)
+    (run / workdir.STATUS).unlink()
+    training.train(config, run)
+    found = outcome(run)
+  assert found == outcome(runs[0])

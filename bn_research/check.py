@@ -21,6 +21,7 @@ def main() -> None:
   # device, and a run may hold the accelerator.
   os.environ['JAX_PLATFORMS'] = 'cpu'
   cli.make_importable(request['folder'])
+  cli.import_jax()
   # This module imports JAX, hence the import comes after the platform is set.
   from bn_research.training import checking
 

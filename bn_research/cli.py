@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
-from bn_research import arguments, errors, overrides
+from bn_research import arguments, disk, errors, overrides
 
 _BROKEN_PIPE = 141  # The exit status that shells report after a SIGPIPE.
 
@@ -89,6 +89,55 @@ def config_module(path: str) -> types.ModuleType:
   return _module(path.partition(':')[0])
 
 
+def call(path: str, name: str) -> Any:
+  """Calls a function of a config file, such as `sweep`, without arguments.
+
+  Args:
+    path: `path.py` or `path.py:argument`.
+    name: The name of the function.
+
+  Returns:
+    The result; a list of the items if the function is a generator.
+
+  Raises:
+    UserError: If the file has no such function, or the function raises an
+      error.
+  """
+  file, module = path.partition(':')[0], config_module(path)
+  if not hasattr(module, name):
+    raise errors.UserError(f'{path} has no function {name}')
+
+  def called() -> Any:
+    result = getattr(module, name)()
+    # The body of a generator runs, and may raise, only when items are taken.
+    return list(result) if isinstance(result, types.GeneratorType) else result
+
+  return _of_the_user(file, called)
+
+
+def import_jax() -> None:
+  """Imports JAX and finds the devices, with errors in a single line.
+
+  Environment variables such as JAX_PLATFORMS can make both fail.
+
+  Raises:
+    UserError: If JAX raises an error.
+  """
+  try:
+    import jax
+
+    jax.devices()
+  except Exception as error:
+    first = str(error).partition('\n')[0]
+    given = [
+      f'{name}={value}'
+      for name, value in sorted(os.environ.items())
+      if name.startswith(('JAX_', 'XLA_'))
+    ]
+    hint = f'; the environment has {", ".join(given)}' if given else ''
+    raise errors.UserError(f'JAX cannot start: {first}{hint}') from error
+
+
 @functools.cache
 def _module(name: str) -> types.ModuleType:
   """Runs a config file; a further call returns the same module."""
@@ -147,12 +196,13 @@ def _checked_parse(argv: Sequence[str]) -> list[str]:
   for name in ('config', 'workdir'):
     if flags.FLAGS[name].value in (None, ''):
       raise errors.UserError(f'--{name} is required; --help shows the flags')
+  disk.check_local(str(flags.FLAGS['workdir'].value))
   if len(rest) > 1:
     raise errors.UserError(f'unexpected argument {rest[1]!r}')
   return rest
 
 
-_OVERRIDE = re.compile(r'(--?(?:no)?config\.)([^=]+)(?:=(.*))?', re.DOTALL)
+_OVERRIDE = re.compile(r'(--?(?:no)?config\.)([^=]*)(?:=(.*))?', re.DOTALL)
 
 
 def _of_parts(config: config_dict.ConfigDict, argv: Sequence[str]) -> list[str]:

@@ -54,6 +54,19 @@ def writing(path: PathLike) -> Iterator[None]:
     ) from error
 
 
+def check_local(path: PathLike) -> None:
+  """Checks that a path is not the address of a bucket, such as `gs://b/run`.
+
+  Raises:
+    UserError: If the path begins with the name of a protocol. The files of a
+      run are appended to and renamed, and a bucket offers neither.
+  """
+  if re.match(r'[A-Za-z][\w+.-]*:/', os.fspath(path)):
+    raise errors.UserError(
+      f'{os.fspath(path)} is not a folder of a disk; choose another --workdir'
+    )
+
+
 def write_atomically(
   path: PathLike, write: Callable[[BinaryIO], object]
 ) -> None:

@@ -10,10 +10,12 @@ training command again.
 
 from absl import flags
 
-from bn_research import cli, errors
+from bn_research import cli
 from bn_research.reports import export, writing
 from bn_research.sweeps import points
 
+# A command line of a sweep becomes the command line of its report.
+cli.define_data_dir()
 _EXPORT = flags.DEFINE_multi_enum(
   'export', [], list(export.KINDS), 'Formats of tables of runs and claims.'
 )
@@ -22,13 +24,12 @@ _EXPORT = flags.DEFINE_multi_enum(
 def main() -> None:
   """Writes the report that `report()` of the config describes."""
   path = cli.config_path()
-  module = cli.config_module(path)
-  if not hasattr(module, 'report'):
-    raise errors.UserError(f'{path} has no function report')
+  report = cli.call(path, 'report')
   # A config without sweep() describes a single run, without overrides.
-  sweep = module.sweep() if hasattr(module, 'sweep') else [{}]
+  has_sweep = hasattr(cli.config_module(path), 'sweep')
+  sweep = points.check(cli.call(path, 'sweep'), path) if has_sweep else [{}]
   writing.write(
-    module.report(),
+    report,
     str(cli.WORKDIR.value),
     [points.resolve(cli.CONFIG.value, changes, path) for changes in sweep],
     set().union(*sweep),

@@ -285,8 +285,14 @@ def workdirs(directory: disk.PathLike) -> list[pathlib.Path]:
   Raises:
     UserError: If no directory has a `config.json`.
   """
-  found = []
-  for path, below, files in os.walk(directory):
+  found, seen = [], set[str]()
+  for path, below, files in os.walk(directory, followlinks=True):
+    # A link may lead to a folder that was seen, or to a folder above itself.
+    real = os.path.realpath(path)
+    if real in seen:
+      below.clear()
+      continue
+    seen.add(real)
     if workdir.CONFIG in files:
       # With an empty list, `os.walk` does not enter the folders of the run.
       below.clear()

@@ -12,7 +12,7 @@ import shlex
 
 from absl import flags
 
-from bn_research import cli, errors
+from bn_research import cli
 from bn_research.sweeps import checking, driver, points
 
 _DATA_DIR = cli.define_data_dir()
@@ -27,11 +27,8 @@ def main() -> int:
     The exit status.
   """
   path = cli.config_path()
-  module = cli.config_module(path)
-  if not hasattr(module, 'sweep'):
-    raise errors.UserError(f'{path} has no function sweep')
   sweep = points.expand(
-    module.sweep(),
+    cli.call(path, 'sweep'),
     cli.CONFIG.value,
     path,
     str(cli.WORKDIR.value),

@@ -35,6 +35,7 @@ def main() -> int:
   """
   # The import of JAX takes long. With a late import, `--help` and errors in
   # flags do not wait for JAX.
+  cli.import_jax()
   from bn_research import training
   from bn_research.training import compilation
 

@@ -40,6 +40,10 @@ def write(
     UserError: If the specification has a mistake, if a run has a different
       config, or if a run lacks a quantity of the specification.
   """
+  if not isinstance(report, Mapping):
+    raise errors.UserError(
+      f'report() returned {report!r}; return a dict with figures and claims'
+    )
   if unknown := report.keys() - {'figures', 'claims'}:
     raise errors.UserError(
       f'report() returns {min(unknown)!r}; it may return figures and claims'

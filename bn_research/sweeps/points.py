@@ -71,7 +71,8 @@ def expand(
       has a run of a different config.
   """
   points = {}
-  for changes in sweep:
+  names: dict[str, str] = {}
+  for changes in check(sweep, path):
     name = name_of(changes)
     if name in points:
       raise errors.UserError(f'{path}: sweep() has the run {name} twice')
@@ -85,6 +86,11 @@ def expand(
     # workdir with a finished run of a different config.
     resolved = resolve(config, changes, path)
     workdir_lib.check_same_config(run, resolved)
+    other = names.setdefault(_identity(resolved), name)
+    if other != name:
+      raise errors.UserError(
+        f'{path}: sweep() has one run twice, as {other} and as {name}'
+      )
     command = (
       *(sys.executable, '-m', 'bn_research.train', f'--config={path}'),
       *arguments({**given, **changes}),
@@ -92,6 +98,43 @@ def expand(
     )
     points[name] = Point(name, run, command, resolved)
   return list(points.values())
+
+
+def check(sweep: Any, path: str) -> list[Mapping[str, Any]]:
+  """Checks the result of `sweep()` of a config file.
+
+  Args:
+    sweep: The result.
+    path: The experiment as typed on the command line, for messages.
+
+  Returns:
+    The changes of each run, by dotted key.
+
+  Raises:
+    UserError: If the result is not a list of dicts whose keys are texts.
+  """
+  is_list = isinstance(sweep, list | tuple)
+  for changes in sweep if is_list else [sweep]:
+    is_dict = is_list and isinstance(changes, Mapping)
+    if not is_dict or not all(isinstance(key, str) for key in changes):
+      raise errors.UserError(
+        f'{path}: sweep() returned {changes!r}; return a list of dicts of'
+        " values by dotted key, such as [{'seed': 0}, {'seed': 1}]"
+      )
+  if not sweep:
+    raise errors.UserError(f'{path}: sweep() returned no run')
+  return list(sweep)
+
+
+def _identity(config: Mapping[str, Any]) -> str:
+  """Returns a text that is the same for equal configs: 1 and 1.0 are equal."""
+  flat = {
+    # True is an int of Python, and is not the number 1 of a config.
+    key: float(value) if type(value) is int else value
+    for key, value in dotted.flatten(config).items()
+    if value is not None
+  }
+  return json.dumps(flat, sort_keys=True)
 
 
 def resolve(

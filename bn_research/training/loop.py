@@ -51,6 +51,7 @@ def train(
     Interrupted: If SIGTERM or Ctrl-C asked it to stop; the run is saved then.
     UserError: If config, data, devices or disk do not allow it.
   """
+  disk.check_local(directory)
   config = configuration.resolve(config)
   _mend_record(directory)
   workdir.check_same_config(directory, config)

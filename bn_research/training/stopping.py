@@ -1,4 +1,4 @@
-"""Stops a run between two chunks of steps, after SIGTERM or Ctrl-C."""
+"""Stops a run between two chunks of steps, after a signal."""
 
 import contextlib
 import signal
@@ -18,9 +18,10 @@ class Stop:
 
 @contextlib.contextmanager
 def on_signals() -> Iterator[Stop]:
-  """Notes the first SIGTERM or SIGINT, and lets the process continue.
+  """Notes the first SIGTERM, SIGINT or SIGHUP, and lets the process continue.
 
-  A second signal has the usual effect. Outside of the main thread, no signal is
+  A process that was started with `nohup` ignores SIGHUP, as `nohup` promises. A
+  second signal has the usual effect. Outside of the main thread, no signal is
   noted, because Python allows signal handlers only in the main thread.
 
   Yields:
@@ -41,10 +42,10 @@ def on_signals() -> Iterator[Stop]:
     for number, handler in previous.items():
       signal.signal(number, handler)
 
-  previous = {
-    number: signal.signal(number, note)
-    for number in (signal.SIGTERM, signal.SIGINT)
-  }
+  noted = [signal.SIGTERM, signal.SIGINT]
+  if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+    noted.append(signal.SIGHUP)
+  previous = {number: signal.signal(number, note) for number in noted}
   try:
     yield stop
   finally:

@@ -30,6 +30,9 @@ _BROKEN_PIPE = 141  # The exit status that shells report after a SIGPIPE.
 # this list instead of `sys.argv`.
 _argv: list[str] = []
 
+# Sections that a flag sets to None, while further flags set keys below.
+_cleared: list[str] = []
+
 # A default would be loaded during the import of this module, and a bad override
 # would fail in the import.
 CONFIG = config_flags.DEFINE_config_file(
@@ -71,7 +74,9 @@ def config_path() -> str:
 
 def config_overrides() -> dict[str, Any]:
   """Returns the values of all flags `--config.key=value`, by dotted key."""
-  return dict(config_flags.get_override_values(flags.FLAGS['config']))
+  values = config_flags.get_override_values(flags.FLAGS['config'])
+  # First, because None empties a section before keys are added to the section.
+  return {**dict.fromkeys(_cleared), **values}
 
 
 def config_module(path: str) -> types.ModuleType:
@@ -210,7 +215,13 @@ def _of_parts(config: config_dict.ConfigDict, argv: Sequence[str]) -> list[str]:
   matches = [_OVERRIDE.fullmatch(argument) for argument in argv]
   keys = [match[2] for match in matches if match]
   result = []
+  _cleared.clear()
   for argument, match in zip(argv, matches, strict=True):
+    key = match[2] if match else ''
+    has_keys = any(other.startswith(f'{key}.') for other in keys)
+    if match and match[3] == 'None' and has_keys:
+      _cleared.append(key)
+      continue
     if match and match[3] is not None:
       value = None if match[3] == 'None' else match[3]
       key = overrides.meant(config, match[2], keys, value)
@@ -225,6 +236,8 @@ class _Parser(flags.ArgumentParser):
   def parse(self, path: str) -> config_dict.ConfigDict:
     """Returns the config at a path, prepared for the overrides."""
     config = _load(path)
+    for key in _cleared:
+      overrides.clear(config, key)
     for argument in _argv:
       if match := _OVERRIDE.fullmatch(argument):
         overrides.make_room(config, match[2])

@@ -87,6 +87,8 @@ def meant(
     )
   if value is None or isinstance(value, Mapping):
     return key
+  if key in _MAPS and value == '{}':
+    raise errors.UserError(f'{key}={{}} is an empty section; give {key}=None')
   if isinstance(value, str) and value.startswith('{'):
     raise errors.UserError(
       f'{key}={value} is a section; give its keys one by one, as'
@@ -154,6 +156,13 @@ def at(config: config_dict.ConfigDict, key: str) -> Any:
       return None
     node = node.get(name)
   return node
+
+
+def clear(config: config_dict.ConfigDict, key: str) -> None:
+  """Replaces the section at a dotted key by an empty section."""
+  make_room(config, key)
+  section, _, name = key.rpartition('.')
+  _replace(at(config, section), name, config_dict.ConfigDict())
 
 
 def set_none(section: config_dict.ConfigDict, name: str) -> None:

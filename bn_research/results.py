@@ -127,6 +127,9 @@ class Run:
   def model(self) -> Any:
     """Returns the network with the parameters of the newest checkpoint.
 
+    The statistics for inference are the running statistics of the training,
+    also for a run whose rows are measured with re-estimated statistics.
+
     Returns:
       An `nnx.Module`, called as `model(x, train=False)`. The input x is float32
       (batch, *shape), computed from stored images by the function from
@@ -260,10 +263,12 @@ def load(directory: disk.PathLike) -> Run:
   Raises:
     UserError: If the directory is not the workdir of a run.
   """
+  config = workdir.read_config(directory)
+  status = workdir.read_status(directory)
   return Run(
     pathlib.Path(directory),
-    dotted.flatten(workdir.read_config(directory)),
-    workdir.read_status(directory),
+    dotted.flatten(config),
+    workdir.towards(status, config.get('num_steps', 0)),
   )
 
 

@@ -26,6 +26,10 @@ CHECKPOINTS = 'checkpoints'
 FORMAT = 2
 """The format of `config.json`. Format 1 had no number, and a single start."""
 
+# Keys of the base of all configs that older runs lack, and the values that
+# these runs had.
+_ADDED = {'eval.population': 'running', 'eval.step_norms': 'last'}
+
 INCOMPLETE = 'incomplete'
 DONE = 'done'
 DIVERGED = 'diverged'
@@ -100,11 +104,16 @@ def standing(workdir: disk.PathLike, config: Mapping[str, Any]) -> Status:
     The status. The result for a run that is over is incomplete if a done run
     has fewer steps than the config, or if a file of the run is damaged.
   """
-  status = read_status(workdir)
-  if status.status == DONE and status.step < config['num_steps']:
-    return Status(INCOMPLETE, status.step)
+  status = towards(read_status(workdir), config['num_steps'])
   if status.is_over and (name := _damaged_file(workdir, status, config)):
     return Status(INCOMPLETE, status.step, f'{name} is damaged')
+  return status
+
+
+def towards(status: Status, num_steps: int) -> Status:
+  """Returns a status; a run that was done before `num_steps` is incomplete."""
+  if status.status == DONE and status.step < num_steps:
+    return Status(INCOMPLETE, status.step)
   return status
 
 
@@ -192,6 +201,10 @@ def read_record(workdir: disk.PathLike) -> dict[str, Any]:
       f'{path} has the format {record["format"]}, and this version knows'
       f' formats up to {FORMAT}; update, or choose another --workdir'
     )
+  for key, value in _ADDED.items():
+    section, _, name = key.rpartition('.')
+    if section in record['config']:
+      record['config'][section].setdefault(name, value)
   return record
 
 
@@ -292,7 +305,8 @@ def check_same_config(
   """Checks whether a workdir is unused, or contains a run of this config.
 
   A larger `num_steps` extends the run. An extension is allowed if the learning
-  rate does not depend on the number of steps.
+  rate does not depend on the number of steps. As long as no checkpoint is past
+  an earlier length, the run may go back to this length.
 
   Args:
     directory: The workdir.
@@ -304,10 +318,14 @@ def check_same_config(
   """
   if not has_config(directory):
     return
-  there = read_config(directory)
+  record = read_record(directory)
+  there = record['config']
   differing = differences(there, config)
   if differing.keys() == {'num_steps'}:
-    if there['num_steps'] < config['num_steps'] and not _has_schedule(config):
+    num_steps = config['num_steps']
+    is_longer = there['num_steps'] < num_steps and not _has_schedule(config)
+    was_so_long = num_steps in record.get('lengths', ())
+    if is_longer or (was_so_long and read_status(directory).step <= num_steps):
       return
     differing['num_steps'] += (
       '; a run can only be extended, and only with a constant learning rate'
@@ -343,6 +361,10 @@ def differences(
     influence on the curve are left out.
   """
   there, here = dotted.flatten(there), dotted.flatten(here)
+  # A text in the place of a part is short for the name of the part.
+  for one, other in ((there, here), (here, there)):
+    for key in [key for key in one if f'{key}.name' in other]:
+      one[f'{key}.name'] = one.pop(key)
   return {
     key: f'{key}={there.get(key)} there and {here.get(key)} here'
     for key in sorted(there.keys() | here.keys())

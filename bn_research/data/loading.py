@@ -153,6 +153,11 @@ def _of_the_user(
 def _check_split(what: str, split: Split, num_classes: int) -> None:
   """Raises a UserError if shapes, types or labels do not fit a `Split`."""
   images, labels = split
+  for array in split:
+    if not isinstance(array, np.ndarray):
+      raise errors.UserError(
+        f'{what} has a {type(array).__name__}; give arrays of NumPy'
+      )
   if images.dtype != np.uint8 or images.ndim != 4:
     raise errors.UserError(
       f'{what} has images of shape {images.shape} and type {images.dtype};'

@@ -43,11 +43,22 @@ def create(
     learning_rate=options.pop('learning_rate'),
     num_steps=num_steps,
   )
+  if not callable(learning_rate) and not isinstance(learning_rate, int | float):
+    raise errors.UserError(
+      f'{where} returned {learning_rate!r}; return a number, or a schedule of'
+      ' optax'
+    )
   where = 'config.optimizer'
   _check_takes_rate(where, OPTIMIZERS, options)
-  return optax.with_extra_args_support(
-    registry.create(where, OPTIMIZERS, options, learning_rate=learning_rate)
+  optimizer = registry.create(
+    where, OPTIMIZERS, options, learning_rate=learning_rate
   )
+  if not (hasattr(optimizer, 'init') and hasattr(optimizer, 'update')):
+    raise errors.UserError(
+      f'{where}: {options.get("name")!r} returned {optimizer!r}; return a'
+      ' gradient transformation of optax'
+    )
+  return optax.with_extra_args_support(optimizer)
 
 
 def _check_takes_rate(

@@ -42,8 +42,15 @@ def whiteness(observation: Observation) -> dict[str, jax.Array]:
   }
 
 
+_NOISE = 64.0  # squared rounding errors, for sums over a mini-batch
+
+
 def _of_covariance(moments: Moments) -> dict[str, jax.Array]:
   covariance = (moments.comoment / moments.count.max())[0]
+  # A constant input has a small variance that is a rounding error of the mean.
+  noise = jnp.finfo(covariance.dtype).eps * moments.mean
+  varies = jnp.diag(covariance) > _NOISE * noise**2
+  covariance = jnp.where(varies[:, None] & varies, covariance, 0)
   # Rounding may make an eigenvalue of zero slightly negative.
   values = jnp.maximum(jnp.linalg.eigvalsh(covariance), 0)
   largest, total = values[-1], values.sum()

@@ -87,10 +87,7 @@ class Figure:
       ) from error
 
     series = [_series(spec, runs, i) for i, spec in enumerate(self.series)]
-    panels = [
-      registry.create('report(): panel', panels_lib.PANELS, spec)
-      for spec in self.panels
-    ]
+    panels = [_panel(spec) for spec in self.panels]
     with matplotlib.rc_context(_STYLE):
       canvas = Canvas(figsize=self.size, layout='constrained')
       axes = canvas.subplots(
@@ -106,6 +103,16 @@ class Figure:
       for a in axes:
         labels.part_ends(a)
       return [_save(canvas, directory / f'{self.name}.{f}') for f in _METADATA]
+
+
+def _panel(spec: Mapping[str, Any]) -> panels_lib.Panel:
+  """Creates a panel from the description in a config."""
+  panel = registry.create('report(): panel', panels_lib.PANELS, spec)
+  if not hasattr(panel, 'draw'):
+    raise errors.UserError(
+      f'report(): panel {spec.get("name")!r} has no method draw(axes, series)'
+    )
+  return panel
 
 
 def _series(spec, runs, index) -> panels_lib.Series:

@@ -1,6 +1,7 @@
 """The kinds of panels of a figure."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -97,12 +98,18 @@ class Curves:
     # Only the steps must be equal in all runs. Further values of x, for example
     # seconds, differ between runs, and the curves are drawn at the mean of x.
     columns = [self._of_run(run) for run in series.runs]
-    steps, xs, ys = zip(*columns, strict=True)
-    if not all(np.array_equal(other, steps[0]) for other in steps):
+    # A run that was extended has rows at further steps than a run that had the
+    # final length at once. The curve has the common steps.
+    common = functools.reduce(np.intersect1d, [steps for steps, *_ in columns])
+    ends = {int(steps[-1]) for steps, *_ in columns}
+    if len(ends) > 1 or len(common) < min(2, len(columns[0][0])):
       raise errors.UserError(
         f'the runs {series.label!r} measured {self.metric or self.array} at'
         ' different steps; draw them as different series'
       )
+    places = [np.searchsorted(steps, common) for steps, *_ in columns]
+    xs = [x[place] for (_, x, _), place in zip(columns, places, strict=True)]
+    ys = [y[place] for (*_, y), place in zip(columns, places, strict=True)]
     return np.mean(xs, 0), np.asarray(ys)
 
   def _of_run(self, run: Run) -> Sequence[np.ndarray]:
@@ -153,6 +160,11 @@ class Bands:
     chosen = drawing.of_label(series, self.series)
     run = min(chosen.runs, key=lambda run: run.config['seed'])
     steps, values = run.probe(self.probe, self.array)
+    if values.ndim != 2 or len(values) != len(steps):
+      raise errors.UserError(
+        f'report(): the array {self.array!r} of the probe {self.probe!r} has'
+        f' the shape {values.shape}; bands need (steps, percentiles)'
+      )
     middle = values.shape[1] // 2
     # Each band lies between a low percentile and the matching high percentile:
     # the first and the last, the second and the second to last. The shorter

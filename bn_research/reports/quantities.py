@@ -37,6 +37,11 @@ def series(
     steps, values = run.columns('step', metric)
     return steps, values
   steps, values = run.probe(str(probe), str(array))
+  if len(values) != len(steps):
+    raise errors.UserError(
+      f'report(): the array {array!r} of the probe {probe!r} is a constant;'
+      ' choose an array with a number for each step'
+    )
   if values.ndim != 1:
     raise errors.UserError(
       f'report(): the array {array!r} of the probe {probe!r} has the shape'

@@ -24,7 +24,7 @@ def load(directory: str) -> list[Run]:
   """
   paths = collections.defaultdict(list)
   for path in results.workdirs(directory):
-    paths[workdir.read_status(path).status].append(path)
+    paths[results.load(path).status.status].append(path)
   for status in (workdir.INCOMPLETE, workdir.FAILED):
     for path in paths[status]:
       print(f'left out, because {status}: {path}')
@@ -95,7 +95,15 @@ def _from_nearest(
   # Each point takes the seed of the run, because a seed outside of the sweep is
   # not a different experiment.
   here = ({**point, 'seed': run.config.get('seed')} for point in points)
-  return min((workdir.differences(run.config, p) for p in here), key=len)
+  return min((_differences(run, point) for point in here), key=len)
+
+
+def _differences(run: Run, point: Mapping[str, Any]) -> dict[str, str]:
+  differing = workdir.differences(run.config, point)
+  if run.status.status == workdir.DIVERGED:
+    # A run that diverged before the old end also diverges before the new end.
+    differing.pop('num_steps', None)
+  return differing
 
 
 def _another_config(run: Run, text: str) -> errors.UserError:

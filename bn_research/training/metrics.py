@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bn_research import disk, workdir
+from bn_research import disk, errors, workdir
 from bn_research.training import tensorboard
 
 
@@ -66,7 +66,7 @@ class Metrics:
 
 
 class ProbeLog:
-  """Collects what a probe measured; a file that is replaced as it grows."""
+  """Collects the measurements of a probe, and writes the file of the probe."""
 
   def __init__(
     self,
@@ -75,13 +75,16 @@ class ProbeLog:
     constants: Mapping[str, np.ndarray],
     step: int,
   ):
-    """Goes on after `step`; what was measured later is dropped.
+    """Goes on after `step`, and drops later measurements.
 
     Args:
       directory: The workdir.
-      name: The name of the probe.
+      name: The key of the probe.
       constants: Arrays that are stored once.
-      step: The step that the run goes on from; -1 before anything was measured.
+      step: The step that the run goes on from; -1 before any measurement.
+
+    Raises:
+      UserError: If the file has other constants.
     """
     self._directory = directory
     self._name = name
@@ -91,9 +94,23 @@ class ProbeLog:
       self._read(step)
 
   def append(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
-    """Keeps one measurement; `flush` writes it."""
-    for key, value in {'step': np.int64(step), **arrays}.items():
-      self._columns.setdefault(key, []).append(np.asarray(value))
+    """Keeps a measurement, which `flush` writes.
+
+    Raises:
+      UserError: If the arrays have other names or shapes than before, as after
+        a change of the code of the probe.
+    """
+    row = {
+      key: np.asarray(value)
+      for key, value in {'step': np.int64(step), **arrays}.items()
+    }
+    if self._columns['step']:
+      before = {key: rows[0].shape for key, rows in self._columns.items()}
+      now = {key: value.shape for key, value in row.items()}
+      if before != now:
+        raise self._changed(before, now)
+    for key, value in row.items():
+      self._columns.setdefault(key, []).append(value)
 
   def flush(self) -> None:
     """Writes all measurements."""
@@ -107,5 +124,25 @@ class ProbeLog:
     arrays = workdir.read_probe(self._directory, self._name)
     kept = arrays['step'] <= step
     for key, values in arrays.items():
-      if key not in self._constants:
+      if key in self._constants:
+        if not np.array_equal(values, self._constants[key]):
+          raise self._changed({key: values}, {key: self._constants[key]})
+      elif values.shape[:1] != kept.shape:
+        # Each measured array has a row for each step.
+        raise self._changed({key: 'a constant'}, {})
+      else:
         self._columns[key] = list(values[kept])
+
+  def _changed(
+    self, before: Mapping[str, Any], now: Mapping[str, Any]
+  ) -> errors.UserError:
+    """Returns the error of a probe whose results no longer fit the file."""
+    differing = [
+      f'{key} {before.get(key, "absent")} before, {now.get(key, "absent")} now'
+      for key in sorted(before.keys() | now.keys())
+      if str(before.get(key)) != str(now.get(key))
+    ]
+    return errors.UserError(
+      f'the probe {self._name!r} of {self._directory} changed'
+      f' ({"; ".join(differing)}); use the old probe, or another --workdir'
+    )

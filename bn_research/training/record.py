@@ -78,8 +78,9 @@ def _lengths(
   """Returns the earlier numbers of steps of an extended run."""
   # A start with the same number of steps continues the run without extension.
   before = earlier.get('config', config)['num_steps']
-  is_longer = before < config['num_steps']
-  return [*earlier['lengths'], *([before] if is_longer else [])]
+  lengths = [*earlier['lengths'], before]
+  # A run may also go back to an earlier length, and then forgets later lengths.
+  return [length for length in lengths if length < config['num_steps']]
 
 
 def _revision() -> dict[str, Any] | None:

@@ -41,6 +41,11 @@ def check_logits(
   Raises:
     ValueError: If the shape is not (num_examples, num_classes).
   """
+  if not isinstance(logits, jax.Array) or not jnp.issubdtype(
+    logits.dtype, jnp.floating
+  ):
+    kind = getattr(logits, 'dtype', type(logits).__name__)
+    raise ValueError(f'the model returned {kind}; return an array of floats')
   is_right = logits.ndim == 2 and len(logits) == num_examples
   if not is_right or num_classes not in (None, logits.shape[1]):
     shape = f'({num_examples}, {num_classes or "num_classes"})'
@@ -63,6 +68,8 @@ def losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
     ValueError: If the shape of the logits is not (batch, num_classes).
   """
   check_logits(logits, len(labels))
+  # A narrow type would round the loss; the state of a run has a float32 loss.
+  logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
   return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
@@ -104,10 +111,10 @@ def train_step(
   # before and after the step, and needs both models in the same coordinates.
   # The hooks therefore also move the model before the step. The training loop
   # does not use this moved old model, and XLA removes the computation.
-  old = hooks.Descent(state.params, state.rest, grads, state.opt_state, {})
+  before = hooks.Descent(state.params, state.rest, grads, state.opt_state, {})
   old, new = (
     brought.before_update(at, noted, graphdef=graphdef, optimizer=optimizer)
-    for at in (old, old._replace(rest=rest))
+    for at in (before, before._replace(rest=rest))
   )
   updates, opt_state = optimizer.update(
     new.grads, new.opt_state, new.params, **new.given

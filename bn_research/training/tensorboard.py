@@ -81,6 +81,9 @@ class Events:
       for name in sorted(values):
         value = np.asarray(values[name])
         if value.ndim == 0:
+          # tensorboardX prints a warning for each number that is not finite.
+          if value.dtype.kind == 'c' or not np.isfinite(value):
+            continue
           shown = summary.scalar(name, value)
         elif (numbers := _numbers(value)) is not None:
           shown = summary.histogram(name, numbers, _edges(numbers))

@@ -206,3 +206,30 @@ def test_a_layer_that_met_no_batch_inside_jit_keeps_its_moments():
     np.testing.assert_array_equal(a, b)
   mean = np.asarray(batches()[0], np.float64).mean(0)
   np.testing.assert_allclose(mean_of(model.used), mean, atol=1e-5)
+
+
+class _Backwards(nnx.Module):
+  """Calls the layers against the order of their names."""
+
+  def __init__(self):
+    rngs = nnx.Rngs(0)
+    self.a, self.b = (
+      layers.Norm(norms.batch_norm(), 4, rngs=rngs) for _ in range(2)
+    )
+    self.dense = nnx.Linear(4, 4, rngs=rngs)
+
+  def __call__(self, x):
+    return self.a(jnp.tanh(self.dense(self.b(x))))
+
+
+def test_layers_are_measured_in_the_order_of_their_calls():
+  model = _Backwards()
+  reestimation.reestimate(model, batches, call)
+  x = np.concatenate(batches()).astype(np.float64)
+  hidden = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
+  kernel, bias = (
+    np.asarray(p[...], np.float64)
+    for p in (model.dense.kernel, model.dense.bias)
+  )
+  expected = np.tanh(hidden @ kernel + bias).mean(0)
+  np.testing.assert_allclose(mean_of(model.a), expected, atol=1e-5)

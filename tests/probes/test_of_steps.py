@@ -144,6 +144,22 @@ def test_a_step_is_in_the_coordinates_of_its_origin(dense):
     np.testing.assert_allclose(error, 0, atol=1e-5)
 
 
+def test_the_origin_has_the_statistics_of_before():
+  def probe(observation):
+    new = observation.take_step()
+    old, origin, after = map(
+      jax.tree.leaves, (observation.rest, new.origin[1], new.rest)
+    )
+    differ = lambda a, b: sum(
+      jnp.abs(x - y).sum() for x, y in zip(a, b, strict=True)
+    )
+    return {'origin': differ(old, origin), 'after': differ(old, after)}
+
+  found = observe(probe, norm='batch_norm')
+  assert found['origin'] == 0
+  assert found['after'] > 0
+
+
 @pytest.mark.parametrize('dense', ['dense', 'prong'])
 def test_layers_that_do_not_move_shift_nothing(dense):
   probe = probes.create('covariate_shift', {})

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import sys
 
 import numpy as np
@@ -137,6 +138,23 @@ def test_runs_of_different_lengths_are_no_series(fake_run, tmp_path):
   found = runs.load(str(tmp_path))
   with pytest.raises(errors.UserError, match='at different steps'):
     drawn(panels.Curves('test_accuracy'), series_of(found, WITHOUT))
+
+
+def test_a_curve_has_the_common_steps_of_its_runs(fake_run, tmp_path):
+  fake_run('none', 0)
+  # An extended run has other rows up to the old end.
+  path = fake_run('none', 1)
+  lines = (path / workdir.METRICS).read_text().splitlines(keepends=True)
+  kept = [line for line in lines if json.loads(line)['step'] % 50 == 0]
+  (path / workdir.METRICS).write_text(''.join(kept))
+  workdir.write_status(path, workdir.Status(workdir.DONE, 1000))
+  found = runs.load(str(tmp_path))
+  axes = drawn(panels.Curves('test_accuracy'), series_of(found, WITHOUT))
+  x, y = axes.lines[0].get_data()
+  np.testing.assert_array_equal(x, range(0, 1001, 50))
+  columns = [run.columns('step', 'test_accuracy') for run in found]
+  of_runs = [dict(zip(*both, strict=True)) for both in columns]
+  np.testing.assert_allclose(y, [np.mean([r[k] for r in of_runs]) for k in x])
 
 
 def test_bands_are_the_percentiles_of_the_first_seed(five_seeds):

@@ -1,4 +1,5 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -63,3 +64,25 @@ def test_results_are_means_over_all_examples(num_devices, monkeypatch):
   np.testing.assert_allclose(
     results['accuracy'], (logits.argmax(1) == labels).mean(), rtol=1e-6
   )
+
+
+def test_another_number_of_classes_is_told():
+  config = {'name': 'mlp', 'widths': (), 'norm': {'name': 'none'}}
+  optimizer = optim.create({'name': 'sgd', 'learning_rate': 1.0}, 10)
+  graphdef, start = state.create(
+    jax.random.key(0), config, (3, 3, 1), 4, optimizer
+  )
+  images = jnp.zeros((5, 3, 3, 1), jnp.uint8)
+  examples = step.Examples(images, jnp.zeros(5, int))
+  with (
+    jax.set_mesh(mesh.create(1, 1)),
+    pytest.raises(ValueError, match=r'shape \(5, 4\); return \(5, 3\)'),
+  ):
+    evaluation.evaluate(
+      start,
+      examples,
+      evaluation.batches(5, 1),
+      graphdef=graphdef,
+      to_input=data.to_input,
+      num_classes=3,
+    )

@@ -5,6 +5,7 @@ import signal
 import numpy as np
 import pytest
 
+import bn_research
 from bn_research import errors, training, workdir
 from bn_research.training import checkpoints, loop, progress, schedule
 from bn_research.training.programs import Programs
@@ -123,6 +124,68 @@ def test_probes_whose_files_would_be_one_are_told(config, tmp_path):
     errors.UserError, match="'mine' and 'Mine', which are one"
   ):
     training.train(config, tmp_path)
+
+
+def test_an_extension_that_was_a_typo_is_taken_back(
+  config, tmp_path, monkeypatch
+):
+  training.train(config, tmp_path)
+  with monkeypatch.context() as patch:
+    patch.setattr(Programs, 'train', lambda *_: pytest.fail('no'))
+    with pytest.raises(pytest.fail.Exception):
+      training.train(config | {'num_steps': 10**6}, tmp_path)
+  assert not bn_research.load(tmp_path).is_done
+  assert training.train(config, tmp_path) == workdir.Status(workdir.DONE, 60)
+  assert bn_research.load(tmp_path).is_done
+  assert workdir.read_record(tmp_path)['lengths'] == []
+  longer = training.train(config | {'num_steps': 90}, tmp_path)
+  assert longer == workdir.Status(workdir.DONE, 90)
+  with pytest.raises(errors.UserError, match='num_steps=90 there and 60 here'):
+    training.train(config, tmp_path)
+
+
+def test_a_run_of_before_the_newest_keys_goes_on(config, tmp_path):
+  training.train(config, tmp_path)
+  record = json.loads((tmp_path / workdir.CONFIG).read_text())
+  for key in ('population', 'step_norms'):
+    del record['config']['eval'][key]
+  for key in ('lengths', 'sha256'):
+    del record[key]
+  (tmp_path / workdir.CONFIG).write_text(json.dumps(record))
+  assert bn_research.load(tmp_path).model()
+  longer = training.train(config | {'num_steps': 90}, tmp_path)
+  assert longer == workdir.Status(workdir.DONE, 90)
+
+
+def test_a_text_for_a_part_is_the_same_config(config, tmp_path):
+  training.train(config, tmp_path)
+  config['optimizer']['schedule'] = {'name': 'constant'}
+  other = tmp_path / 'other'
+  training.train(config, other)
+  config['optimizer']['schedule'] = 'constant'
+  assert training.train(config, other).status == workdir.DONE
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'int32', 'tuple'])
+def test_logits_of_other_types(config, tmp_path, monkeypatch, dtype):
+  (tmp_path / 'my_types.py').write_text(
+    'import jax.numpy as jnp\n'
+    'from flax import nnx\n'
+    'class Model(nnx.Module):\n'
+    '  def __init__(self, *, rngs, dtype):\n'
+    '    self.dtype, self.kernel = dtype, nnx.Param(jnp.zeros((16, 4)))\n'
+    '  def __call__(self, x, *, train):\n'
+    '    y = x.reshape(len(x), -1) @ self.kernel[...]\n'
+    '    return (y,) if self.dtype == "tuple" else y.astype(self.dtype)\n'
+  )
+  monkeypatch.syspath_prepend(tmp_path)
+  model = {'name': 'my_types:Model', 'dtype': dtype, 'norm': 'none'}
+  config |= {'probes': None, 'model': model}
+  if dtype == 'bfloat16':
+    assert training.train(config, tmp_path / 'run').status == workdir.DONE
+    return
+  with pytest.raises(errors.UserError, match=f'returned {dtype}; return'):
+    training.train(config, tmp_path / 'run')
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,8 @@ def test_tensorboard_shows_what_probes_measure(tmp_path):
       'odd': odd,
       'empty': np.zeros(0),
       'long': np.zeros(10**6),
+      'complex': np.complex64(1j),
+      'infinite': np.float32(np.inf),
     },
   )
   log.flush()
@@ -157,6 +159,33 @@ def test_a_probe_grows(tmp_path):
   assert arrays['step'].dtype == np.int64
   np.testing.assert_array_equal(arrays['a'], [[0, 1], [4, 1], [6, 1]])
   np.testing.assert_array_equal(arrays['percentiles'], [50])
+
+
+@pytest.mark.parametrize(
+  ('arrays', 'message'),
+  [
+    ({'a': np.ones(2), 'more': np.ones(1)}, r'more absent before, \(1,\) now'),
+    ({'a': np.ones(3)}, r'a \(2,\) before, \(3,\) now'),
+    ({}, r'a \(2,\) before, absent now'),
+  ],
+)
+def test_a_probe_that_changed_is_told(tmp_path, arrays, message):
+  log = metrics.ProbeLog(tmp_path, 'p', {}, -1)
+  log.append(0, {'a': np.zeros(2)})
+  log.flush()
+  again = metrics.ProbeLog(tmp_path, 'p', {}, 0)
+  with pytest.raises(errors.UserError, match=f"probe 'p'.*{message}"):
+    again.append(4, arrays)
+  np.testing.assert_array_equal(workdir.read_probe(tmp_path, 'p')['step'], [0])
+
+
+@pytest.mark.parametrize('constants', [{'c': np.zeros(5)}, {'d': np.ones(5)}])
+def test_constants_that_changed_are_told(tmp_path, constants):
+  log = metrics.ProbeLog(tmp_path, 'p', {'c': np.ones(5)}, -1)
+  log.append(0, {'a': np.zeros(2)})
+  log.flush()
+  with pytest.raises(errors.UserError, match=r"'p' .* changed .c "):
+    metrics.ProbeLog(tmp_path, 'p', constants, 0)
 
 
 def test_rows_are_json_one_a_line(written):

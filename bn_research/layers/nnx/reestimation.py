@@ -130,9 +130,7 @@ def _first(batches: Batches) -> Any:
     return jax.tree.map(lambda stack: stack[0], batches[0])
   for batch in batches():
     return batch
-  raise ValueError(
-    '`batches` returned no batch; it must return some each time.'
-  )
+  raise ValueError('the model met no batch; `batches` must return some.')
 
 
 def _over(batches: Batches, advance: Callable, state: Any) -> Any:

@@ -94,7 +94,7 @@ def _constants(probe: Probe) -> Any:
   return getattr(function, 'constants', {})
 
 
-def measured(probe: Probe, observation: Observation) -> dict[str, jax.Array]:
+def measure(probe: Probe, observation: Observation) -> dict[str, jax.Array]:
   """Calls a probe, and checks that a file can hold the result.
 
   Args:
@@ -122,11 +122,11 @@ def measured(probe: Probe, observation: Observation) -> dict[str, jax.Array]:
 _TAKEN = ('', 'step', 'file', 'allow_pickle')
 
 
-def arrays(measured: Any) -> dict[str, jax.Array]:
+def arrays(returned: Any) -> dict[str, jax.Array]:
   """Checks the result of a probe, and returns arrays that a file can hold.
 
   Args:
-    measured: A dict of arrays or of numbers.
+    returned: A dict of arrays or of numbers.
 
   Returns:
     The arrays by name, in a type that NumPy can store.
@@ -135,12 +135,12 @@ def arrays(measured: Any) -> dict[str, jax.Array]:
     ValueError: If `measured` is not a dict of arrays or of numbers, or if a
       name is reserved.
   """
-  if not isinstance(measured, Mapping):
+  if not isinstance(returned, Mapping):
     raise ValueError(
-      f'the probe returned a {type(measured).__name__}; return a dict of arrays'
+      f'the probe returned a {type(returned).__name__}; return a dict of arrays'
     )
   found = {}
-  for name, value in measured.items():
+  for name, value in returned.items():
     if not isinstance(name, str) or name in _TAKEN:
       raise ValueError(
         f'the probe returned the name {name!r}; choose another text'

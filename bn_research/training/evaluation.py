@@ -109,7 +109,7 @@ def stacks(num_examples: int, num_devices: int) -> list[np.ndarray]:
 def reestimate(
   state: TrainState,
   examples: step_lib.Examples,
-  *stacks: jax.Array,
+  *indices: jax.Array,
   graphdef: nnx.GraphDef,
   to_input: step_lib.ToInput,
 ) -> nnx.State:
@@ -118,7 +118,7 @@ def reestimate(
   Args:
     state: The training state, whose parameters and statistics are used.
     examples: The training examples.
-    *stacks: The arrays from `stacks`.
+    *indices: The arrays from `stacks`.
     graphdef: The graph definition of the model.
     to_input: The function from stored images to the inputs of the network.
 
@@ -142,7 +142,7 @@ def reestimate(
       batch = jax.lax.with_sharding_constraint(batch, PartitionSpec('data'))
     model(to_input(examples.images[batch]), train=True)
 
-  reestimation.reestimate(model, stacks, call)
+  reestimation.reestimate(model, indices, call)
   return nnx.as_pure(nnx.state(model, nnx.Not(nnx.Param)))
 
 
@@ -181,7 +181,7 @@ def probe(
       state, x, labels, graphdef=graphdef, optimizer=optimizer
     )
 
-  return probes.measured(
+  return probes.measure(
     measure,
     probes.Observation(
       num_steps=state.step,

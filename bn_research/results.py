@@ -42,16 +42,8 @@ class Run:
     return self.status.status == workdir.DONE
 
   def matches(self, where: Mapping[str, Any]) -> bool:
-    """Returns whether the config has the given values.
-
-    Args:
-      where: Values by dotted key. A missing key of the config matches None,
-        because both stand for the default of a factory.
-    """
-    # JSON stores the tuples of a config as lists.
-    return all(
-      _plain(self.config.get(k)) == _plain(v) for k, v in where.items()
-    )
+    """Returns whether the config has these values; see `matches`."""
+    return matches(self.config, where)
 
   def value(self, key: str) -> Any:
     """Returns the value at a dotted key of the config.
@@ -157,6 +149,18 @@ class Run:
         ' the run restores it'
       )
     return rows
+
+
+def matches(config: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
+  """Returns whether a config has these values.
+
+  Args:
+    config: A config by dotted key. A missing key equals a key with the value
+      None, because both stand for the default of a factory.
+    where: Values by dotted key.
+  """
+  # A file of JSON has lists for the tuples of a config.
+  return all(_plain(config.get(k)) == _plain(v) for k, v in where.items())
 
 
 def _plain(value: Any) -> Any:

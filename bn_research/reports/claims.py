@@ -10,11 +10,13 @@ from scipy import special
 
 from bn_research import errors
 from bn_research.reports import measures
-from bn_research.results import Run, Runs
+from bn_research.results import Run, Runs, matches
 
 HOLDS = 'holds'
 DOES_NOT_HOLD = 'does not hold'
 TOO_FEW = 'too few seeds'
+UNDECIDED = 'undecided'
+NOTHING = 'no seed is done on both sides'
 
 _FEWEST = 5  # seeds for a verdict
 _CONFIDENCE = 0.95
@@ -70,7 +72,10 @@ class Finding:
       the second side, for each of n seeds.
     interval: The lower and the upper end of the 95 % confidence interval of the
       mean difference. Both ends are NaN for a single seed.
-    verdict: `HOLDS`, `DOES_NOT_HOLD` or `TOO_FEW`.
+    verdict: `HOLDS`, `DOES_NOT_HOLD`, `UNDECIDED`, `TOO_FEW` or `NOTHING`.
+    left_out: The planned runs that the comparison lacks, as text: runs that
+      diverged and runs that are missing, for each side. '' if no run is left
+      out.
   """
 
   claim: Claim
@@ -79,37 +84,43 @@ class Finding:
   differences: np.ndarray
   interval: tuple[float, float]
   verdict: str
+  left_out: str = ''
 
 
-def check(claim: Claim, runs: Sequence[Run]) -> Finding:
+def check(
+  claim: Claim,
+  runs: Sequence[Run],
+  missing: Sequence[Mapping[str, Any]] = (),
+) -> Finding:
   """Checks a claim, by a comparison of two runs for each seed.
 
   Args:
     claim: The claim.
-    runs: Runs with any config. Runs that diverged are ignored.
+    runs: Runs with any config, done or diverged. Only the runs that are done
+      have a number; the result counts the runs that diverged.
+    missing: The configs, by dotted key, of the planned runs that are missing.
 
   Returns:
-    The measured means, the differences, and the verdict.
+    The measured means, the differences, and the verdict. All numbers are NaN if
+    no seed has finished runs of both sides.
 
   Raises:
-    UserError: If no seed has finished runs of both sides, if a side has two
+    UserError: If a side has neither a run nor a planned run, if a side has two
       finished runs of a seed, or if a run lacks the measured quantity.
   """
-
   # Two runs with the same seed share a part of the spread over seeds. The
   # difference within a seed removes this part.
-  this = _by_seed(claim.this, runs)
-  that = _by_seed(claim.that, runs)
+  this, that = (_by_seed(side, runs) for side in (claim.this, claim.that))
+  left_out = _left_out(claim, runs, missing)
   seeds = sorted(this.keys() & that.keys())
   if not seeds:
-    raise errors.UserError(
-      f'no seed has finished runs of both sides of the claim {claim.claim!r}'
+    nan = float('nan')
+    return Finding(
+      claim, nan, nan, np.full(0, nan), (nan, nan), NOTHING, left_out
     )
-  x = np.asarray(
-    [measures.measure(claim.measure, this[seed]) for seed in seeds]
-  )
-  y = np.asarray(
-    [measures.measure(claim.measure, that[seed]) for seed in seeds]
+  x, y = (
+    np.asarray([measures.measure(claim.measure, side[seed]) for seed in seeds])
+    for side in (this, that)
   )
   interval = mean_interval(x - y)
   return Finding(
@@ -119,7 +130,31 @@ def check(claim: Claim, runs: Sequence[Run]) -> Finding:
     x - y,
     interval,
     _verdict(interval, len(seeds), claim.expected),
+    left_out,
   )
+
+
+def _left_out(
+  claim: Claim, runs: Sequence[Run], missing: Sequence[Mapping[str, Any]]
+) -> str:
+  """Returns how many runs of each side have no number, as text."""
+  texts = []
+  for name, where in (('first', claim.this), ('second', claim.that)):
+    matching = Runs(runs).select(where)
+    planned = [point for point in missing if matches(point, where)]
+    if not matching and not planned:
+      raise errors.UserError(
+        f'no run is of the {name} side of the claim {claim.claim!r}'
+      )
+    diverged = sum(not run.is_done for run in matching)
+    counts = {'diverged': diverged, 'missing': len(planned)}
+    total = len(matching) + len(planned)
+    texts += [
+      f'{count} of {total} {what} on the {name} side'
+      for what, count in counts.items()
+      if count
+    ]
+  return '; '.join(texts)
 
 
 def mean_interval(values: np.ndarray) -> tuple[float, float]:
@@ -153,17 +188,28 @@ def table(findings: Sequence[Finding]) -> rich.table.Table:
     'claim', 'measured', 'published', 'ours', 'verdict', show_lines=True
   )
   for finding in findings:
-    low, high = finding.interval
+    # No verdict stands alone if runs are left out of the comparison.
+    verdict = '; but '.join(filter(None, (finding.verdict, finding.left_out)))
     result.add_row(
       f'{finding.claim.claim} ({finding.claim.source})',
       finding.claim.measured,
       finding.claim.published,
-      f'{finding.this:.4f} against {finding.that:.4f}: difference'
-      f' {finding.differences.mean():+.4f} [{low:+.4f}, {high:+.4f}],'
-      f' {len(finding.differences)} seeds',
-      finding.verdict,
+      _numbers(finding),
+      verdict,
     )
   return result
+
+
+def _numbers(finding: Finding) -> str:
+  """Returns the numbers of a finding as text."""
+  if not len(finding.differences):
+    return 'no number'
+  low, high = finding.interval
+  return (
+    f'{finding.this:.4f} against {finding.that:.4f}: difference'
+    f' {finding.differences.mean():+.4f} [{low:+.4f}, {high:+.4f}],'
+    f' {len(finding.differences)} seeds'
+  )
 
 
 def _by_seed(where: Mapping[str, Any], runs: Sequence[Run]) -> dict[int, Run]:
@@ -193,6 +239,8 @@ def _verdict(
   low, high = interval if expected == 'higher' else (-interval[1], -interval[0])
   # The inequalities are strict. If all differences are exactly 0, the interval
   # is [0, 0]; zero is then not inside, and the claim does not hold.
-  if num_seeds < _FEWEST or low < 0 < high:
+  if num_seeds < _FEWEST:
     return TOO_FEW
+  if low < 0 < high:
+    return UNDECIDED
   return HOLDS if low > 0 else DOES_NOT_HOLD

@@ -25,23 +25,26 @@ class Series:
   Attributes:
     label: The label of the runs in the legend.
     runs: The runs that are done.
-    num_diverged: The number of runs that diverged. These runs are not drawn.
+    diverged: The runs that diverged. These runs have no curves.
     color: Any Matplotlib color.
     linestyle: Any Matplotlib line style.
+    num_missing: The number of runs of `sweep()` that are neither done nor
+      diverged.
   """
 
   label: str
   runs: Sequence[Run]
-  num_diverged: int
+  diverged: Sequence[Run]
   color: str
   linestyle: str
+  num_missing: int = 0
 
   @property
   def name(self) -> str:
-    """The label, with the number of runs that diverged, if any."""
-    if not self.num_diverged:
-      return self.label
-    return f'{self.label} ({self.num_diverged} more diverged)'
+    """The label, with the numbers of runs that are not drawn."""
+    counts = {'diverged': len(self.diverged), 'missing': self.num_missing}
+    texts = [f'{count} {what}' for what, count in counts.items() if count]
+    return f'{self.label} ({", ".join(texts)})' if texts else self.label
 
 
 def of_label(series: Sequence[Series], label: str) -> Series:
@@ -75,7 +78,11 @@ def draw_runs(
     y: (runs, k) values; NaN for a missing value.
     marker: A Matplotlib marker for the points of the mean.
   """
-  style = {'color': series.color, 'linestyle': series.linestyle}
+  style: Any = {'color': series.color, 'linestyle': series.linestyle}
+  if not len(y):
+    # The legend still names the series, and says why no curve is drawn.
+    axes.plot([], [], label=series.name, **style)
+    return
   mean = np.nanmean(y, 0)
   axes.plot(x, mean, label=series.name, linewidth=1.4, marker=marker, **style)
   if len(y) >= _FEW:
@@ -83,6 +90,13 @@ def draw_runs(
     axes.fill_between(x, low, high, color=series.color, alpha=0.25, linewidth=0)
   elif len(y) > 1:
     axes.plot(x, y.T, linewidth=0.6, alpha=0.6, **style)
+
+
+def say_nothing_is_done(axes: Any, panel: Any, series: Series) -> None:
+  """Writes into an empty panel that no run of the series is done."""
+  text = f'{series.name}: no run is done'
+  axes.text(0.5, 0.5, text, ha='center', transform=axes.transAxes)
+  axes.set_title(panel.title)
 
 
 def sample(counts: Collection[int]) -> str:
@@ -94,7 +108,7 @@ def sample(counts: Collection[int]) -> str:
   Returns:
     A text, for example `mean and range, 5 seeds`.
   """
-  drawn = 'range' if min(counts) >= _FEW else 'runs'
+  drawn = 'range' if min(filter(None, counts), default=1) >= _FEW else 'runs'
   return seeds(counts, f'mean and {drawn}, {{}} seeds')
 
 
@@ -111,6 +125,8 @@ def seeds(counts: Iterable[int], several: str) -> str:
     `or`.
   """
   numbers = sorted(set(counts))
+  if numbers[-1] == 0:
+    return 'no run is done'
   if numbers[-1] == 1:
     return '1 seed'
   return several.format(' or '.join(map(str, numbers)))
@@ -147,7 +163,7 @@ def _zoom(axes: Any, ylim: tuple[float, float]) -> None:
   """
   low, high = ylim
   wide_low, wide_high = axes.get_ylim()
-  ends = [line.get_ydata()[-1] for line in axes.lines]
+  ends = [line.get_ydata()[-1] for line in axes.lines if len(line.get_ydata())]
   if any(end < low for end in ends):
     low = wide_low
   if any(end > high for end in ends):

@@ -62,11 +62,12 @@ def _of_findings(findings: Sequence[Finding]) -> Rows:
       'measured': finding.claim.measured,
       'this': finding.this,
       'that': finding.that,
-      'difference': float(finding.differences.mean()),
+      'difference': finding.this - finding.that,
       'low': finding.interval[0],
       'high': finding.interval[1],
       'seeds': len(finding.differences),
       'verdict': finding.verdict,
+      'left_out': finding.left_out,
     }
     for finding in findings
   ]

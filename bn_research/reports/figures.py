@@ -8,7 +8,7 @@ from typing import Any
 from bn_research import disk, errors, registry
 from bn_research.reports import labels
 from bn_research.reports import panels as panels_lib
-from bn_research.results import Run, Runs
+from bn_research.results import Run, Runs, matches
 
 # The palette of Okabe and Ito. Readers with color blindness can distinguish the
 # colors.
@@ -61,21 +61,25 @@ class Figure:
   width_ratios: Sequence[float] | None = None
 
   def draw(
-    self, runs: Sequence[Run], directory: pathlib.Path
+    self,
+    runs: Sequence[Run],
+    directory: pathlib.Path,
+    missing: Sequence[Mapping[str, Any]] = (),
   ) -> list[pathlib.Path]:
     """Draws the figure, and writes the figure as PNG and PDF.
 
     Args:
       runs: The runs of an experiment.
       directory: The directory of the files.
+      missing: The configs, by dotted key, of the planned runs that are missing.
 
     Returns:
       The paths of the files.
 
     Raises:
-      UserError: If Matplotlib is not installed, if a series has no run that is
-        done, if the description of a panel has a mistake, or if a run lacks a
-        quantity of a panel.
+      UserError: If Matplotlib is not installed, if a series has no run, if the
+        description of a panel has a mistake, or if a run lacks a quantity of a
+        panel.
     """
     # Matplotlib is an optional dependency, and takes long to import.
     try:
@@ -86,7 +90,9 @@ class Figure:
         "figures need Matplotlib: pip install -e '.[plots]'"
       ) from error
 
-    series = [_series(spec, runs, i) for i, spec in enumerate(self.series)]
+    series = [
+      _series(spec, runs, missing, i) for i, spec in enumerate(self.series)
+    ]
     panels = [_panel(spec) for spec in self.panels]
     with matplotlib.rc_context(_STYLE):
       canvas = Canvas(figsize=self.size, layout='constrained')
@@ -115,20 +121,20 @@ def _panel(spec: Mapping[str, Any]) -> panels_lib.Panel:
   return panel
 
 
-def _series(spec, runs, index) -> panels_lib.Series:
+def _series(spec, runs, missing, index) -> panels_lib.Series:
   """Returns the series of a description, with the style for an index."""
-  matching = Runs(runs).select(spec['where'])
-  done = [run for run in matching if run.is_done]
-  if not done:
-    raise errors.UserError(
-      f'no run that is done is of the series {spec["label"]!r}'
-    )
+  where = spec['where']
+  matching = Runs(runs).select(where)
+  planned = [point for point in missing if matches(point, where)]
+  if not matching and not planned:
+    raise errors.UserError(f'no run is of the series {spec["label"]!r}')
   return panels_lib.Series(
     spec['label'],
-    done,
-    len(matching) - len(done),
+    [run for run in matching if run.is_done],
+    [run for run in matching if not run.is_done],
     _COLORS[index % len(_COLORS)],
     _LINESTYLES[index % len(_LINESTYLES)],
+    len(planned),
   )
 
 

@@ -97,6 +97,8 @@ class Curves:
     """Returns the mean of x over runs (k,), and y of each run (runs, k)."""
     # Only the steps must be equal in all runs. Further values of x, for example
     # seconds, differ between runs, and the curves are drawn at the mean of x.
+    if not series.runs:
+      return np.zeros(0), np.zeros((0, 0))
     columns = [self._of_run(run) for run in series.runs]
     # A run that was extended has rows at further steps than a run that had the
     # final length at once. The curve has the common steps.
@@ -158,6 +160,9 @@ class Bands:
       UserError: If no series has the label, or if the run has no such array.
     """
     chosen = drawing.of_label(series, self.series)
+    if not chosen.runs:
+      drawing.say_nothing_is_done(axes, self, chosen)
+      return
     run = min(chosen.runs, key=lambda run: run.config['seed'])
     steps, values = run.probe(self.probe, self.array)
     if values.ndim != 2 or len(values) != len(steps):

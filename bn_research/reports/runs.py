@@ -4,7 +4,7 @@ import collections
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from bn_research import errors, results, workdir
+from bn_research import dotted, errors, results, workdir
 from bn_research.results import Run
 
 
@@ -78,6 +78,29 @@ def of_experiment(
   for run, text in others:
     print(f'left out, because not in sweep(): {run.path} ({text})')
   return kept
+
+
+def missing(
+  found: Sequence[Run], points: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+  """Returns the planned runs that are neither done nor diverged, and says so.
+
+  Args:
+    found: The runs that are done or diverged.
+    points: The configs of the planned runs.
+
+  Returns:
+    The configs of the missing runs, by dotted key.
+  """
+  configs = [dotted.flatten(point) for point in points]
+  left = [
+    config
+    for config in configs
+    if all(_differences(run, config) for run in found)
+  ]
+  if left:
+    print(f'missing: {len(left)} of {len(configs)} runs of sweep()')
+  return left
 
 
 def _from_nearest(

@@ -76,12 +76,18 @@ class Settings:
     for s, numbers in self._differences(series):
       x, y = _columns(numbers)
       counts.add(len(y))
+      settings.update(map(self._setting, s.diverged))
       settings.update(x)
       drawing.draw_runs(axes, s, x, y, marker='.')
     title = f'{self.title} {drawing.sample(counts)}'.lstrip()
     drawing.label_axes(axes, self, title)
     # This margin replaces the margin 0 of `label_axes`.
     axes.margins(x=_MARGIN)
+    for s in series:
+      # A setting at which all runs diverged has no number, but is a result.
+      for at in sorted(set(map(self._setting, s.diverged))):
+        place = axes.get_xaxis_transform()
+        axes.plot(at, 1.0, 'x', color=s.color, transform=place, clip_on=False)
     axes.set_xticks(sorted(settings))
     axes.set_xticks([], minor=True)
 

@@ -9,6 +9,7 @@ import numpy as np
 from bn_research import errors
 from bn_research.reports import drawing, measures
 from bn_research.reports.drawing import Series
+from bn_research.results import Run
 
 # The width of a group of bars. The distance between two groups is 1.
 _WIDTH = 0.7
@@ -56,6 +57,8 @@ class Bars:
       values = np.asarray(
         [[measures.measure(m, run) for run in s.runs] for m in groups.values()]
       )
+      if not s.runs:
+        values = np.full((len(groups), 1), np.nan)
       x = np.arange(len(groups)) + (k - (len(series) - 1) / 2) * width
       axes.bar(
         x, values.mean(1), 0.9 * width, color=s.color, alpha=0.6, label=s.name
@@ -108,16 +111,29 @@ class HeatMap:
       UserError: If no series has the label, or if a run lacks a setting or the
         measured quantity.
     """
-    cells = self._cells(drawing.of_label(series, self.series))
+    chosen = drawing.of_label(series, self.series)
+    if not chosen.runs:
+      drawing.say_nothing_is_done(axes, self, chosen)
+      return
+    cells = self._cells(chosen)
+    for run in chosen.diverged:
+      # Without a number, but with a cell: a setting that diverges is a result.
+      cells.setdefault(self._place(run), [])
     xs, ys = (sorted({place[k] for place in cells}, key=_order) for k in (0, 1))
     # A pair of settings without a run is NaN, and the cell stays empty.
-    means = [[np.mean(cells.get((x, y), [np.nan])) for x in xs] for y in ys]
+    means = [[np.mean(cells.get((x, y)) or [np.nan]) for x in xs] for y in ys]
     image = axes.imshow(means, origin='lower', aspect='auto', cmap='viridis')
     axes.figure.colorbar(image, ax=axes, label=self.label)
     _write_numbers(axes, np.asarray(means))
+    for run in chosen.diverged:
+      x, y = self._place(run)
+      if not cells[x, y]:
+        at = xs.index(x), ys.index(y)
+        axes.text(*at, 'diverged', ha='center', va='center', fontsize='small')
     axes.set_xticks(range(len(xs)), [str(x) for x in xs])
     axes.set_yticks(range(len(ys)), [str(y) for y in ys])
-    seeds = drawing.seeds(map(len, cells.values()), 'mean of {} seeds')
+    counts = [len(values) for values in cells.values() if values]
+    seeds = drawing.seeds(counts, 'mean of {} seeds')
     axes.set_title(f'{self.title} {seeds}'.lstrip())
     axes.set_xlabel(self.x if self.xlabel is None else self.xlabel)
     axes.set_ylabel(self.y if self.ylabel is None else self.ylabel)
@@ -127,9 +143,12 @@ class HeatMap:
     """Returns the measures of all runs of a series, by the two settings."""
     cells: dict[tuple[Any, Any], list[float]] = {}
     for run in series.runs:
-      place = (_hashable(run.value(self.x)), _hashable(run.value(self.y)))
-      cells.setdefault(place, []).append(measures.measure(self.measure, run))
+      number = measures.measure(self.measure, run)
+      cells.setdefault(self._place(run), []).append(number)
     return cells
+
+  def _place(self, run: Run) -> tuple[Any, Any]:
+    return _hashable(run.value(self.x)), _hashable(run.value(self.y))
 
 
 def _write_numbers(axes: Any, values: np.ndarray) -> None:

@@ -58,10 +58,11 @@ def write(
     for spec in report.get('claims', ())
   ]
   found = runs.of_experiment(runs.load(directory), points, swept)
+  missing = runs.missing(found, points)
   for figure in drawings:
-    for path in figure.draw(found, pathlib.Path(directory, FOLDER)):
+    for path in figure.draw(found, pathlib.Path(directory, FOLDER), missing):
       print(path)
-  findings = [claims.check(claim, found) for claim in statements]
+  findings = [claims.check(claim, found, missing) for claim in statements]
   for kind in exports:
     folder = pathlib.Path(directory, FOLDER)
     for path in export.write(kind, found, findings, folder):

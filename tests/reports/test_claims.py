@@ -86,7 +86,7 @@ def with_finals(five_seeds, differences):
     ([0.02, 0.01, 0.02, 0.03, 0.02], 'lower', claims.DOES_NOT_HOLD),
     ([-0.02, -0.01, -0.02, -0.03, -0.02], 'lower', claims.HOLDS),
     ([-0.02, -0.01, -0.02, -0.03, -0.02], 'higher', claims.DOES_NOT_HOLD),
-    ([0.02, -0.01, 0.02, -0.03, 0.02], 'higher', claims.TOO_FEW),
+    ([0.02, -0.01, 0.02, -0.03, 0.02], 'higher', claims.UNDECIDED),
     ([0.02, 0.02, 0.02, 0.02], 'higher', claims.TOO_FEW),
     ([0.02], 'higher', claims.TOO_FEW),
     ([0.0] * 5, 'higher', claims.DOES_NOT_HOLD),
@@ -108,12 +108,31 @@ def test_only_seeds_that_both_sides_finished_are_compared(fake_run, tmp_path):
     status = workdir.DIVERGED if seed == 3 else workdir.DONE
     fake_run('batch_norm', seed, status=status)
   found = runs.load(str(tmp_path))
-  assert len(claims.check(CLAIM, found).differences) == 5
+  planned = {**found[0].config, 'seed': 9, 'model.norm.name': 'batch_norm'}
+  finding = claims.check(CLAIM, found, [planned])
+  assert len(finding.differences) == 5
+  assert finding.left_out == (
+    '1 of 8 diverged on the first side; 1 of 8 missing on the first side'
+  )
+  console = rich.console.Console(width=300)
+  with console.capture() as capture:
+    console.print(claims.table([finding]))
+  assert f'{finding.verdict}; but 1 of 8 diverged on the' in capture.get()
+
+
+def test_a_side_that_diverged_is_a_result(fake_run, tmp_path):
+  for seed in range(3):
+    fake_run('none', seed)
+    fake_run('batch_norm', seed, status=workdir.DIVERGED)
+  finding = claims.check(CLAIM, runs.load(str(tmp_path)))
+  assert finding.verdict == claims.NOTHING
+  assert finding.left_out == '3 of 3 diverged on the first side'
+  assert np.isnan([finding.this, *finding.interval]).all()
 
 
 def test_one_sided_claims_and_ambiguous_ones_are_refused(five_seeds):
   without = [r for r in five_seeds if r.config['model.norm.name'] == 'none']
-  with pytest.raises(errors.UserError, match='both sides of the claim'):
+  with pytest.raises(errors.UserError, match='no run is of the first side'):
     claims.check(CLAIM, without)
   both = dataclasses.replace(CLAIM, this={'batch_size': 60})
   with pytest.raises(errors.UserError, match='of one seed'):

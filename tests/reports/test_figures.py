@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure as Canvas
 
 from bn_research import errors, workdir
-from bn_research.reports import figures, panels, runs
+from bn_research.reports import figures, panels, runs, settings, tables
 
 WITHOUT = {'model.norm.name': 'none'}
 WITH = {'model.norm.name': 'batch_norm'}
@@ -33,9 +33,9 @@ FIGURE = figures.Figure(
 )
 
 
-def series_of(found, where, label='s', num_diverged=0):
+def series_of(found, where, label='s', diverged=()):
   chosen = [run for run in found if run.matches(where)]
-  return panels.Series(label, chosen, num_diverged, 'C0', '-')
+  return panels.Series(label, chosen, diverged, 'C0', '-')
 
 
 def drawn(panel, *series):
@@ -111,7 +111,7 @@ def test_an_axis_of_logarithms_has_numbers_however_short(factor, five_seeds):
     for i, s in enumerate(seconds)
   ]
   panel = panels.Curves('train_loss', x='seconds', xscale='log', yscale='log')
-  axes = drawn(panel, panels.Series('s', [run], 0, 'C0', '-'))
+  axes = drawn(panel, panels.Series('s', [run], (), 'C0', '-'))
   axes.figure.draw_without_rendering()
   for axis in (axes.xaxis, axes.yaxis):
     low, high = axis.get_view_interval()
@@ -126,10 +126,49 @@ def test_an_axis_of_logarithms_has_numbers_however_short(factor, five_seeds):
 
 
 def test_the_legend_tells_of_runs_that_diverged(five_seeds):
-  axes = drawn(
-    panels.Curves('test_accuracy'), series_of(five_seeds, WITH, 'with', 2)
+  series = series_of(five_seeds, WITH, 'with', five_seeds[:2])
+  axes = drawn(panels.Curves('test_accuracy'), series)
+  assert axes.get_legend_handles_labels()[1] == ['with (2 diverged)']
+  series = dataclasses.replace(series, num_missing=3)
+  axes = drawn(panels.Curves('test_accuracy'), series)
+  assert axes.get_legend_handles_labels()[1] == ['with (2 diverged, 3 missing)']
+
+
+@pytest.mark.parametrize(
+  'panel',
+  [
+    panels.Curves('test_accuracy'),
+    panels.Bands('s', 'activations', 'last/unit'),
+    tables.Bars({'name': 'final', 'metric': 'test_accuracy'}),
+    tables.HeatMap(
+      's', 'seed', 'batch_size', {'name': 'final', 'metric': 'test_accuracy'}
+    ),
+    settings.Settings('seed', {'name': 'final', 'metric': 'test_accuracy'}),
+  ],
+  ids=lambda panel: type(panel).__name__,
+)
+def test_a_series_that_diverged_is_drawn_as_such(five_seeds, panel):
+  others = series_of(five_seeds, WITHOUT, 'done')
+  gone = dataclasses.replace(
+    others, label='s', runs=(), diverged=five_seeds[:2]
   )
-  assert axes.get_legend_handles_labels()[1] == ['with (2 more diverged)']
+  axes = drawn(panel, others, gone)
+  texts = [text.get_text() for text in axes.texts]
+  names = axes.get_legend_handles_labels()[1]
+  assert 's (2 diverged)' in ' '.join([*texts, *names])
+
+
+def test_settings_at_which_all_diverged_are_marked(fake_run, tmp_path):
+  fake_run('none', 0)
+  fake_run('none', 1, batch_size=120, status=workdir.DIVERGED)
+  done, diverged = runs.load(str(tmp_path))
+  panel = settings.Settings(
+    'batch_size', {'name': 'final', 'metric': 'test_accuracy'}
+  )
+  axes = drawn(panel, panels.Series('s', [done], [diverged], 'C0', '-'))
+  assert list(axes.get_xticks()) == [60, 120]
+  (mark,) = [line for line in axes.lines if line.get_marker() == 'x']
+  assert mark.get_xdata() == [120]
 
 
 def test_runs_of_different_lengths_are_no_series(fake_run, tmp_path):

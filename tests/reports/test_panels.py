@@ -22,7 +22,7 @@ def series(five_seeds):
   found = []
   for name in ('none', 'batch_norm'):
     chosen = [r for r in five_seeds if r.config['model.norm.name'] == name]
-    found.append(drawing.Series(name, chosen, 0, 'black', '-'))
+    found.append(drawing.Series(name, chosen, (), 'black', '-'))
   return found
 
 
@@ -42,7 +42,7 @@ def test_bars_are_means_and_dots_are_seeds(series):
 
 
 def test_a_heat_map_is_of_means_over_seeds(five_seeds):
-  every = [drawing.Series('all', five_seeds, 0, 'black', '-')]
+  every = [drawing.Series('all', five_seeds, (), 'black', '-')]
   section = {
     'name': 'heat_map',
     'series': 'all',

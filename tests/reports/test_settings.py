@@ -34,7 +34,7 @@ def swept(fake_run, tmp_path):
 
 def draw(panel, found):
   axes = Figure().subplots()
-  series = [drawing.Series('s', found, 0, 'C0', '-')]
+  series = [drawing.Series('s', found, (), 'C0', '-')]
   panel.draw(axes, series)
   return axes
 
@@ -98,8 +98,8 @@ def two_series(swept):
   for run in more:
     run.__dict__['_rows'] = [{'step': 1000, 'test_accuracy': 0.99}]
   return [
-    drawing.Series('base', base, 0, 'C0', '-'),
-    drawing.Series('more', more, 0, 'C1', '-'),
+    drawing.Series('base', base, (), 'C0', '-'),
+    drawing.Series('more', more, (), 'C1', '-'),
   ]
 
 

@@ -309,7 +309,7 @@ def in_one_line(call: Callable[[], Any]) -> Any:
     return call()
   except errors.UserError as error:
     print(f'error: {error}', file=sys.stderr)
-    sys.exit(2)
+    sys.exit(error.exit_status)
   except KeyboardInterrupt:
     sys.exit(130)
   except BrokenPipeError:

@@ -11,9 +11,11 @@ _PACKAGE = pathlib.Path(__file__).parent
 class UserError(Exception):
   """A mistake of the user: a single line that names the mistake and the fix.
 
-  A command prints the line as `error: ...` and exits with status 2. A traceback
-  is only for mistakes in this package.
+  A command prints the line as `error: ...` and exits with `exit_status`. A
+  traceback is only for mistakes in this package.
   """
+
+  exit_status = 2
 
 
 def told(error: BaseException) -> str:

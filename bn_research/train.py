@@ -8,8 +8,8 @@ checkpoints and TensorBoard events. The same command continues an interrupted
 run. `--config.KEY=VALUE` changes a key of the config.
 
 The exit status is 0 if the run is done, or if SIGTERM or Ctrl-C stopped the run
-and the run was saved. The exit status is 2 after a mistake of the user, and 3
-if the loss diverged.
+and the run was saved. The exit status is 2 after a mistake of the user, 3 if
+the loss diverged, and 75 if another process trains in the workdir.
 """
 
 from absl import flags

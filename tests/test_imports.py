@@ -40,7 +40,8 @@ ROOMS = {
 }
 # Small helpers without an opinion: everyone but `norms` may use them.
 HELPERS = {
-  *('arguments', 'disk', 'dotted', 'errors', 'ranges', 'registry', 'trees')
+  *('arguments', 'disk', 'dotted', 'errors', 'locking', 'ranges'),
+  *('registry', 'trees'),
 }
 
 # What some rooms may import beside that and the standard library.

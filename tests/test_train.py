@@ -160,7 +160,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(start, tmp_path):
   assert err.count('\n') == 1
   kept = workdir.read_metrics(tmp_path / 'run')
   assert kept == [row for row in rows if row['step'] <= step][: len(kept)]
-  code, out, err = finish(start(*LONG, *THREE_PROBES))
+  code, out, err = finish(start(*LONG))
   assert (code, err) == (0, '')
   assert 'going on from step' in out
 

@@ -205,10 +205,11 @@ def _numbers(finding: Finding) -> str:
   if not len(finding.differences):
     return 'no number'
   low, high = finding.interval
+  count = len(finding.differences)
   return (
-    f'{finding.this:.4f} against {finding.that:.4f}: difference'
-    f' {finding.differences.mean():+.4f} [{low:+.4f}, {high:+.4f}],'
-    f' {len(finding.differences)} seeds'
+    f'{count} {"seed" if count == 1 else "seeds"}: {finding.this:.4f} against'
+    f' {finding.that:.4f}, difference {finding.differences.mean():+.4f}'
+    f' [{low:+.4f}, {high:+.4f}]'
   )
 
 

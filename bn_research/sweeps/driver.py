@@ -45,13 +45,17 @@ def run(sweep: Sequence[points.Point], jobs: int = 1) -> int:
   # as Ctrl-C does, and the pool lets the runs save a checkpoint.
   signal.signal(signal.SIGTERM, signal.default_int_handler)
   try:
-    pool.run(todo, jobs, ended)
+    pool.run(todo, jobs, ended, _say_waiting)
   except KeyboardInterrupt:
     print('interrupted; the same command goes on from here', flush=True)
     return _INTERRUPTED
   count = collections.Counter(outcome.status for outcome in outcomes)
   print(', '.join(f'{number} {status}' for status, number in count.items()))
   return 1 if count[workdir.FAILED] + count[pool.LOST] else 0
+
+
+def _say_waiting(count: int) -> None:
+  print(f'waiting for {count} runs that another process trains', flush=True)
 
 
 def is_known(point: points.Point) -> bool:

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from bn_research import disk, workdir
+from bn_research import disk, locking, workdir
 from bn_research.sweeps import child, points
 
 LOG = 'log.txt'
@@ -19,6 +19,8 @@ LOG = 'log.txt'
 # The outcome after signals ended a run. A signal does not mean an error of the
 # run, and the status in the workdir stays `INCOMPLETE`.
 LOST = 'lost'
+# The outcome if another process, such as a second sweep, trains the run.
+BUSY = 'busy'
 
 # `child` needs the standard library only. The options -I and -S start Python
 # faster, without site-packages and without the environment variables of Python.
@@ -34,7 +36,7 @@ class Outcome:
 
   Attributes:
     point: The point of the sweep.
-    status: `DONE`, `DIVERGED` or `FAILED` of `workdir`, or `LOST`.
+    status: `DONE`, `DIVERGED` or `FAILED` of `workdir`, or `LOST` or `BUSY`.
     seconds: The duration of the last attempt.
     reason: The reason of the status, in a single line; '' without a reason.
   """
@@ -54,7 +56,10 @@ class _Attempt:
 
 
 def run(
-  todo: Sequence[points.Point], jobs: int, ended: Callable[[Outcome], None]
+  todo: Sequence[points.Point],
+  jobs: int,
+  ended: Callable[[Outcome], None],
+  waits: Callable[[int], None] = lambda count: None,
 ) -> None:
   """Trains points, each point in a separate process.
 
@@ -68,13 +73,24 @@ def run(
     todo: The points, in the order of the starts.
     jobs: The number of runs at the same time.
     ended: A function of the outcome of a run, called after the end of the run.
+    waits: A function of a number of runs, called when all runs that are left
+      are trained by another process. The pool waits for the end of these runs.
   """
   waiting = collections.deque((point, 1) for point in todo)
   running: list[_Attempt] = []
+  is_told = False
   try:
     while waiting or running:
-      while waiting and len(running) < jobs:
-        running.append(_start(*waiting.popleft()))
+      while len(running) < jobs and (free := _take(waiting)):
+        # Another process may have trained the run in the meantime.
+        status = free[0].read_status()
+        if status.status == workdir.INCOMPLETE:
+          running.append(_start(*free))
+        else:
+          ended(Outcome(free[0], status.status, reason=status.reason))
+      if waiting and not running and not is_told:
+        waits(len(waiting))
+        is_told = True
       time.sleep(_POLL_SECONDS)
       for attempt in [a for a in running if a.process.poll() is not None]:
         running.remove(attempt)
@@ -82,10 +98,23 @@ def run(
         if outcome.status == LOST and attempt.number < _ATTEMPTS:
           # The lost run goes to the front, to keep the order of the sweep.
           waiting.appendleft((attempt.point, attempt.number + 1))
+        elif outcome.status == BUSY:
+          waiting.append((attempt.point, attempt.number))
         else:
           ended(outcome)
   finally:
     _stop([attempt.process for attempt in running])
+
+
+def _take(
+  waiting: collections.deque[tuple[points.Point, int]],
+) -> tuple[points.Point, int] | None:
+  """Removes the first run that no other process trains, and returns the run."""
+  for place, (point, number) in enumerate(waiting):
+    if not locking.is_held(point.workdir):
+      del waiting[place]
+      return point, number
+  return None
 
 
 def _start(point: points.Point, number: int) -> _Attempt:
@@ -111,6 +140,8 @@ def _outcome(attempt: _Attempt) -> Outcome:
   code = attempt.process.returncode
   if status.status != workdir.INCOMPLETE:
     return Outcome(attempt.point, status.status, seconds, status.reason)
+  if code == locking.Busy.exit_status:
+    return Outcome(attempt.point, BUSY, seconds)
   if code > 0:
     reason = _last_line(attempt.point.workdir / LOG).removeprefix('error: ')
     return Outcome(attempt.point, workdir.FAILED, seconds, reason)

@@ -8,12 +8,11 @@ from typing import Any
 
 import jax
 
-from bn_research import data, disk, errors, workdir
+from bn_research import data, disk, errors, locking, workdir
 from bn_research.training import (
   checkpoints,
   configuration,
   copies,
-  locking,
   progress,
   record,
   recorder,

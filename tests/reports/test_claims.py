@@ -150,7 +150,7 @@ def test_the_table_says_all_of_it(five_seeds):
     'batch norm is better (paper)',
     'accuracy',
     'plot',
-    '0.7100 against 0.7000: difference +0.0100 [+0.0100, +0.0100], 5 seeds',
+    '5 seeds: 0.7100 against 0.7000, difference +0.0100 [+0.0100, +0.0100]',
     'holds',
   ):
     assert text in capture.get()

@@ -1,15 +1,17 @@
 """The pool against processes that fail, die, hang or are told to stop."""
 
+import contextlib
 import json
 import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
-from bn_research import errors, workdir
+from bn_research import errors, locking, workdir
 from bn_research.sweeps import driver, points, pool
 
 # What a run does to its workdir, without a network: `end(status)` writes it.
@@ -115,6 +117,34 @@ end('done')
   assert (tmp_path / 'order').read_text().splitlines() == [
     f'{what} {name}' for name in 'cab' for what in ('start', 'end')
   ]
+
+
+def test_a_run_that_another_process_trains_is_waited_for(tmp_path, capsys):
+  held = point(tmp_path, 'held', "end('done')")
+  free = point(tmp_path, 'free', "end('done')")
+  held.workdir.mkdir()
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(locking.exclusive(held.workdir))
+
+    def release():
+      workdir.write_status(held.workdir, workdir.Status(workdir.DONE, 1))
+      stack.close()
+
+    timer = threading.Timer(1.0, release)
+    timer.start()
+    assert driver.run([held, free]) == 0
+    timer.join()
+  assert [starts(run) for run in (held, free)] == [0, 1]
+  out = capsys.readouterr().out
+  assert 'waiting for 1 runs that another process trains' in out
+  assert out.splitlines()[-1] == '2 done'
+
+
+def test_a_run_that_is_busy_when_it_starts_is_tried_again(tmp_path):
+  script = f"if starts < 2: sys.exit({locking.Busy.exit_status})\nend('done')"
+  busy = point(tmp_path, 'busy', script)
+  assert train(busy)['busy'].status == workdir.DONE
+  assert starts(busy) == 2
 
 
 def test_finished_runs_are_left_alone(tmp_path, capsys):

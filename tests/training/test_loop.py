@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import bn_research
-from bn_research import errors, training, workdir
+from bn_research import errors, locking, training, workdir
 from bn_research.training import checkpoints, loop, progress, schedule
 from bn_research.training.programs import Programs
 from tests.quick import some
@@ -446,8 +446,6 @@ def test_a_run_goes_on_with_another_number_of_devices(
 
 
 def test_two_processes_do_not_share_a_workdir(config, tmp_path):
-  from bn_research.training import locking
-
   with (
     locking.exclusive(tmp_path),
     pytest.raises(errors.UserError, match='another process is training'),

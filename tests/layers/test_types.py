@@ -149,6 +149,21 @@ def test_a_promote_dtype_of_ones_own_is_called(of_nnx, train, name):
   np.testing.assert_allclose(y, reference, 2**-7, 1e-5)
 
 
+def test_an_average_starts_from_what_was_stored_and_not_promoted():
+  def doubled(arrays, dtype=None):
+    del dtype
+    return tuple(None if array is None else 2 * array for array in arrays)
+
+  x = _draw((16, 4), 'float32', mean=3)
+  means = []
+  for batch_norm in (our_nnx.BatchNorm, nnx.BatchNorm):
+    layer = batch_norm(4, promote_dtype=doubled, rngs=nnx.Rngs(0))
+    for _ in range(2):
+      layer(x, use_running_average=False)
+    means.append(np.asarray(layer.mean[...], np.float64))
+  np.testing.assert_allclose(*means, rtol=1e-6)
+
+
 def test_force_float32_reductions_is_the_type_of_the_variables(of_linen):
   family = of_linen
   x = _draw((64, 8), 'bfloat16')

@@ -200,14 +200,18 @@ def test_axes_of_two_kinds(outer, group_size, x64):
   close((y.reshape(batch.x.shape), last), right)
 
 
-# Two groups of four devices, taken in turn.
+# Two groups of four devices, taken in turn; and in an order that is not the
+# inverse of itself.
 TURNS = ((0, 2, 4, 6), (7, 5, 3, 1))
+SHUFFLED = ((0, 2, 4, 6), (5, 1, 7, 3))
 
 
-@pytest.mark.parametrize('group_size', some([4], [None]))
-def test_groups_of_devices(group_size, x64):
+@pytest.mark.parametrize(
+  ('groups', 'group_size'), some([(SHUFFLED, 4)], [(TURNS, 4), (TURNS, None)])
+)
+def test_groups_of_devices(groups, group_size, x64):
   """Each pools by itself; ghosts of four span two devices of a group."""
-  scope = norms.Batch(group_size, axis_name='i', axis_index_groups=TURNS)
+  scope = norms.Batch(group_size, axis_name='i', axis_index_groups=groups)
   norm = norms.Normalization(scope, norms.Standardize())
   whole = norms.batch_norm(group_size=group_size)
   batch, *_ = arguments((16, 3))
@@ -220,7 +224,7 @@ def test_groups_of_devices(group_size, x64):
   y, dx = jax.pmap(
     partial(value_and_pullback, lambda x: norm.apply(x)[0]), axis_name='i'
   )(x, weights)
-  for turn in map(jnp.array, TURNS):
+  for turn in map(jnp.array, groups):
     right = value_and_pullback(
       lambda x: whole.apply(x, whole.init(3))[0],
       *(leaf[turn].reshape(8, 3) for leaf in (x, weights)),

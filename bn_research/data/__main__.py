@@ -19,13 +19,16 @@ def main() -> int:
   """Prepares the dataset of the command line.
 
   Returns:
-    The exit status: 0, or 2 after a mistake of the user.
+    The exit status: 0, 2 after a mistake of the user, or 130 after Ctrl-C.
   """
   try:
     print(_prepare())
   except errors.UserError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
+  except KeyboardInterrupt:
+    # Nothing is left behind: a dataset gets its name when it is complete.
+    return 130
   return 0
 
 

@@ -4,6 +4,8 @@ import hashlib
 import os
 import pathlib
 import platform
+import warnings
+from typing import Any
 
 import jax
 import jaxlib
@@ -44,6 +46,31 @@ def enable_cache(directory: str | None = None) -> None:
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
   # -1 stands for no minimum size of a program.
   jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+  _repair(path)
+
+
+_DAMAGED = 'Error reading persistent compilation cache entry for '
+
+
+def _repair(path: pathlib.Path) -> None:
+  """Removes entries that JAX cannot read, so that JAX writes these again.
+
+  A killed process leaves an entry cut short. JAX warns, compiles the program,
+  and does not replace the entry; every later run would warn and compile again.
+  """
+  warnings.filterwarnings('always', message=_DAMAGED)
+  show = warnings.showwarning
+
+  def remove(message: Any, *args: Any, **options: Any) -> None:
+    if not str(message).startswith(_DAMAGED):
+      show(message, *args, **options)
+      return
+    # JAX warns between the reading and the writing of an entry.
+    name = str(message).removeprefix(_DAMAGED).split("'")[1]
+    for entry in path.glob(f'{name}*-cache'):
+      entry.unlink(missing_ok=True)
+
+  warnings.showwarning = remove
 
 
 def _default_directory() -> pathlib.Path:

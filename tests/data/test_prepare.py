@@ -147,6 +147,15 @@ def _run(monkeypatch, *arguments):
   return command.main()
 
 
+def test_an_interrupted_command_is_silent(monkeypatch, capsys):
+  def interrupt(*_):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(prepare, 'prepare', interrupt)
+  assert _run(monkeypatch, 'mnist') == 130
+  assert capsys.readouterr() == ('', '')
+
+
 def test_command(tmp_path, monkeypatch, capsys):
   expected = 'digits 1.0.0 (train 1260, validation 179, test 358) in'
   for _ in range(2):  # the second time finds it there

@@ -1,4 +1,5 @@
 import pathlib
+import warnings
 
 import jax
 import pytest
@@ -18,7 +19,9 @@ def restored(monkeypatch, tmp_path):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'home'))
   monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)
   before = {name: getattr(jax.config, name) for name in OPTIONS}
-  yield
+  monkeypatch.setattr(warnings, 'showwarning', warnings.showwarning)
+  with warnings.catch_warnings():
+    yield
   for name, value in before.items():
     jax.config.update(name, value)
 
@@ -71,3 +74,25 @@ def test_where_nothing_can_be_written_nothing_is_kept(tmp_path, caplog):
   compilation.enable_cache()
   assert jax.config.jax_compilation_cache_dir == before
   assert not caplog.messages  # nobody asked for it
+
+
+def test_an_entry_that_cannot_be_read_is_written_again(tmp_path, capsys):
+  compilation.enable_cache(str(tmp_path))
+  reset = jax._src.compilation_cache.reset_cache
+
+  def compile_anew():
+    reset()
+    jax.clear_caches()
+    return jax.jit(lambda x: x * 3 + 1)(2.0)
+
+  compile_anew()
+  entries = list(tmp_path.glob('*-cache'))
+  sizes = {entry.name: entry.stat().st_size for entry in entries}
+  assert sizes
+  for entry in entries:
+    entry.write_bytes(entry.read_bytes()[:20])
+  assert compile_anew() == 7
+  assert capsys.readouterr().err == ''
+  for name, size in sizes.items():
+    assert (tmp_path / name).stat().st_size == pytest.approx(size, rel=0.1)
+  reset()

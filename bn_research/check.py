@@ -11,7 +11,7 @@ import json
 import os
 import sys
 
-from bn_research import cli
+from bn_research import cli, config_files
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
   # The check calls each network on shapes only. Shapes are the same on every
   # device, and a run may hold the accelerator.
   os.environ['JAX_PLATFORMS'] = 'cpu'
-  cli.make_importable(request['folder'])
+  config_files.make_importable(request['folder'])
   cli.import_jax()
   # This module imports JAX, hence the import comes after the platform is set.
   from bn_research.training import checking

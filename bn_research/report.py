@@ -10,7 +10,7 @@ training command again.
 
 from absl import flags
 
-from bn_research import cli
+from bn_research import cli, config_files
 from bn_research.reports import export, writing
 from bn_research.sweeps import points
 
@@ -24,10 +24,12 @@ _EXPORT = flags.DEFINE_multi_enum(
 def main() -> None:
   """Writes the report that `report()` of the config describes."""
   path = cli.config_path()
-  report = cli.call(path, 'report')
+  report = config_files.call(path, 'report')
   # A config without sweep() describes a single run, without overrides.
-  has_sweep = hasattr(cli.config_module(path), 'sweep')
-  sweep = points.check(cli.call(path, 'sweep'), path) if has_sweep else [{}]
+  has_sweep = hasattr(config_files.module_of(path), 'sweep')
+  sweep = (
+    points.check(config_files.call(path, 'sweep'), path) if has_sweep else [{}]
+  )
   writing.write(
     report,
     str(cli.WORKDIR.value),

@@ -12,7 +12,7 @@ import shlex
 
 from absl import flags
 
-from bn_research import cli
+from bn_research import cli, config_files
 from bn_research.sweeps import checking, driver, points
 
 _DATA_DIR = cli.define_data_dir()
@@ -28,7 +28,7 @@ def main() -> int:
   """
   path = cli.config_path()
   sweep = points.expand(
-    cli.call(path, 'sweep'),
+    config_files.call(path, 'sweep'),
     cli.CONFIG.value,
     path,
     str(cli.WORKDIR.value),

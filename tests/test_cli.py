@@ -24,7 +24,7 @@ def get_config(arg='small'):
 COMMAND = '''
 """Shows its flags."""
 import sys
-from bn_research import cli, errors
+from bn_research import cli, config_files, errors
 
 _DATA_DIR = cli.define_data_dir()
 
@@ -36,7 +36,7 @@ def main():
     raise ZeroDivisionError('ours')
   assert config.is_locked
   assert 'jax' not in sys.modules
-  assert cli.config_module(cli.config_path()).get_config('large')
+  assert config_files.module_of(cli.config_path()).get_config('large')
   print(cli.config_path(), cli.config_overrides(), cli.WORKDIR.value)
   print(config.widths, _DATA_DIR.value, flush=True)
   return config.seed

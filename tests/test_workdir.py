@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bn_research import disk, errors, workdir
+from bn_research import comparison, disk, errors, workdir
 
 
 def test_a_status_comes_back(tmp_path):
@@ -97,4 +97,4 @@ def test_a_damaged_probe_is_told(tmp_path, size):
 
 def test_a_name_that_is_too_long_is_told_before_anything_runs(tmp_path):
   with pytest.raises(errors.UserError, match='choose a shorter --workdir'):
-    workdir.check_same_config(tmp_path / ('a' * 300), {})
+    comparison.check_same_config(tmp_path / ('a' * 300), {})

@@ -4,7 +4,7 @@ import collections
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from bn_research import dotted, errors, results, workdir
+from bn_research import comparison, dotted, errors, results, workdir
 from bn_research.results import Run
 
 
@@ -122,7 +122,7 @@ def _from_nearest(
 
 
 def _differences(run: Run, point: Mapping[str, Any]) -> dict[str, str]:
-  differing = workdir.differences(run.config, point)
+  differing = comparison.differences(run.config, point)
   if run.status.status == workdir.DIVERGED:
     # A run that diverged before the old end also diverges before the new end.
     differing.pop('num_steps', None)

@@ -12,7 +12,7 @@ from typing import Any
 
 import ml_collections
 
-from bn_research import dotted, errors, overrides
+from bn_research import comparison, dotted, errors, overrides
 from bn_research import workdir as workdir_lib
 
 _LONGEST_NAME = 120
@@ -85,7 +85,7 @@ def expand(
     # A finished run does not start again, hence only this check can find a
     # workdir with a finished run of a different config.
     resolved = resolve(config, changes, path)
-    workdir_lib.check_same_config(run, resolved)
+    comparison.check_same_config(run, resolved)
     other = names.setdefault(_identity(resolved), name)
     if other != name:
       raise errors.UserError(

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from bn_research import data, disk, errors, locking, workdir
+from bn_research import comparison, data, disk, errors, locking, workdir
 from bn_research.training import (
   checkpoints,
   configuration,
@@ -53,7 +53,7 @@ def train(
   disk.check_local(directory)
   config = configuration.resolve(config)
   _mend_record(directory)
-  workdir.check_same_config(directory, config)
+  comparison.check_same_config(directory, config)
   status = workdir.standing(directory, config)
   if status.is_over:
     return status

@@ -7,14 +7,14 @@ import sys
 
 import pytest
 
-from bn_research import cli, norms, registry, workdir
+from bn_research import config_files, norms, registry, workdir
 from bn_research.models import normalization
 from bn_research.reports import claims, figures, panels
 from bn_research.sweeps import points
 
 ROOT = pathlib.Path(__file__).parents[2]
 PATH = 'configs/ioffe2015_fig1.py'
-EXPERIMENT = cli.config_module(str(ROOT / PATH))
+EXPERIMENT = config_files.module_of(str(ROOT / PATH))
 VARIANTS = ('digits', 'mnist', 'quick')
 
 
@@ -67,8 +67,8 @@ def test_from_training_to_the_figure(tmp_path):
   """Two short runs by the three commands, started as a person would."""
   config = tmp_path / 'short.py'
   config.write_text(f"""
-from bn_research import cli
-full = cli.config_module({str(ROOT / PATH)!r})
+from bn_research import config_files
+full = config_files.module_of({str(ROOT / PATH)!r})
 get_config, report = full.get_config, full.report
 def sweep():
   return [point for point in full.sweep() if point['seed'] == 0]

@@ -10,7 +10,7 @@ import sys
 import jax
 import pytest
 
-from bn_research import cli, data, dotted, models, optim, registry
+from bn_research import config_files, data, dotted, models, optim, registry
 from bn_research.norms import roots
 from bn_research.reports import claims, figures, panels
 from bn_research.sweeps import points
@@ -31,7 +31,7 @@ def name(request):
 
 @functools.cache
 def module(name):
-  return cli.config_module(str(ROOT / f'configs/{name}.py'))
+  return config_files.module_of(str(ROOT / f'configs/{name}.py'))
 
 
 def changed(name, changes):
@@ -113,8 +113,8 @@ def test_from_training_to_the_figures(name, tmp_path):
   """Short runs of one seed by the commands, started as a person would."""
   config = tmp_path / 'short.py'
   config.write_text(f"""
-from bn_research import cli
-full = cli.config_module({str(ROOT / f'configs/{name}.py')!r})
+from bn_research import config_files
+full = config_files.module_of({str(ROOT / f'configs/{name}.py')!r})
 get_config, report = full.get_config, full.report
 def sweep():
   return [point for point in full.sweep() if point['seed'] == 0]

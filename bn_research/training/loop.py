@@ -21,7 +21,7 @@ from bn_research.training import (
 from bn_research.training import mesh as mesh_lib
 from bn_research.training.programs import Programs
 
-# A chunk of steps cannot be stopped: this is what a SIGTERM waits for.
+# A chunk of steps cannot be stopped, so SIGTERM waits for this time at most.
 _SECONDS_A_CHUNK = 0.5
 _FIRST_CHUNK = 10
 
@@ -31,23 +31,23 @@ def train(
   directory: disk.PathLike,
   data_dir: str | None = None,
 ) -> workdir.Status:
-  """Trains, going on from the newest checkpoint where there is one.
+  """Trains a network, from the newest checkpoint if one exists.
 
-  A run that was killed and is called again gives the same bits as one that was
-  not: parameters, metrics (but for `seconds`) and probes. A run that was done
-  goes on when it is called with a larger `num_steps`.
+  An interrupted run ends with the same bits as an uninterrupted run: the same
+  parameters, metrics (except for `seconds`) and probes. A finished run
+  continues if the config has a larger `num_steps`.
 
   Args:
     config: The config; `docs/architecture.md` lists the keys.
-    directory: The workdir; made if it is not there.
-    data_dir: Where datasets are kept; TFDS's own default where None.
+    directory: The workdir. A missing directory is created.
+    data_dir: The directory of the datasets; None for the default of TFDS.
 
   Returns:
-    How the run ended: done or diverged. A run that was done or diverged already
-    is left as it is.
+    The status at the end of the run, done or diverged. A finished run stays
+    unchanged.
 
   Raises:
-    Interrupted: If SIGTERM or Ctrl-C asked it to stop; the run is saved then.
+    Interrupted: If a signal stopped the run, after the run was saved.
     UserError: If config, data, devices or disk do not allow it.
   """
   disk.check_local(directory)
@@ -93,7 +93,7 @@ def _mend_record(directory: disk.PathLike) -> None:
 
 @contextlib.contextmanager
 def _noting_failure(directory: disk.PathLike) -> Iterator[None]:
-  """Writes a status for mistakes of ours.
+  """Writes the status `failed` after an error in this package.
 
   Those of users and of the system, such as a full disk, are none of the run's:
   the same command goes on.
@@ -111,12 +111,12 @@ def _noting_failure(directory: disk.PathLike) -> Iterator[None]:
 
 
 class Interrupted(KeyboardInterrupt):
-  """A signal ended a run, after the run was saved.
+  """A signal stopped a run, and the run was saved.
 
-  A KeyboardInterrupt, so that a program that trains many runs ends too.
+  The class is a KeyboardInterrupt, to end a program that trains many runs.
 
   Attributes:
-    status: Where the run stands.
+    status: The status of the run.
   """
 
   def __init__(self, status: workdir.Status):
@@ -125,7 +125,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Run:
-  """A run under way, from its newest checkpoint to its end.
+  """A run in progress, from the newest checkpoint to the end.
 
   Attributes:
     step: Steps completed.
@@ -138,7 +138,7 @@ class Run:
     programs: Programs,
     lengths: Sequence[int] = (),
   ):
-    """Restores the newest checkpoint, or begins at step 0.
+    """Restores the newest checkpoint, or starts at step 0.
 
     Args:
       config: The resolved config.
@@ -162,7 +162,7 @@ class Run:
     step = -1 if state is None else int(state.step)
     if restored is not None:
       copies.put_back(directory, restored.files, self._progress.say)
-    programs.wait()  # The recorder's clock is not to run while it compiles.
+    programs.wait()  # The clock of the recorder must not count compilation.
     self._recorder = recorder.Recorder(
       config, directory, programs, step, lengths
     )
@@ -174,10 +174,10 @@ class Run:
     self._write_status(workdir.INCOMPLETE, self.step, '')
 
   def until_end_or(self, stop: stopping.Stop) -> workdir.Status:
-    """Trains to the last step, a non-finite loss, or a signal."""
+    """Trains until the last step, a non-finite loss, or a signal."""
     try:
       if self._is_new:
-        self._state = self._recorder.measure(self._state, 0, {})
+        self._measure({})
       self._progress.start(self.step)
       while self.step < self._num_steps and stop.signal is None:
         self.advance()
@@ -198,13 +198,13 @@ class Run:
     return self._write_status(workdir.DONE, self.step, '')
 
   def close(self) -> None:
-    """Ends what runs beside the training; what was saved is kept."""
+    """Closes the files, the progress bar and the checkpoints."""
     self._progress.close()
     self._recorder.close()
     self._checkpoints.close()
 
   def advance(self) -> None:
-    """Takes one chunk of steps and measures what is due after it."""
+    """Takes a chunk of steps, and the measurements that are due after it."""
     chunk = min(self._chunk, self._programs.max_steps)
     end = min(self.step + chunk, self._recorder.next_point(self.step))
     start = time.monotonic()
@@ -215,14 +215,20 @@ class Run:
     rate = (end - self.step) / max(time.monotonic() - start, 1e-6)
     self._chunk = int(rate * _SECONDS_A_CHUNK) + 1
     self.step = end
-    self._state = self._recorder.measure(self._state, end, scalars)
+    self._measure(scalars)
     self._progress.update(end, self._recorder.last)
+
+  def _measure(self, scalars: dict[str, jax.Array]) -> None:
+    """Takes the measurements that are due, and restarts sums after a row."""
+    self._recorder.measure(self._state, self.step, scalars)
+    if self._recorder.has_row(self.step):
+      self._state = self._programs.restart_sums(self._state)
 
   def _train(self, end: int) -> dict[str, jax.Array]:
     """Takes the steps up to `end`.
 
     Returns:
-      The scalars of the last step, if a row of metrics is due after it.
+      The scalars of the last step if a row of metrics is due, else nothing.
     """
     train, start = self._programs.train, self.step
     if not self._recorder.has_row(end):
@@ -235,7 +241,7 @@ class Run:
     return scalars
 
   def _save(self) -> None:
-    # In this order: a checkpoint promises all that was measured up to it.
+    # In this order, because a checkpoint keeps all results up to its step.
     self._recorder.flush()
     self._checkpoints.save(self._state)
     self._write_status(workdir.INCOMPLETE, self.step, '')

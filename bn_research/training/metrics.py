@@ -1,4 +1,4 @@
-"""What a run writes while it trains: rows of metrics, arrays of probes."""
+"""Writes rows of metrics, and arrays of probes, while a run trains."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ from bn_research.training import tensorboard
 
 
 class Metrics:
-  """Appends rows to `metrics.jsonl`, and gives TensorBoard a copy.
+  """Appends rows to `metrics.jsonl`, and to the events of TensorBoard.
 
   Attributes:
     rows: All rows of the run, those of earlier processes included.
@@ -22,7 +22,7 @@ class Metrics:
   def __init__(
     self, directory: disk.PathLike, step: int, config: Mapping[str, Any]
   ):
-    """Goes on after `step`; later rows, of a run that was killed, are dropped.
+    """Continues the file after `step`, and drops later rows of a killed run.
 
     Args:
       directory: The workdir.
@@ -37,24 +37,24 @@ class Metrics:
     self._events = tensorboard.Events(directory, config)
 
   def append(self, row: dict[str, Any]) -> None:
-    """Writes one row: `step`, and scalars by name."""
+    """Writes a row: `step`, and scalars by name."""
     line = disk.to_json(row).encode() + b'\n'
     with disk.writing(self._path):
       size = os.fstat(self._file.fileno()).st_size
       if self._file.write(line) < len(line):
-        # A full disk takes what it can and raises nothing until the next time.
+        # A full disk accepts a part of the line, and raises no error yet.
         self._file.truncate(size)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     self.rows.append(row)
     self._events.append(row['step'], {k: row[k] for k in row.keys() - {'step'}})
 
   def show(self, step: int, probe: str, arrays: Mapping[str, Any]) -> None:
-    """Gives TensorBoard a copy of what a probe measured."""
+    """Writes a measurement of a probe to the events of TensorBoard."""
     shown = {f'{probe}/{name}': value for name, value in arrays.items()}
     self._events.append(step, shown)
 
   def flush(self) -> None:
-    """Makes sure that all rows are on the disk, and TensorBoard's copy."""
+    """Waits until all rows and events are on the disk."""
     with disk.writing(self._path):
       os.fsync(self._file.fileno())
     self._events.flush()
@@ -75,7 +75,7 @@ class ProbeLog:
     constants: Mapping[str, np.ndarray],
     step: int,
   ):
-    """Goes on after `step`, and drops later measurements.
+    """Continues the file after `step`, and drops later measurements.
 
     Args:
       directory: The workdir.
@@ -94,7 +94,7 @@ class ProbeLog:
       self._read(step)
 
   def append(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
-    """Keeps a measurement, which `flush` writes.
+    """Keeps a measurement until `flush` writes the file.
 
     Raises:
       UserError: If the arrays have other names or shapes than before, as after

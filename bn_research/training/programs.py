@@ -130,12 +130,12 @@ class Programs:
     found = self._probe[key](train_state, self._probe_examples[key])
     return jax.device_get(found)
 
-  def zero(self) -> jax.Array:
-    """Returns a new float32 zero on the devices.
-
-    Every call makes a new array, because a buffer cannot be donated twice.
-    """
-    return mesh_lib.replicate(np.zeros((), np.float32), self._mesh)
+  def restart_sums(self, train_state: state.TrainState) -> state.TrainState:
+    """Returns the state with sums of zero, for the steps up to the next row."""
+    # Every sum is a new array, because a buffer cannot be donated twice.
+    zero = lambda: mesh_lib.replicate(np.zeros((), np.float32), self._mesh)
+    sums = {name: zero() for name in train_state.sums}
+    return train_state._replace(loss_sum=zero(), sums=sums)
 
   def _indices(self, start: int, stop: int) -> np.ndarray:
     """Returns indices of the examples of the steps `start` to `stop` - 1."""

@@ -1,4 +1,4 @@
-"""When a run is measured, and where the measurements go."""
+"""Evaluates and probes a run at the steps of the config, and writes results."""
 
 import functools
 import math
@@ -16,11 +16,11 @@ from bn_research.training.state import TrainState
 
 
 class Diverged(Exception):
-  """A loss is not finite.
+  """A training loss, or an evaluation loss, is infinite or NaN.
 
   Attributes:
-    step: The step at which it was seen.
-    reason: Which loss, in one line.
+    step: The step of the loss.
+    reason: The name and the value of the loss, in a single line.
   """
 
   def __init__(self, step: int, name: str, loss: float):
@@ -30,12 +30,12 @@ class Diverged(Exception):
 
 
 class Recorder:
-  """Evaluates and probes at the steps that the config asks for.
+  """Evaluates and probes a run at the steps of the config.
 
   Attributes:
     last: The last row of metrics.
-    probe_seconds: The time that probes have taken in this process, but for the
-      first use of each, which waits for the compiler.
+    probe_seconds: The time of all probes in this process, in seconds, without
+      the first use of each probe, which waits for the compiler.
   """
 
   def __init__(
@@ -46,13 +46,13 @@ class Recorder:
     step: int,
     lengths: Sequence[int] = (),
   ):
-    """Goes on after `step`.
+    """Continues the files of a run after `step`.
 
     Args:
       config: The resolved config.
       directory: The workdir.
-      programs: What evaluates and probes.
-      step: The step that the run goes on from; -1 where it begins.
+      programs: The compiled programs of the run.
+      step: The step of the checkpoint; -1 at the start of a run.
       lengths: The earlier lengths, if the run is extended.
     """
     self._programs = programs
@@ -77,10 +77,10 @@ class Recorder:
     self._used: set[str] = set()
 
   def _check_rows(self, directory: disk.PathLike, step: int) -> None:
-    """Refuses to go on where rows from before the checkpoint are gone.
+    """Checks that no row from before the checkpoint is lost.
 
-    They would not be measured again, and what can still be read of the file
-    would be rewritten without the rest.
+    A lost row would not be measured again, and the file would be rewritten
+    without the rows that follow the damage.
     """
     there = {row['step'] for row in workdir.read_metrics(directory)}
     due = self._eval_points[self._eval_points <= step]
@@ -93,25 +93,22 @@ class Recorder:
       )
 
   def next_point(self, step: int) -> int:
-    """Returns the first step after `step` at which something is measured."""
+    """Returns the first step after `step` with a row or a probe."""
     return int(self._points[np.searchsorted(self._points, step, 'right')])
 
   def has_row(self, step: int) -> bool:
-    """Whether a row of metrics is due at a step."""
+    """Returns whether a row of metrics is due at a step."""
     return step in self._eval_points
 
   def measure(
     self, state: TrainState, step: int, scalars: Mapping[str, jax.Array]
-  ) -> TrainState:
-    """Measures what is due at `step`.
+  ) -> None:
+    """Takes the measurements that are due at `step`.
 
     Args:
       state: The state after `step` steps.
       step: The number of steps.
-      scalars: What `Programs.scalars` says of the last step.
-
-    Returns:
-      The state; the sum of losses begins anew where a row was written.
+      scalars: The result of `Programs.scalars` for the last step.
 
     Raises:
       Diverged: If the loss on the test split is not finite.
@@ -121,13 +118,9 @@ class Recorder:
         self._probe(key, state, step)
     if self.has_row(step):
       self._append_row(state, step, scalars)
-      zero = self._programs.zero
-      sums = {name: zero() for name in state.sums}
-      state = state._replace(loss_sum=zero(), sums=sums)
-    return state
 
   def flush(self) -> None:
-    """Makes sure that all is on the disk; to be called before a checkpoint."""
+    """Waits until all results are on the disk; call before a checkpoint."""
     self._metrics.flush()
     for log in self._probe_logs.values():
       log.flush()
@@ -158,11 +151,11 @@ class Recorder:
       since = self._eval_points[np.searchsorted(self._eval_points, step) - 1]
       sums = {'train_loss': state.loss_sum, **state.sums}
       means = {k: float(total) / int(step - since) for k, total in sums.items()}
-      # A sum that an older checkpoint did not have says nothing about this row.
+      # A sum is NaN if an older checkpoint lacks the sum: see `checkpoints`.
       row |= {k: mean for k, mean in means.items() if not math.isnan(mean)}
     row |= {name: float(value) for name, value in scalars.items()}
     for split, result in results.items():
-      # The `train_loss` of a row is the one of the steps that were taken.
+      # The name `train_loss` is taken by the mean over the training steps.
       name = 'train_eval' if split == 'train' else split
       row |= {f'{name}_{key}': value for key, value in result.items()}
     row['seconds'] = round(time.monotonic() - self._start, 3)

@@ -201,9 +201,9 @@ def in_one_line(call: Callable[[], Any]) -> Any:
     call: A function without arguments.
 
   Raises:
-    SystemExit: With status 2 after a mistake of the user or if the output
-      cannot be written, 130 after Ctrl-C, and 141 if the reader of the output
-      has ended.
+    SystemExit: With the `exit_status` of a UserError after a mistake of the
+      user, 2 if the output cannot be written, 130 after Ctrl-C, and 141 if the
+      reader of the output has ended.
   """
   try:
     return call()

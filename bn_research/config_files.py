@@ -80,7 +80,7 @@ def _of_the_user(name: str, call: Callable[..., Any], *args: Any) -> Any:
   except errors.UserError as error:
     where = errors.user_line(error)
     raise errors.UserError(f'{where or name}: {error}') from error
-  except Exception as error:
+  except (Exception, SystemExit) as error:
     told = errors.told(error)
     is_placed = errors.user_line(error)
     raise errors.UserError(told if is_placed else f'{name}: {told}') from error

@@ -9,6 +9,7 @@ continues the sweep.
 
 import os
 import shlex
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -39,13 +40,14 @@ def main() -> int:
     for point in sweep:
       print(shlex.join(point.command))
     return 0
-  # A mistake in a config ends the sweep before any run starts. The check starts
-  # a process that imports JAX, and is skipped if no run is left to train.
-  if todo := [point.config for point in sweep if not driver.is_known(point)]:
-    # A config may name modules beside the config file.
-    folder = os.path.dirname(os.path.abspath(path.partition(':')[0]))
-    checking.check(todo, folder, _DATA_DIR.value)
-  return driver.run(sweep, _JOBS.value)
+  # A config may name modules beside the config file.
+  folder = os.path.dirname(os.path.abspath(path.partition(':')[0]))
+
+  def check(todo: Sequence[points.Point]) -> None:
+    configs = [point.config for point in todo]
+    checking.check(configs, folder, _DATA_DIR.value)
+
+  return driver.run(sweep, _JOBS.value, check)
 
 
 if __name__ == '__main__':

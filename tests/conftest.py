@@ -42,3 +42,14 @@ def pytest_runtest_call(item):
     if 'Failed to materialize symbols' in str(error):
       pytest.skip('XLA has no float16 on this kind of processor')
     raise
+
+
+@pytest.fixture
+def user_module(tmp_path, monkeypatch):
+  """Writes a module of a user, which `module:attribute` can then name."""
+
+  def write(name, text):
+    (tmp_path / f'{name}.py').write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+
+  return write

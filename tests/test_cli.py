@@ -192,6 +192,7 @@ def test_a_flagfile_is_as_if_it_were_typed(run, tmp_path):
     ),
     ('--config=broken.py', 'broken.py:2: SyntaxError'),
     ('--config=raises.py', 'raises.py:3: NameError'),
+    ('--config=leaves.py', 'leaves.py:2: SystemExit: 3'),
     ('--config=empty.py', 'empty.py has no function get_config'),
     ('--config=none_returned.py', 'none_returned.py: get_config must return'),
     ('--config=text.txt', 'text.txt is not a Python file'),
@@ -201,6 +202,7 @@ def test_a_bad_config_file_is_one_line(run, tmp_path, config, message):
   files = {
     'broken.py': '\ndef get_config(:',
     'raises.py': '\ndef get_config():\n  return a_name',
+    'leaves.py': 'def get_config():\n  raise SystemExit(3)',
     'empty.py': '',
     'none_returned.py': 'def get_config(): pass',
     'text.txt': 'hello',

@@ -28,7 +28,8 @@ def series(
     UserError: If the arguments name no quantity or two quantities, if the run
       lacks the quantity, or if the array has several numbers for each step.
   """
-  if (metric is None) == (probe is None or array is None):
+  given = (metric is not None, probe is not None, array is not None)
+  if given not in ((True, False, False), (False, True, True)):
     raise errors.UserError(
       f'report(): metric={metric!r}, probe={probe!r} and array={array!r}; give'
       ' a metric, or a probe and an array'

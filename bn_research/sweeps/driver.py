@@ -4,7 +4,7 @@ import collections
 import datetime
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from bn_research import workdir
 from bn_research.sweeps import points, pool
@@ -12,13 +12,19 @@ from bn_research.sweeps import points, pool
 _INTERRUPTED = 130  # the exit status in shells after Ctrl-C
 
 
-def run(sweep: Sequence[points.Point], jobs: int = 1) -> int:
+def run(
+  sweep: Sequence[points.Point],
+  jobs: int = 1,
+  check: Callable[[Sequence[points.Point]], None] = lambda todo: None,
+) -> int:
   """Trains the incomplete points of a sweep, and prints the progress.
 
   Args:
     sweep: All points. A point with the status done, diverged or failed does not
       run again.
     jobs: The number of runs at the same time.
+    check: A function of the incomplete points, called before any run starts if
+      a point is incomplete. An error of the function ends the sweep.
 
   Returns:
     The exit status: 0 if no run failed, now or before; 1 if a run failed, or
@@ -27,6 +33,9 @@ def run(sweep: Sequence[points.Point], jobs: int = 1) -> int:
   outcomes = [_known(point) for point in sweep]
   todo = [o.point for o in outcomes if o.status == workdir.INCOMPLETE]
   outcomes = [o for o in outcomes if o.status != workdir.INCOMPLETE]
+  # The check starts a process that imports JAX, which takes seconds.
+  if todo:
+    check(todo)
   print(f'{len(sweep)} runs, {len(todo)} to do', flush=True)
   for outcome in outcomes:
     if outcome.status == workdir.FAILED:
@@ -56,15 +65,6 @@ def run(sweep: Sequence[points.Point], jobs: int = 1) -> int:
 
 def _say_waiting(count: int) -> None:
   print(f'waiting for {count} runs that another process trains', flush=True)
-
-
-def is_known(point: points.Point) -> bool:
-  """Returns whether a run is done, diverged or failed, and needs no training.
-
-  Args:
-    point: The point of the run.
-  """
-  return _known(point).status != workdir.INCOMPLETE
 
 
 def _known(point: points.Point) -> pool.Outcome:

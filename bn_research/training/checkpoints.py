@@ -56,7 +56,7 @@ class Checkpoints:
       say: A function that prints a line.
     """
     self._workdir = directory
-    self._directory = pathlib.Path(directory, workdir.CHECKPOINTS).absolute()
+    self._directory = _folder(directory)
     self._seconds = seconds
     self._num_devices = num_devices
     self._say = say
@@ -76,7 +76,7 @@ class Checkpoints:
     Raises:
       UserError: If the checkpoints are of another model.
     """
-    for step in sorted(self._steps(), reverse=True):
+    for step in _newest_first(self._directory):
       try:
         restored = _read(self._manager, step, abstract)
       except errors.UserError:
@@ -146,11 +146,6 @@ class Checkpoints:
       )
     return self._open_manager
 
-  def _steps(self) -> list[int]:
-    if not self._directory.is_dir():
-      return []
-    return [int(p.name) for p in self._directory.iterdir() if p.name.isdigit()]
-
   def _tell_devices(self, there: int) -> None:
     if there != self._num_devices:
       self._say(
@@ -179,11 +174,12 @@ def read_newest(directory: disk.PathLike, abstract: TrainState) -> TrainState:
     UserError: If the run has no checkpoint, or if the newest checkpoint is
       damaged or of another model.
   """
-  folder = pathlib.Path(directory, workdir.CHECKPOINTS).absolute()
-  if not any(folder.glob('[0-9]*')):
+  folder = _folder(directory)
+  steps = _newest_first(folder)
+  if not steps:
     raise errors.UserError(f'{folder} has no checkpoint yet; train first')
+  step = steps[0]
   with orbax.open_manager(folder, read_only=True) as manager:
-    step = manager.latest_step()
     try:
       return _read(manager, step, abstract).state
     except errors.UserError:
@@ -205,19 +201,38 @@ def read_record(directory: disk.PathLike) -> dict[str, Any] | None:
   Returns:
     The content, or None if no checkpoint can be read.
   """
-  folder = pathlib.Path(directory, workdir.CHECKPOINTS).absolute()
-  if not any(folder.glob('[0-9]*')):
-    return None
+  folder = _folder(directory)
+  steps = _newest_first(folder)
+  if not steps:
+    return None  # Without a folder, Orbax cannot open a manager to read.
   with orbax.open_manager(folder, read_only=True) as manager:
-    for step in sorted(manager.all_steps(), reverse=True):
+    for step in steps:
       try:
-        run = orbax.read_json(manager, step)
-        disk.check_seal(run)
-        return run.get('record')
+        return _read_run(manager, step).get('record')
       # A damaged file makes Orbax raise errors of many types.
       except Exception:
         continue
   return None
+
+
+def _folder(directory: disk.PathLike) -> pathlib.Path:
+  """Returns the folder of the checkpoints of a run."""
+  return pathlib.Path(directory, workdir.CHECKPOINTS).absolute()
+
+
+def _newest_first(folder: pathlib.Path) -> list[int]:
+  """Returns the steps of the checkpoints in a folder, the newest first."""
+  if not folder.is_dir():
+    return []
+  names = (path.name for path in folder.iterdir())
+  return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+
+
+def _read_run(manager: Any, step: int) -> dict[str, Any]:
+  """Reads the description of a checkpoint, and checks the digest."""
+  run = orbax.read_json(manager, step)
+  disk.check_seal(run)
+  return run
 
 
 def _read(manager: Any, step: int, abstract: TrainState) -> Restored:
@@ -227,9 +242,8 @@ def _read(manager: Any, step: int, abstract: TrainState) -> Restored:
     UserError: If the checkpoint is of another model.
     Exception: If the checkpoint is damaged.
   """
-  run = orbax.read_json(manager, step)
-  # First: a damaged description would look like the one of another model.
-  disk.check_seal(run)
+  # The digest first: a damaged description would look like another model.
+  run = _read_run(manager, step)
   saved = _as_saved(abstract, run['arrays'])
   # Orbax casts another dtype in silence.
   if run['arrays'] != _describe(saved):

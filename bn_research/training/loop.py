@@ -95,8 +95,8 @@ def _mend_record(directory: disk.PathLike) -> None:
 def _noting_failure(directory: disk.PathLike) -> Iterator[None]:
   """Writes the status `failed` after an error in this package.
 
-  Those of users and of the system, such as a full disk, are none of the run's:
-  the same command goes on.
+  A mistake of the user, and an error of the system such as a full disk, are not
+  errors of the run: the same command continues the run later.
   """
   try:
     yield

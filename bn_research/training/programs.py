@@ -194,8 +194,13 @@ class Programs:
       'graphdef': graphdef,
       'to_input': data.input_function(config['data'], dataset.train.images),
     }
+    self._compile_steps(optimizer, parts)
+    self._compile_evaluation(dataset.num_classes, parts)
+    self._compile_probes(optimizer, parts)
+
+  def _compile_steps(self, optimizer: Any, parts: dict[str, Any]) -> None:
     given = self.abstract, self._train_data
-    size = config['batch_size']
+    size = self._config['batch_size']
     # The donation lets XLA write the new parameters over the old parameters.
     self._train = self._ahead(
       functools.partial(step.train_steps, optimizer=optimizer, **parts),
@@ -212,10 +217,14 @@ class Programs:
         *given,
         self._int32(size),
       )
+
+  def _compile_evaluation(
+    self, num_classes: int, parts: dict[str, Any]
+  ) -> None:
     self._evaluate = {
       split: self._ahead(
         functools.partial(
-          evaluation.evaluate, num_classes=dataset.num_classes, **parts
+          evaluation.evaluate, num_classes=num_classes, **parts
         ),
         self.abstract,
         *split_data,
@@ -226,10 +235,13 @@ class Programs:
     if self._stacks:
       self._reestimate = self._ahead(
         functools.partial(evaluation.reestimate, **parts),
-        *given,
+        self.abstract,
+        self._train_data,
         *self._stacks,
         where='config.eval.population',
       )
+
+  def _compile_probes(self, optimizer: Any, parts: dict[str, Any]) -> None:
     self._probe = {
       key: self._ahead(
         functools.partial(

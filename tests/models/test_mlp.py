@@ -135,13 +135,13 @@ def test_a_norm_that_does_not_fit_says_so():
     model(jnp.ones((2, 784)), train=True)
 
 
-def test_a_norm_that_a_model_does_not_take_is_refused(tmp_path, monkeypatch):
-  (tmp_path / 'bare_model.py').write_text(
+def test_a_norm_that_a_model_does_not_take_is_refused(user_module):
+  user_module(
+    'bare_model',
     'from flax import nnx\n'
     'class Bare(nnx.Module):\n'
-    '  def __init__(self, *, rngs): pass\n'
+    '  def __init__(self, *, rngs): pass\n',
   )
-  monkeypatch.syspath_prepend(tmp_path)
   bare = {'name': 'bare_model:Bare', 'norm': {'name': 'none'}}
   models.create(bare, (3,), 2, jax.random.key(0))
   for key, name in (('norm', 'batch_norm'), ('dense', 'prong')):
@@ -149,13 +149,13 @@ def test_a_norm_that_a_model_does_not_take_is_refused(tmp_path, monkeypatch):
       models.create(bare | {key: name}, (3,), 2, jax.random.key(0))
 
 
-def test_a_norm_that_a_model_never_makes_is_told(tmp_path, monkeypatch):
-  (tmp_path / 'deaf_model.py').write_text(
+def test_a_norm_that_a_model_never_makes_is_told(user_module):
+  user_module(
+    'deaf_model',
     'from flax import nnx\n'
     'class Deaf(nnx.Module):\n'
-    '  def __init__(self, *, norm, dense, rngs): pass\n'
+    '  def __init__(self, *, norm, dense, rngs): pass\n',
   )
-  monkeypatch.syspath_prepend(tmp_path)
   deaf = {'name': 'deaf_model:Deaf', 'norm': {'name': 'none'}}
   models.create(deaf, (3,), 2, jax.random.key(0))
   for key, name in (('norm', 'batch_norm'), ('dense', 'prong')):

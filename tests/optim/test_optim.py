@@ -115,13 +115,13 @@ def test_what_is_unknown_or_out_of_range_is_one_line(change, message):
     optim.create({'name': 'sgd', 'learning_rate': 0.5} | change, 10)
 
 
-def test_a_rate_that_would_be_left_out_is_told(tmp_path, monkeypatch):
-  (tmp_path / 'my_optimizer.py').write_text(
+def test_a_rate_that_would_be_left_out_is_told(user_module):
+  user_module(
+    'my_optimizer',
     'import optax\n'
     'def own(size=0.1): return optax.sgd(size)\n'
-    'def takes(learning_rate): return optax.sgd(learning_rate)\n'
+    'def takes(learning_rate): return optax.sgd(learning_rate)\n',
   )
-  monkeypatch.syspath_prepend(tmp_path)
   rate = {'learning_rate': 0.5}
   optim.create({'name': 'my_optimizer:takes', **rate}, 10)
   for config in (

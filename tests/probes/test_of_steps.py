@@ -280,8 +280,9 @@ def test_what_a_probe_returns_can_be_stored():
   }
 
 
-def test_constants_of_a_function_are_stored(tmp_path, monkeypatch):
-  (tmp_path / 'my_probe.py').write_text(
+def test_constants_of_a_function_are_stored(user_module):
+  user_module(
+    'my_probe',
     'def mine(observation, factor=1):\n'
     '  return {"loss": factor * observation.loss()}\n'
     'mine.constants = {"size": 3}\n'
@@ -290,9 +291,8 @@ def test_constants_of_a_function_are_stored(tmp_path, monkeypatch):
     'twice.constants = {"size": 3}\n'
     'def wrong(observation):\n'
     '  return {}\n'
-    'wrong.constants = {"step": 3}\n'
+    'wrong.constants = {"step": 3}\n',
   )
-  monkeypatch.syspath_prepend(tmp_path)
   probe = probes.create('mine', {'name': 'my_probe:mine', 'factor': 2})
   assert probes.constants(probe) == {'size': 3}
   assert observe(probe)['loss'] > 0

@@ -86,6 +86,10 @@ def test_curves_of_a_probe(series):
   ('options', 'message'),
   [
     ({}, 'give a metric, or a probe and an array'),
+    (
+      {'metric': 'test_accuracy', 'probe': 'activations'},
+      'give a metric, or a probe and an array',
+    ),
     ({'metric': 'a', 'probe': 'b', 'array': 'c'}, 'give a metric, or'),
     ({'probe': 'activations'}, 'give a metric, or'),
     ({'probe': 'activations', 'array': 'last/unit'}, r'shape \(3,\) at each'),

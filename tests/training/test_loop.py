@@ -97,17 +97,17 @@ def test_an_extended_run_goes_on_after_a_stop(
   assert results(tmp_path / 'whole') == results(tmp_path / 'cut')
 
 
-def test_logits_of_a_wrong_shape_are_told(config, tmp_path, monkeypatch):
-  (tmp_path / 'my_logits.py').write_text(
+def test_logits_of_a_wrong_shape_are_told(config, tmp_path, user_module):
+  user_module(
+    'my_logits',
     'import jax.numpy as jnp\n'
     'from flax import nnx\n'
     'class Model(nnx.Module):\n'
     '  def __init__(self, *, rngs, shape):\n'
     '    self.bias = nnx.Param(jnp.zeros(shape))\n'
     '  def __call__(self, x, *, train):\n'
-    '    return jnp.zeros((len(x), 1)) + self.bias[...]\n'
+    '    return jnp.zeros((len(x), 1)) + self.bias[...]\n',
   )
-  monkeypatch.syspath_prepend(tmp_path)
   config['probes'] = None
   for shape, message in (
     ((5,), r'logits of shape \(37, 5\); return \(37, 4\)'),
@@ -167,8 +167,9 @@ def test_a_text_for_a_part_is_the_same_config(config, tmp_path):
 
 
 @pytest.mark.parametrize('dtype', ['bfloat16', 'int32', 'tuple'])
-def test_logits_of_other_types(config, tmp_path, monkeypatch, dtype):
-  (tmp_path / 'my_types.py').write_text(
+def test_logits_of_other_types(config, tmp_path, dtype, user_module):
+  user_module(
+    'my_types',
     'import jax.numpy as jnp\n'
     'from flax import nnx\n'
     'class Model(nnx.Module):\n'
@@ -176,9 +177,8 @@ def test_logits_of_other_types(config, tmp_path, monkeypatch, dtype):
     '    self.dtype, self.kernel = dtype, nnx.Param(jnp.zeros((16, 4)))\n'
     '  def __call__(self, x, *, train):\n'
     '    y = x.reshape(len(x), -1) @ self.kernel[...]\n'
-    '    return (y,) if self.dtype == "tuple" else y.astype(self.dtype)\n'
+    '    return (y,) if self.dtype == "tuple" else y.astype(self.dtype)\n',
   )
-  monkeypatch.syspath_prepend(tmp_path)
   model = {'name': 'my_types:Model', 'dtype': dtype, 'norm': 'none'}
   config |= {'probes': None, 'model': model}
   if dtype == 'bfloat16':

@@ -111,7 +111,7 @@ class Checkpoints:
     run = {
       'num_devices': self._num_devices,
       'arrays': _describe(state),
-      'digests': digests.of_arrays(state),
+      'array_digests': digests.of_arrays(state),
       'files': copies.digests(files),
       'record': self._record(),
     }
@@ -252,9 +252,9 @@ def _read(manager: Any, step: int, abstract: TrainState) -> Restored:
       ' --workdir'
     )
   state = orbax.read_arrays(manager, step, 'state', saved)
-  # An older version wrote neither digests nor files.
+  # Older versions wrote no digests, or another kind, and no files.
   found = digests.of_arrays(state)
-  if found != run.get('digests', found):
+  if found != run.get('array_digests', found):
     raise ValueError('the digest of an array differs')
   expected = run.get('files', {})
   arrays = orbax.read_arrays(manager, step, 'files') if expected else {}

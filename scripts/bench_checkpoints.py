@@ -55,9 +55,7 @@ def _state(widths: tuple[int, ...]) -> state.TrainState:
     {'name': 'sgd', 'learning_rate': 0.1, 'momentum': 0.9}, 1
   )
   model = {'name': 'mlp', 'widths': widths, 'norm': {'name': 'batch_norm'}}
-  _, start = state.create(
-    jax.random.key(0), model, (28, 28, 1), 10, optimizer
-  )
+  _, start = state.create(jax.random.key(0), model, (28, 28, 1), 10, optimizer)
   return mesh.replicate(start, mesh.create(1, 1))
 
 

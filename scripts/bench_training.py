@@ -15,6 +15,8 @@ same examples in the same order and do nothing else:
 
 The contenders take turns; a ratio is that of two turns of one round, and what
 is printed is the median over rounds.
+
+The last table is that of bench_checkpoints.py: the digests of a checkpoint.
 """
 
 import contextlib
@@ -28,6 +30,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import bench_checkpoints
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,6 +68,7 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as directory:
       turns = dict(_contenders(norm, dataset, directory))
       _print_table(norm, _time(turns))
+  bench_checkpoints.print_table()
 
 
 def _contenders(

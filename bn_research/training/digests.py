@@ -29,16 +29,18 @@ def of_arrays(tree: Any) -> dict[str, str]:
 
   Source: Appleby, MurmurHash3 (2011), `fmix32`.
   """
-  digests = jax.device_get(_of_tree(tree))
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  found = np.asarray(_of_leaves([leaf for _, leaf in leaves]))
   return {
     jax.tree_util.keystr(path): ''.join(f'{word:08x}' for word in digest)
-    for path, digest in jax.tree_util.tree_leaves_with_path(digests)
+    for (path, _), digest in zip(leaves, found, strict=True)
   }
 
 
 @jax.jit
-def _of_tree(tree: Any) -> Any:
-  return jax.tree.map(_of_array, tree)
+def _of_leaves(leaves: list[jax.Array]) -> jax.Array:
+  # One array, because each array that leaves a device costs a call.
+  return jnp.stack([_of_array(leaf) for leaf in leaves])
 
 
 def _of_array(array: jax.Array) -> jax.Array:
@@ -51,16 +53,16 @@ def _of_array(array: jax.Array) -> jax.Array:
     index = index * np.uint32(size % 2**32) + position
   mixed = _mix(words + _STRIDE * index)
   weighted = mixed * (2 * index + 1)
-  # One reduction of both: XLA reads the array once, on a CPU in a third of the
-  # time of two sums.
+  # One reduction of both, which reads the array once. The first axis is summed
+  # afterwards: XLA cuts the first axis of a result over the cores of a CPU.
   zero = np.uint32(0)
   sums = lax.reduce(
     (mixed, weighted),
     (zero, zero),
     lambda a, b: (a[0] + b[0], a[1] + b[1]),
-    tuple(range(words.ndim)),
+    tuple(range(1, words.ndim)),
   )
-  return jnp.stack(sums)
+  return jnp.stack([rows.sum(dtype=jnp.uint32) for rows in sums])
 
 
 def _words(array: jax.Array) -> jax.Array:

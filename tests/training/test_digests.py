@@ -83,7 +83,7 @@ def test_it_is_the_same_on_any_number_of_devices(axis):
   )
   sharded = jax.device_put(array, NamedSharding(mesh.create(8, 8), spec))
   assert digest(sharded) == digest(array)
-  program = digests._of_tree.lower(sharded).compile().as_text()
+  program = digests._of_leaves.lower([sharded]).compile().as_text()
   # The shards stay where they are: what travels are sums.
   assert 'u32[8,16]' not in program
   assert 'f32[8,16]' not in program

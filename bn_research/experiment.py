@@ -23,13 +23,83 @@ from bn_research import overrides
 
 Changes = Mapping[str, Any]
 
+KEYS = {
+  'seed': (
+    'The seed of the initial parameters, of the order of the examples and of'
+    ' dropout.'
+  ),
+  'num_steps': 'The number of training steps.',
+  'batch_size': 'The number of examples of a step, over all devices together.',
+  'num_devices': 'The number of devices, which divides `batch_size`.',
+  'data': 'The dataset: a part. A dataset of a user takes further options.',
+  'data.name': (
+    '`digits`, `mnist`, a name in TFDS for images of one shape, or'
+    ' `module:attribute`.'
+  ),
+  'data.train': 'The split of TFDS for the training, such as `train[:50000]`.',
+  'data.test': 'The split of TFDS that `eval.splits` calls `test`.',
+  'data.binarize': (
+    'A threshold in [0, 1]: a brighter pixel becomes 1, and any other pixel 0.'
+    ' None for grey values.'
+  ),
+  'data.normalize': (
+    'A normalization of the inputs, fitted on the training split: a part.'
+  ),
+  'model': 'The network: a part.',
+  'model.norm': 'The normalization of every place in the network: a part.',
+  'model.norm.scope': 'The activations that normalize: a part.',
+  'model.norm.map': 'How the moments change an activation: a part.',
+  'model.norm.population': 'The moments to remember for inference: a part.',
+  'model.norm.gradient': 'What reaches the gradient: a part.',
+  'model.norms.PLACE': (
+    'The normalization of a single place, such as `hidden_1`: a part like'
+    ' `model.norm`.'
+  ),
+  'model.dense': 'The dense layers: a part.',
+  'optimizer': 'The optimizer: a part.',
+  'optimizer.learning_rate': 'The learning rate, before the schedule.',
+  'optimizer.schedule': 'The schedule of the learning rate: a part.',
+  'optimizer.precondition': 'The preconditioner of `sgd`: a part.',
+  'eval.num_points': 'The number of evaluations after the one at step 0.',
+  'eval.spacing': (
+    '`linear` for equal distances between the evaluations, or `log` for equal'
+    ' ratios.'
+  ),
+  'eval.splits': (
+    'The splits of the evaluation: `test`, `train` or further splits of TFDS.'
+  ),
+  'eval.population': (
+    'The moments of the evaluation: `running`, or `reestimated` over the'
+    ' training split (Algorithm 2 of Ioffe and Szegedy, 2015). Re-estimation'
+    ' takes a forward pass over the split for each normalization, at every row.'
+  ),
+  'eval.step_norms': (
+    'The norms of gradient, update and parameters in a row: of the `last` step,'
+    ' or the `mean` over the steps since the row before.'
+  ),
+  'probes.KEY': (
+    'A probe: a part, whose name is KEY if the section has no `name`. The file'
+    ' `probes/KEY.npz` has the measurements.'
+  ),
+  'probes.KEY.num_examples': (
+    'The number of training examples of a measurement; `batch_size` by default.'
+  ),
+  'probes.KEY.num_points': (
+    'The number of measurements after the one at step 0; `eval.num_points` by'
+    ' default.'
+  ),
+  'probes.KEY.spacing': '`linear` or `log`; `eval.spacing` by default.',
+  'checkpoint_seconds': 'The least time between two checkpoints, in seconds.',
+}
+"""The meaning of each key of a config that is not an option of a part."""
+
 
 def base() -> ml_collections.ConfigDict:
   """Returns the base config, with a value for each key of a run.
 
   Returns:
     A config of an MLP without normalization, trained on the digits with plain
-    SGD. `docs/architecture.md` lists the keys.
+    SGD. `KEYS` has the meaning of each key.
   """
   return ml_collections.ConfigDict(
     {

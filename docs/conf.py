@@ -11,6 +11,8 @@ author = 'The authors of bn_research'
 project_copyright = f'2026, {author}'
 
 extensions = [
+  'config_keys',
+  'docstrings',
   'myst_parser',
   'sphinx.ext.autodoc',
   'sphinx.ext.doctest',
@@ -24,10 +26,14 @@ default_role = 'code'
 myst_enable_extensions = ['colon_fence', 'deflist']
 myst_heading_anchors = 3
 
+autodoc_default_options = {'no-value': True}  # A table of parts is long.
 autodoc_member_order = 'bysource'
 autodoc_typehints = 'none'  # The docstrings give types, shapes and units.
 napoleon_use_ivar = True
+napoleon_attr_annotations = False
 napoleon_use_rtype = False
+
+smartquotes = False  # Quotes in docstrings are quotes of Python.
 
 html_theme = 'furo'
 html_title = 'bn_research'

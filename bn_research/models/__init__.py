@@ -12,7 +12,7 @@ from bn_research.layers import nnx as layers
 from bn_research.models import dense, mlp, normalization
 
 MODELS = {'mlp': mlp.MLP}
-"""Networks by name: classes, or functions with the same arguments."""
+"""Networks by name, as classes or as functions with the same arguments."""
 
 
 def create(

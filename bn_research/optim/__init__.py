@@ -5,8 +5,8 @@ from typing import Any
 
 import optax
 
-from bn_research import errors, ranges, registry
-from bn_research.preconditioning import precondition_by_input_covariance
+from bn_research import errors, registry
+from bn_research.optim import optimizers, schedules
 
 
 def create(
@@ -77,104 +77,17 @@ def _check_takes_rate(
     )
 
 
-def _sgd(
-  learning_rate: optax.ScalarOrSchedule,
-  momentum: float = 0.0,
-  nesterov: bool = False,
-  precondition: Mapping[str, Any] | None = None,
-) -> optax.GradientTransformation:
-  ranges.weight_of_old(momentum=momentum)
-  if nesterov and not momentum:
-    raise ValueError('nesterov needs a momentum above 0')
-  # For a momentum of 0.0, optax would keep a trace without any use. For None,
-  # optax keeps no trace.
-  descent = optax.sgd(learning_rate, momentum or None, nesterov)
-  if precondition is None:
-    return descent
-  where = 'config.optimizer.precondition'
-  # The preconditioner comes after the momentum: the trace is a sum of raw
-  # gradients, and each later preconditioner can be applied to this sum.
-  return optax.chain(
-    descent, registry.create(where, PRECONDITIONS, precondition)
-  )
-
-
-def _adam(
-  learning_rate: optax.ScalarOrSchedule,
-  b1: float = 0.9,
-  b2: float = 0.999,
-  eps: float = 1e-8,
-) -> optax.GradientTransformation:
-  _check_adam(b1, b2, eps)
-  return optax.adam(learning_rate, b1, b2, eps)
-
-
-def _adamw(
-  learning_rate: optax.ScalarOrSchedule,
-  b1: float = 0.9,
-  b2: float = 0.999,
-  eps: float = 1e-8,
-  weight_decay: float = 1e-4,
-) -> optax.GradientTransformation:
-  _check_adam(b1, b2, eps)
-  ranges.non_negative(weight_decay=weight_decay)
-  return optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay)
-
-
-def _check_adam(b1: float, b2: float, eps: float) -> None:
-  ranges.weight_of_old(b1=b1, b2=b2)
-  ranges.non_negative(eps=eps)
-
-
-def _rmsprop(
-  learning_rate: optax.ScalarOrSchedule,
-  decay: float = 0.9,
-  eps: float = 1e-8,
-  momentum: float = 0.0,
-) -> optax.GradientTransformation:
-  ranges.weight_of_old(decay=decay, momentum=momentum)
-  ranges.non_negative(eps=eps)
-  return optax.rmsprop(learning_rate, decay, eps, momentum=momentum or None)
-
-
-def _constant(learning_rate: float) -> float:
-  ranges.non_negative(learning_rate=learning_rate)
-  return learning_rate
-
-
-def _cosine(
-  learning_rate: float, num_steps: int, alpha: float = 0.0
-) -> optax.Schedule:
-  ranges.non_negative(learning_rate=learning_rate, alpha=alpha)
-  return optax.cosine_decay_schedule(learning_rate, num_steps, alpha)
-
-
-def _exponential(
-  learning_rate: float, num_steps: int, decay: float = 0.01
-) -> optax.Schedule:
-  ranges.non_negative(learning_rate=learning_rate)
-  ranges.positive(decay=decay)
-  # The learning rate after `num_steps` steps is learning_rate · decay.
-  return optax.exponential_decay(learning_rate, num_steps, decay)
-
-
 OPTIMIZERS = {
-  'sgd': _sgd,
-  'adam': _adam,
-  'adamw': _adamw,
-  'rmsprop': _rmsprop,
+  'sgd': optimizers.sgd,
+  'adam': optimizers.adam,
+  'adamw': optimizers.adamw,
+  'rmsprop': optimizers.rmsprop,
 }
-"""Optimizers by name: functions of `learning_rate`, a number or a schedule."""
-
-PRECONDITIONS = {
-  'none': optax.identity,
-  'input_covariance': precondition_by_input_covariance,
-}
-"""Transformations of the update of `sgd`, by name."""
+"""Optimizers by name, as functions of a learning rate or of a schedule."""
 
 SCHEDULES = {
-  'constant': _constant,
-  'cosine': _cosine,
-  'exponential': _exponential,
+  'constant': schedules.constant,
+  'cosine': schedules.cosine,
+  'exponential': schedules.exponential,
 }
-"""Schedules by name: functions of `learning_rate` and `num_steps`."""
+"""Schedules by name, as functions of `learning_rate` and `num_steps`."""

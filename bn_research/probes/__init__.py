@@ -36,7 +36,7 @@ PROBES: dict[str, Any] = {
   'gradients': gradients,
   'whiteness': whiteness,
 }
-"""Probes by name: functions of an observation, or classes of such functions."""
+"""Probes by name, as functions of an observation or classes of functions."""
 
 # Options of every probe, for the training loop: the number of examples, and the
 # steps of the measurements.

@@ -195,7 +195,7 @@ PANELS = {
   'heat_map': HeatMap,
   'settings': Settings,
 }
-"""Kinds of panels by name: classes with a method `draw`."""
+"""Kinds of panels by name, as classes with a method `draw`."""
 
 
 def share_y(panels: Sequence[Panel], axes: Sequence[Any]) -> None:

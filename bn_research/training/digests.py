@@ -15,11 +15,11 @@ def of_arrays(tree: Any) -> dict[str, str]:
 
     mᵢ = mix(bitsᵢ + stride · i),   digest = (Σ mᵢ, Σ (2i + 1) mᵢ)  mod 2³²,
 
-  summed over the elements i. The function `mix` is the finalizer of MurmurHash3,
-  a bijection of 32-bit words. A change of a single element therefore always
-  changes the digest. A sum does not depend on the order of the elements: the
-  digest of a sharded array is the sum over the shards, on any number of devices,
-  and no array is gathered.
+  summed over the elements i. The function `mix` is the finalizer of
+  MurmurHash3, a bijection of 32-bit words. A change of a single element
+  therefore always changes the digest. A sum does not depend on the order of the
+  elements: the digest of a sharded array is the sum over the shards, on any
+  number of devices, and no array is gathered.
 
   Args:
     tree: A pytree of arrays of any shape and dtype, PRNG keys included.

@@ -38,7 +38,7 @@ def train(
   continues if the config has a larger `num_steps`.
 
   Args:
-    config: The config; `docs/architecture.md` lists the keys.
+    config: The config; `experiment.KEYS` lists the keys.
     directory: The workdir. A missing directory is created.
     data_dir: The directory of the datasets; None for the default of TFDS.
 

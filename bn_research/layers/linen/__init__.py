@@ -48,7 +48,7 @@ points:
 - In training, `BatchNorm` refuses an array without activations.
 - Activations must be real floating-point numbers. Complex activations are
   refused: give real and imaginary parts as features. Flax centres complex
-  activations and divides by the root of E |x - E x|².
+  activations and divides by the root of `E |x - E x|²`.
 """
 
 from bn_research.layers.linen.batch_norm import BatchNorm

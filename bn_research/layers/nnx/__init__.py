@@ -38,7 +38,7 @@ wrong argument early. The numbers differ from Flax in these points:
 - In training, `BatchNorm` refuses an array without activations.
 - Activations must be real floating-point numbers. Complex activations are
   refused: give real and imaginary parts as features. Flax centres complex
-  activations and divides by the root of E |x - E x|².
+  activations and divides by the root of `E |x - E x|²`.
 """
 
 from bn_research.layers.nnx.batch_norm import BatchNorm

@@ -42,14 +42,14 @@ NAMES: dict[str, Callable[..., Any]] = {
   'evonorm_s0': evonorm.EvoNormS0,
 }
 
-"""Named normalizations: a factory by name."""
+"""Factories of the named normalizations, by name."""
 
 COMBINATIONS: dict[str, Callable[..., Any]] = {
   'chain': Chain,
   'coloured': Coloured,
   'mixture': Mixture,
 }
-"""Normalizations made of normalizations: a class by name."""
+"""Classes of normalizations made of normalizations, by name."""
 
 AXES: dict[str, dict[str, Any]] = {
   'scope': {
@@ -74,10 +74,10 @@ AXES: dict[str, dict[str, Any]] = {
   },
   'gradient': {**gradients.NAMES, 'renormalized': gradients.Renormalized},
 }
-"""Choices by axis and name: classes, gradient policies, or None."""
+"""The choices of each axis by name, as classes, gradient policies or None."""
 
 SCHEDULES: dict[str, Callable[..., Any]] = {'ramp': gradients.Ramp}
-"""Numbers that change with the number of updates: a class by name."""
+"""Classes of numbers that change with the number of updates, by name."""
 
 
 def create(name: str, **options) -> Any:

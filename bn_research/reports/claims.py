@@ -1,5 +1,6 @@
 """Checks published statements against runs."""
 
+import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from scipy import special
 
 from bn_research import errors
 from bn_research.reports import measures
+from bn_research.reports.runs import Absent
 from bn_research.results import Run, Runs, matches
 
 HOLDS = 'holds'
@@ -74,8 +76,8 @@ class Finding:
       mean difference. Both ends are NaN for a single seed.
     verdict: `HOLDS`, `DOES_NOT_HOLD`, `UNDECIDED`, `TOO_FEW` or `NOTHING`.
     left_out: The planned runs that the comparison lacks, as text: runs that
-      diverged and runs that are missing, for each side. '' if no run is left
-      out.
+      diverged, are missing or cannot be read, for each side. '' if no run is
+      left out.
   """
 
   claim: Claim
@@ -90,7 +92,7 @@ class Finding:
 def check(
   claim: Claim,
   runs: Sequence[Run],
-  missing: Sequence[Mapping[str, Any]] = (),
+  absent: Sequence[Absent] = (),
 ) -> Finding:
   """Checks a claim, by a comparison of two runs for each seed.
 
@@ -98,7 +100,7 @@ def check(
     claim: The claim.
     runs: Runs with any config, done or diverged. Only the runs that are done
       have a number; the result counts the runs that diverged.
-    missing: The configs, by dotted key, of the planned runs that are missing.
+    absent: The planned runs without numbers.
 
   Returns:
     The measured means, the differences, and the verdict. All numbers are NaN if
@@ -111,7 +113,7 @@ def check(
   # Two runs with the same seed share a part of the spread over seeds. The
   # difference within a seed removes this part.
   this, that = (_by_seed(side, runs) for side in (claim.this, claim.that))
-  left_out = _left_out(claim, runs, missing)
+  left_out = _left_out(claim, runs, absent)
   seeds = sorted(this.keys() & that.keys())
   if not seeds:
     nan = float('nan')
@@ -135,19 +137,19 @@ def check(
 
 
 def _left_out(
-  claim: Claim, runs: Sequence[Run], missing: Sequence[Mapping[str, Any]]
+  claim: Claim, runs: Sequence[Run], absent: Sequence[Absent]
 ) -> str:
   """Returns how many runs of each side have no number, as text."""
   texts = []
   for name, where in (('first', claim.this), ('second', claim.that)):
     matching = Runs(runs).select(where)
-    planned = [point for point in missing if matches(point, where)]
+    planned = [run.reason for run in absent if matches(run.config, where)]
     if not matching and not planned:
       raise errors.UserError(
         f'no run is of the {name} side of the claim {claim.claim!r}'
       )
     diverged = sum(not run.is_done for run in matching)
-    counts = {'diverged': diverged, 'missing': len(planned)}
+    counts = {'diverged': diverged, **collections.Counter(planned)}
     total = len(matching) + len(planned)
     texts += [
       f'{count} of {total} {what} on the {name} side'

@@ -1,7 +1,7 @@
 """Series of runs, and drawing functions for all kinds of panels."""
 
 import dataclasses
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,8 +28,7 @@ class Series:
     diverged: The runs that diverged. These runs have no curves.
     color: Any Matplotlib color.
     linestyle: Any Matplotlib line style.
-    num_missing: The number of runs of `sweep()` that are neither done nor
-      diverged.
+    absent: The number of runs of `sweep()` without numbers, by reason.
   """
 
   label: str
@@ -37,12 +36,12 @@ class Series:
   diverged: Sequence[Run]
   color: str
   linestyle: str
-  num_missing: int = 0
+  absent: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
   @property
   def name(self) -> str:
     """The label, with the numbers of runs that are not drawn."""
-    counts = {'diverged': len(self.diverged), 'missing': self.num_missing}
+    counts = {'diverged': len(self.diverged), **self.absent}
     texts = [f'{count} {what}' for what, count in counts.items() if count]
     return f'{self.label} ({", ".join(texts)})' if texts else self.label
 

@@ -1,5 +1,6 @@
 """Draws figures, which are panels in a row, and writes PNG and PDF files."""
 
+import collections
 import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,7 @@ from typing import Any
 from bn_research import disk, errors, registry
 from bn_research.reports import labels
 from bn_research.reports import panels as panels_lib
+from bn_research.reports.runs import Absent
 from bn_research.results import Run, Runs, matches
 
 # The palette of Okabe and Ito. Readers with color blindness can distinguish the
@@ -64,14 +66,14 @@ class Figure:
     self,
     runs: Sequence[Run],
     directory: pathlib.Path,
-    missing: Sequence[Mapping[str, Any]] = (),
+    absent: Sequence[Absent] = (),
   ) -> list[pathlib.Path]:
     """Draws the figure, and writes the figure as PNG and PDF.
 
     Args:
       runs: The runs of an experiment.
       directory: The directory of the files.
-      missing: The configs, by dotted key, of the planned runs that are missing.
+      absent: The planned runs without numbers.
 
     Returns:
       The paths of the files.
@@ -91,7 +93,7 @@ class Figure:
       ) from error
 
     series = [
-      _series(spec, runs, missing, i) for i, spec in enumerate(self.series)
+      _series(spec, runs, absent, i) for i, spec in enumerate(self.series)
     ]
     panels = [_panel(spec) for spec in self.panels]
     with matplotlib.rc_context(_STYLE):
@@ -121,11 +123,11 @@ def _panel(spec: Mapping[str, Any]) -> panels_lib.Panel:
   return panel
 
 
-def _series(spec, runs, missing, index) -> panels_lib.Series:
+def _series(spec, runs, absent, index) -> panels_lib.Series:
   """Returns the series of a description, with the style for an index."""
   where = spec['where']
   matching = Runs(runs).select(where)
-  planned = [point for point in missing if matches(point, where)]
+  planned = [run.reason for run in absent if matches(run.config, where)]
   if not matching and not planned:
     raise errors.UserError(f'no run is of the series {spec["label"]!r}')
   return panels_lib.Series(
@@ -134,7 +136,7 @@ def _series(spec, runs, missing, index) -> panels_lib.Series:
     [run for run in matching if not run.is_done],
     _COLORS[index % len(_COLORS)],
     _LINESTYLES[index % len(_LINESTYLES)],
-    len(planned),
+    collections.Counter(planned),
   )
 
 

@@ -2,10 +2,26 @@
 
 import collections
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from bn_research import comparison, dotted, errors, results, workdir
 from bn_research.results import Run
+
+MISSING = 'missing'
+UNREADABLE = 'unreadable'
+
+
+class Absent(NamedTuple):
+  """A planned run without numbers.
+
+  Attributes:
+    config: The config of the run, by dotted key.
+    reason: `MISSING` if the run is neither done nor diverged, or `UNREADABLE`
+      if a file of the run is damaged.
+  """
+
+  config: Mapping[str, Any]
+  reason: str
 
 
 def load(directory: str) -> list[Run]:
@@ -24,7 +40,10 @@ def load(directory: str) -> list[Run]:
   """
   paths = collections.defaultdict(list)
   for path in results.workdirs(directory):
-    paths[results.load(path).status.status].append(path)
+    try:
+      paths[results.load(path).status.status].append(path)
+    except errors.UserError as error:
+      print(f'left out, because unreadable: {error}')
   for status in (workdir.INCOMPLETE, workdir.FAILED):
     for path in paths[status]:
       print(f'left out, because {status}: {path}')
@@ -80,26 +99,82 @@ def of_experiment(
   return kept
 
 
-def missing(
-  found: Sequence[Run], points: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-  """Returns the planned runs that are neither done nor diverged, and says so.
+def without_copies(found: Sequence[Run]) -> list[Run]:
+  """Returns the first run of each config; says which runs are left out.
+
+  A copy of a folder would count as a further seed in a curve.
+  """
+  kept: list[Run] = []
+  for run in found:
+    same = (
+      other
+      for other in kept
+      # A comparison of all keys is slow, and most runs differ in the seed.
+      if other.config.get('seed') == run.config.get('seed')
+      and not comparison.differences(other.config, run.config)
+    )
+    if other := next(same, None):
+      print(f'left out, because {other.path} has the same config: {run.path}')
+    else:
+      kept.append(run)
+  return kept
+
+
+def readable(found: Sequence[Run]) -> tuple[list[Run], list[Run]]:
+  """Separates the runs with a damaged or lost file, and says which they are.
 
   Args:
-    found: The runs that are done or diverged.
-    points: The configs of the planned runs.
+    found: Runs that are done or diverged.
 
   Returns:
-    The configs of the missing runs, by dotted key.
+    The readable runs, and the unreadable runs.
   """
+  reasons = [_damage(run) for run in found]
+  for run, reason in zip(found, reasons, strict=True):
+    if reason:
+      print(f'left out, because unreadable: {run.path} ({reason})')
+  return (
+    [run for run, reason in zip(found, reasons, strict=True) if not reason],
+    [run for run, reason in zip(found, reasons, strict=True) if reason],
+  )
+
+
+def _damage(run: Run) -> str:
+  """Returns why the files of a finished run cannot be used; '' if they can."""
+  try:
+    # The property raises the error of rows that end too early.
+    _ = run.metrics
+    status = workdir.standing(run.path, workdir.read_config(run.path))
+  except errors.UserError as error:
+    return str(error)
+  return '' if status.is_over else status.reason
+
+
+def absent(
+  found: Sequence[Run],
+  unreadable: Sequence[Run],
+  points: Sequence[Mapping[str, Any]],
+) -> list[Absent]:
+  """Returns the planned runs without numbers, and says how many there are.
+
+  Args:
+    found: The readable runs that are done or diverged.
+    unreadable: The runs with a damaged or lost file.
+    points: The configs of the planned runs.
+  """
+
+  def is_among(runs: Sequence[Run], config: Mapping[str, Any]) -> bool:
+    return not all(_differences(run, config) for run in runs)
+
   configs = [dotted.flatten(point) for point in points]
   left = [
-    config
+    Absent(config, UNREADABLE if is_among(unreadable, config) else MISSING)
     for config in configs
-    if all(_differences(run, config) for run in found)
+    if not is_among(found, config)
   ]
-  if left:
-    print(f'missing: {len(left)} of {len(configs)} runs of sweep()')
+  counts = collections.Counter(run.reason for run in left)
+  for reason, count in counts.items():
+    print(f'{reason}: {count} of {len(configs)} runs of sweep()')
   return left
 
 

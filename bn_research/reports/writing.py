@@ -57,12 +57,13 @@ def write(
     registry.call('report()', claims.Claim, 'claim', spec)
     for spec in report.get('claims', ())
   ]
-  found = runs.of_experiment(runs.load(directory), points, swept)
-  missing = runs.missing(found, points)
+  loaded = runs.of_experiment(runs.load(directory), points, swept)
+  found, damaged = runs.readable(runs.without_copies(loaded))
+  absent = runs.absent(found, damaged, points)
   for figure in drawings:
-    for path in figure.draw(found, pathlib.Path(directory, FOLDER), missing):
+    for path in figure.draw(found, pathlib.Path(directory, FOLDER), absent):
       print(path)
-  findings = [claims.check(claim, found, missing) for claim in statements]
+  findings = [claims.check(claim, found, absent) for claim in statements]
   for kind in exports:
     folder = pathlib.Path(directory, FOLDER)
     for path in export.write(kind, found, findings, folder):

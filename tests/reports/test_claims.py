@@ -109,15 +109,23 @@ def test_only_seeds_that_both_sides_finished_are_compared(fake_run, tmp_path):
     fake_run('batch_norm', seed, status=status)
   found = runs.load(str(tmp_path))
   planned = {**found[0].config, 'seed': 9, 'model.norm.name': 'batch_norm'}
-  finding = claims.check(CLAIM, found, [planned])
+  finding = claims.check(
+    CLAIM,
+    found,
+    [
+      runs.Absent(planned, runs.MISSING),
+      runs.Absent({**planned, 'seed': 10}, runs.UNREADABLE),
+    ],
+  )
   assert len(finding.differences) == 5
   assert finding.left_out == (
-    '1 of 8 diverged on the first side; 1 of 8 missing on the first side'
+    '1 of 9 diverged on the first side; 1 of 9 missing on the first side; 1 of'
+    ' 9 unreadable on the first side'
   )
   console = rich.console.Console(width=300)
   with console.capture() as capture:
     console.print(claims.table([finding]))
-  assert f'{finding.verdict}; but 1 of 8 diverged on the' in capture.get()
+  assert f'{finding.verdict}; but 1 of 9 diverged on the' in capture.get()
 
 
 def test_a_side_that_diverged_is_a_result(fake_run, tmp_path):

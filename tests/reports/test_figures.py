@@ -129,7 +129,7 @@ def test_the_legend_tells_of_runs_that_diverged(five_seeds):
   series = series_of(five_seeds, WITH, 'with', five_seeds[:2])
   axes = drawn(panels.Curves('test_accuracy'), series)
   assert axes.get_legend_handles_labels()[1] == ['with (2 diverged)']
-  series = dataclasses.replace(series, num_missing=3)
+  series = dataclasses.replace(series, absent={'missing': 3})
   axes = drawn(panels.Curves('test_accuracy'), series)
   assert axes.get_legend_handles_labels()[1] == ['with (2 diverged, 3 missing)']
 

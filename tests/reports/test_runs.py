@@ -1,6 +1,7 @@
 """What a report reads, and what it refuses to read."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -153,3 +154,56 @@ def test_what_is_missing_is_named_with_what_is_there(fake_run):
     run.probe('landscape', 'last/unit')
   with pytest.raises(errors.UserError, match=r"no run has .*'model\.nrom'"):
     results.Runs([run]).select({'model.nrom': 'none'})
+
+
+DAMAGE = {
+  'rows cut short': lambda path: truncate(path / workdir.METRICS, 0.5),
+  'no rows': lambda path: (path / workdir.METRICS).unlink(),
+  'config cut short': lambda path: truncate(path / workdir.CONFIG, 0.5),
+  'probe cut short': lambda path: truncate(path / 'probes/last.npz', 0.5),
+  'no probe': lambda path: (path / 'probes/last.npz').unlink(),
+}
+
+
+def truncate(path, part):
+  content = path.read_bytes()
+  path.write_bytes(content[: int(part * len(content))])
+
+
+@pytest.mark.parametrize('damage', DAMAGE)
+def test_an_unreadable_run_is_counted_and_the_others_are_judged(
+  damage, fake_run, tmp_path, capsys
+):
+  for seed in range(3):
+    path = fake_run('none', seed)
+    record = json.loads((path / workdir.CONFIG).read_text())
+    record['config']['probes'] = {'last': {'name': 'activations'}}
+    (path / workdir.CONFIG).write_text(json.dumps(record))
+    workdir.write_probe(path, 'last', {'step': np.arange(2)})
+  DAMAGE[damage](path)
+  points = [{**record['config'], 'seed': seed} for seed in range(4)]
+  loaded = runs.of_experiment(runs.load(str(tmp_path)), points, {'seed'})
+  found, damaged = runs.readable(runs.without_copies(loaded))
+  absent = runs.absent(found, damaged, points)
+  assert [run.config['seed'] for run in found] == [0, 1]
+  reason = 'missing' if 'config' in damage else 'unreadable'
+  assert [(run.config['seed'], run.reason) for run in absent] == [
+    (2, reason),
+    (3, 'missing'),
+  ]
+  out = capsys.readouterr().out
+  assert 'left out, because unreadable: ' in out
+  assert f'{path}' in out
+  assert 'missing: 1 of 4 runs of sweep()' in out or 'config' in damage
+
+
+def test_a_copy_of_a_folder_is_no_further_seed(fake_run, tmp_path, capsys):
+  path = fake_run('none', 0)
+  fake_run('none', 1)
+  shutil.copytree(path, tmp_path / 'zz copy')
+  loaded = runs.load(str(tmp_path))
+  found = runs.without_copies(loaded)
+  assert [run.path for run in found] == [run.path for run in loaded[:2]]
+  assert capsys.readouterr().out == (
+    f'left out, because {path} has the same config: {tmp_path}/zz copy\n'
+  )

@@ -2,8 +2,12 @@
 
 from typing import Any
 
+from bn_research import interrupt
+
 __version__ = '0.1.0'
 __all__ = ['load', 'load_all']
+
+interrupt.end_a_starting_command()
 
 
 def __getattr__(name: str) -> Any:

@@ -19,7 +19,14 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
-from bn_research import arguments, config_files, disk, errors, overrides
+from bn_research import (
+  arguments,
+  config_files,
+  disk,
+  errors,
+  interrupt,
+  overrides,
+)
 
 _BROKEN_PIPE = 141  # The exit status that shells report after a SIGPIPE.
 
@@ -205,6 +212,7 @@ def in_one_line(call: Callable[[], Any]) -> Any:
       user, 2 if the output cannot be written, 130 after Ctrl-C, and 141 if the
       reader of the output has ended.
   """
+  interrupt.raise_an_exception()
   try:
     return call()
   except errors.UserError as error:

@@ -14,7 +14,7 @@ the loss diverged, and 75 if another process trains in the workdir.
 
 from absl import flags
 
-from bn_research import cli, workdir
+from bn_research import cli, interrupt, workdir
 
 _DIVERGED = 3
 
@@ -33,6 +33,8 @@ def main() -> int:
   Returns:
     The exit status.
   """
+  # Until the first step, Ctrl-C loses nothing.
+  interrupt.end_the_process()
   # The import of JAX takes long. With a late import, `--help` and errors in
   # flags do not wait for JAX.
   cli.import_jax()

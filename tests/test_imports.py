@@ -42,8 +42,8 @@ ROOMS = {
 }
 # Small helpers without an opinion: everyone but `norms` may use them.
 HELPERS = {
-  *('arguments', 'disk', 'dotted', 'errors', 'locking', 'ranges'),
-  *('registry', 'trees'),
+  *('arguments', 'disk', 'dotted', 'errors', 'interrupt', 'locking'),
+  *('ranges', 'registry', 'trees'),
 }
 
 # What some rooms may import beside that and the standard library.

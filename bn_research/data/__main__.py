@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import NoReturn
 
-from bn_research import arguments, errors
+from bn_research import arguments, errors, interrupt
 from bn_research.data import builders, prepare
 
 
@@ -21,6 +21,7 @@ def main() -> int:
   Returns:
     The exit status: 0, 2 after a mistake of the user, or 130 after Ctrl-C.
   """
+  interrupt.raise_an_exception()
   try:
     print(_prepare())
   except errors.UserError as error:

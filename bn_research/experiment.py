@@ -19,7 +19,7 @@ from typing import Any
 
 import ml_collections
 
-from bn_research import overrides
+from bn_research import overrides, registry
 
 Changes = Mapping[str, Any]
 
@@ -150,6 +150,8 @@ def variant(arg: str, variants: Mapping[str, Any]) -> Changes:
     ValueError: If no variant has the name `arg`.
   """
   if arg not in variants:
-    known = ', '.join(variants)
-    raise ValueError(f'unknown variant {arg!r}; there are {known}')
+    raise ValueError(
+      f'unknown variant {arg!r}{registry.hint(arg, variants)}; there are'
+      f' {", ".join(variants)}'
+    )
   return variants[arg]

@@ -58,7 +58,7 @@ def test_a_sweep_and_its_report(command, tmp_path):
   for name in ('sweep', 'report'):
     done = command(name)
     assert done.returncode == 0, done.stdout + done.stderr
-  assert 'Batch norm by absolute' in done.stdout
+  assert 'Absolute deviations are' in done.stdout
   assert (tmp_path / 'runs' / 'report' / 'template.png').exists()
 
 

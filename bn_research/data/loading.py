@@ -145,13 +145,25 @@ def _of_the_user(
       f'{where}: {name} returned a {type(dataset).__name__}; return a'
       ' bn_research.data.Dataset'
     )
-  for key, split in (('train', dataset.train), ('test', dataset.test)):
-    _check_split(f'{name}: the split {key}', split, dataset.num_classes)
+  splits = {'train': dataset.train, 'test': dataset.test, **dataset.others}
+  for key, split in splits.items():
+    what = f'{name}: the split {key}'
+    _check_split(what, split, dataset.num_classes)
+    shapes = split.images.shape[1:], dataset.train.images.shape[1:]
+    if shapes[0] != shapes[1]:
+      raise errors.UserError(
+        f'{what} has images of shape {shapes[0]}, and train has {shapes[1]};'
+        ' give images of one shape'
+      )
   return dataset
 
 
 def _check_split(what: str, split: Split, num_classes: int) -> None:
   """Raises a UserError if shapes, types or labels do not fit a `Split`."""
+  if not isinstance(split, tuple) or len(split) != 2:
+    raise errors.UserError(
+      f'{what} is a {type(split).__name__}; give a bn_research.data.Split'
+    )
   images, labels = split
   for array in split:
     if not isinstance(array, np.ndarray):

@@ -44,11 +44,24 @@ def create(where: str, section: Any) -> norms.Normalizer:
   options = _with_schedules(where, options)
   call = functools.partial(registry.call, where, factory, name)
   preset = call(options)
+  _check_normalizer(where, name, preset)
   with registry.mistakes_in(where):
     normalization = _replaced(preset, choices)
   for key in options if choices else ():
     _check_effect(where, key, preset, options, call, choices)
   return normalization
+
+
+def _check_normalizer(where: str, name: Any, found: Any) -> None:
+  """Raises a UserError if a factory of the user made no normalization."""
+  needed = ('init', 'learned', 'apply', 'remembers', 'scales')
+  lacking = [key for key in needed if not hasattr(found, key)]
+  if lacking:
+    raise errors.UserError(
+      f'{where}: {name!r} returned a {type(found).__name__}, which has no'
+      f' {lacking[0]!r}; return a normalization of bn_research.norms, or an'
+      ' object with the methods of norms.Normalizer'
+    )
 
 
 def _choice(where: str, table: Mapping[str, Any], section: Any) -> Any:

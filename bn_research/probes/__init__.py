@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bn_research import registry
+from bn_research import errors, registry
 from bn_research.probes.activations import Activations
 from bn_research.probes.covariate_shift import covariate_shift
 from bn_research.probes.gradients import gradients
@@ -63,7 +63,13 @@ def create(key: str, section: Mapping[str, Any]) -> Probe:
   found = registry.find(where, PROBES, name)
   # A class takes the options alone, and an instance is the probe. A function
   # takes the observation as the first argument, before the options.
-  build = registry.call if isinstance(found, type) else registry.bind
+  is_class = isinstance(found, type)
+  # `callable` is True for every class. An instance is called by the method.
+  if is_class and not any('__call__' in vars(kind) for kind in found.__mro__):
+    raise errors.UserError(
+      f'{where}: {name!r} has no method __call__(observation), and is no probe'
+    )
+  build = registry.call if is_class else registry.bind
   probe = build(where, found, name, options)
   with registry.mistakes_in(where):
     constants(probe)

@@ -1,4 +1,4 @@
-"""An experiment: is the mean absolute deviation as good as the variance?
+"""An experiment: is the mean absolute deviation better than the variance?
 
     python -m bn_research.sweep --config=docs/template/l1_against_l2.py \\
         --workdir=runs/template
@@ -29,7 +29,7 @@ def get_config(arg='short'):
 
 def sweep():
   """Returns what each run changes."""
-  return [{**norm, 'seed': seed} for norm in (L1, L2) for seed in range(2)]
+  return [{**norm, 'seed': seed} for norm in (L1, L2) for seed in range(5)]
 
 
 def report():
@@ -51,7 +51,7 @@ def report():
     ],
     'claims': [
       {
-        'claim': 'Batch norm by absolute deviations is as good as by variances',
+        'claim': 'Absolute deviations are better than variances for batch norm',
         'source': 'this template',
         'published': 'nowhere',
         'measured': 'best test accuracy',

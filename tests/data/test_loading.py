@@ -222,3 +222,33 @@ def test_sets_that_are_not_image_classification(write):
     data_dir = write(_odd(features), {'train': [example]})
     _fails(match, {'name': 'odd'}, data_dir)
     shutil.rmtree(data_dir)
+
+
+def test_splits_of_the_user_that_do_not_fit_are_told(user_module):
+  user_module(
+    'my_splits',
+    'import dataclasses\nimport numpy as np\nfrom bn_research import data\n'
+    'def split(size, dtype=np.uint8):\n'
+    '  images = np.zeros((4, size, size, 1), dtype)\n'
+    '  return data.Split(images, np.zeros(4, np.int32))\n'
+    'def mine(kind):\n'
+    '  changes = {\n'
+    '    "test": {"test": split(8)},\n'
+    '    "size": {"others": {"more": split(8)}},\n'
+    '    "type": {"others": {"more": split(9, float)}},\n'
+    '    "kind": {"others": {"more": 3}},\n'
+    '    "none": {"others": {"more": split(9)}},\n'
+    '  }[kind]\n'
+    '  dataset = data.Dataset("mine", split(9), split(9), 2)\n'
+    '  return dataclasses.replace(dataset, **changes)\n',
+  )
+  config = {'name': 'my_splits:mine'}
+  assert data.load({**config, 'kind': 'none'}).split('more').images.ndim == 4
+  for kind, message in (
+    ('test', r'the split test has images of shape \(8, 8, 1\), and train has'),
+    ('size', r'the split more has images of shape \(8, 8, 1\), and train has'),
+    ('type', 'the split more has .* type float64'),
+    ('kind', 'the split more is a int; give a bn_research.data.Split'),
+  ):
+    with pytest.raises(errors.UserError, match=message):
+      data.load({**config, 'kind': kind})

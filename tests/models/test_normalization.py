@@ -151,3 +151,17 @@ def test_a_mistake_is_one_line(section, message):
   with pytest.raises(errors.UserError, match=message) as caught:
     create(**section)
   assert '\n' not in str(caught.value)
+
+
+def test_what_is_no_normalization_is_told(user_module):
+  user_module(
+    'my_norm',
+    'class Half:\n  def init(self, num_features):\n    return ()\n'
+    'def three():\n  return 3\n',
+  )
+  for name, message in (
+    ('my_norm:three', "returned a int, which has no 'init'; return a norm"),
+    ('my_norm:Half', "returned a Half, which has no 'learned'; return a norm"),
+  ):
+    with pytest.raises(errors.UserError, match=message):
+      create(name=name)

@@ -315,3 +315,15 @@ def test_constants_of_a_function_are_stored(user_module):
 def test_what_cannot_be_stored_is_refused(measured, message):
   with pytest.raises(ValueError, match=message):
     probes.arrays(measured)
+
+
+def test_a_class_without_a_call_is_no_probe(user_module):
+  user_module(
+    'my_class',
+    'class Base:\n  def __call__(self, observation):\n    return {}\n'
+    'class Heir(Base):\n  pass\n'
+    'class Other:\n  pass\n',
+  )
+  assert probes.create('p', {'name': 'my_class:Heir'})
+  with pytest.raises(errors.UserError, match=r'no method __call__\(obs'):
+    probes.create('p', {'name': 'my_class:Other', 'limit': 2})

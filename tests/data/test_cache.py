@@ -1,11 +1,13 @@
 import os
 import pathlib
+import random
 
 import numpy as np
 import pytest
 
 from bn_research import data
 from bn_research.data import loading
+from tests.damage import HARMS
 
 
 @pytest.fixture
@@ -55,6 +57,22 @@ def test_files_that_changed_are_decoded_anew(small_mnist, decoded, cache_home):
   _load(small_mnist[0])
   assert decoded == ['train', 'test', 'train']
   assert len(_kept(cache_home)) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('how', HARMS)
+def test_no_damage_to_a_copy_is_silent(how, small_mnist, cache_home):
+  first = _load(small_mnist[0])
+  contents = {path: path.read_bytes() for path in _kept(cache_home)}
+  rng = random.Random(how)
+  for _ in range(100):
+    path = rng.choice([*contents])
+    HARMS[how](path, rng)
+    again = _load(small_mnist[0])
+    for split in ('train', 'test'):
+      for a, b in zip(first.split(split), again.split(split), strict=True):
+        np.testing.assert_array_equal(a, b)
+    path.write_bytes(contents[path])
 
 
 @pytest.mark.parametrize('content', [b'', b'PK\x03\x04 but no more'])

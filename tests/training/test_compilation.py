@@ -1,10 +1,14 @@
 import pathlib
+import random
 import warnings
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from bn_research.training import compilation
+from tests.damage import HARMS
 
 OPTIONS = (
   'jax_compilation_cache_dir',
@@ -95,4 +99,30 @@ def test_an_entry_that_cannot_be_read_is_written_again(tmp_path, capsys):
   assert capsys.readouterr().err == ''
   for name, size in sizes.items():
     assert (tmp_path / name).stat().st_size == pytest.approx(size, rel=0.1)
+  reset()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('how', HARMS)
+def test_no_damage_to_an_entry_is_silent(how, tmp_path, capsys):
+  compilation.enable_cache(str(tmp_path))
+  reset = jax._src.compilation_cache.reset_cache
+
+  def compile_anew():
+    reset()
+    jax.clear_caches()
+    return jax.jit(lambda x: jnp.tanh(x @ x) * 3 + 1)(jnp.eye(8))
+
+  expected = compile_anew()
+  entries = sorted(tmp_path.glob('*-cache'))
+  contents = {entry: entry.read_bytes() for entry in entries}
+  rng = random.Random(how)
+  for _ in range(30):
+    entry = rng.choice(entries)
+    HARMS[how](entry, rng)
+    np.testing.assert_array_equal(compile_anew(), expected)
+    # The entry is whole again, or JAX never reads the damaged part.
+    np.testing.assert_array_equal(compile_anew(), expected)
+    entry.write_bytes(contents[entry])
+  assert capsys.readouterr().err == ''
   reset()

@@ -18,36 +18,11 @@ import bn_research
 from bn_research import data, errors, training, workdir
 from bn_research.training import loop
 from bn_research.training.programs import Programs
+from tests.damage import HARMS
 from tests.quick import some
 from tests.training.conftest import CONFIG
 
 pytestmark = pytest.mark.usefixtures('loaded')
-
-
-def flip(path, rng):
-  content = bytearray(path.read_bytes())
-  content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-  path.write_bytes(content)
-
-
-def cut(path, rng):
-  content = path.read_bytes()
-  path.write_bytes(content[: rng.randrange(len(content))])
-
-
-def zero(path, rng):
-  content = bytearray(path.read_bytes())
-  start = rng.randrange(len(content))
-  content[start : start + 512] = bytes(len(content[start : start + 512]))
-  path.write_bytes(content)
-
-
-def remove(path, rng):
-  del rng
-  path.unlink()
-
-
-HARMS = {'flip': flip, 'cut': cut, 'zero': zero, 'remove': remove}
 
 
 @pytest.fixture(scope='module')

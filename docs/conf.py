@@ -29,7 +29,6 @@ myst_heading_anchors = 3
 autodoc_default_options = {'no-value': True}  # A table of parts is long.
 autodoc_member_order = 'bysource'
 autodoc_typehints = 'none'  # The docstrings give types, shapes and units.
-napoleon_use_ivar = True
 napoleon_attr_annotations = False
 napoleon_use_rtype = False
 

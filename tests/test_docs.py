@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from bn_research import dotted, experiment, norms
+
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / 'docs'
 PAGES = sorted(path.name for path in DOCS.glob('*.md'))
@@ -70,3 +72,19 @@ def test_the_site_builds_without_a_warning(tmp_path):
   )
   assert done.returncode == 0, done.stderr
   assert (tmp_path / 'site' / 'index.html').exists()
+  api = (tmp_path / 'site' / 'api' / 'norms.html').read_text()
+  for name in norms.__all__:
+    assert f'id="bn_research.norms.{name}"' in api, name
+  config = (tmp_path / 'site' / 'config.html').read_text()
+  for name in (*norms.NAMES, 'checkpoint_seconds', 'input_covariance'):
+    assert name in config
+
+
+def test_every_key_of_the_base_config_has_a_meaning():
+  keys = dotted.flatten(experiment.base().to_dict())
+  # The name of a part is described with the part.
+  for key in keys:
+    assert (
+      key in experiment.KEYS or key.removesuffix('.name') in experiment.KEYS
+    )
+  assert all(text.endswith('.') for text in experiment.KEYS.values())

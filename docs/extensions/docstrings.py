@@ -21,8 +21,11 @@ def setup(app: Sphinx) -> dict[str, Any]:
 def _process(
   app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
 ) -> None:
-  del app, what, name, obj, options
+  del app, name, obj, options
   lines[:] = mark(lines)
+  if what == 'class':
+    # The attributes of a dataclass are the arguments of the class.
+    lines[:] = ['Args:' if line == 'Attributes:' else line for line in lines]
 
 
 def _skip(

@@ -96,7 +96,8 @@ def import_jax() -> None:
 
     jax.devices()
   except Exception as error:
-    first = str(error).partition('\n')[0]
+    # Some errors of JAX begin with an empty line, and some have no text.
+    first = str(error).strip().partition('\n')[0] or type(error).__name__
     given = [
       f'{name}={value}'
       for name, value in sorted(os.environ.items())

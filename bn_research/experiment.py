@@ -46,7 +46,9 @@ KEYS = {
     'A normalization of the inputs, fitted on the training split: a part.'
   ),
   'model': 'The network: a part.',
+  'model.name': 'The name of the network.',
   'model.norm': 'The normalization of every place in the network: a part.',
+  'model.norm.name': 'The name of the normalization, or of a combination.',
   'model.norm.scope': 'The activations that normalize: a part.',
   'model.norm.map': 'How the moments change an activation: a part.',
   'model.norm.population': 'The moments to remember for inference: a part.',
@@ -57,6 +59,7 @@ KEYS = {
   ),
   'model.dense': 'The dense layers: a part.',
   'optimizer': 'The optimizer: a part.',
+  'optimizer.name': 'The name of the optimizer.',
   'optimizer.learning_rate': 'The learning rate, before the schedule.',
   'optimizer.schedule': 'The schedule of the learning rate: a part.',
   'optimizer.precondition': 'The preconditioner of `sgd`: a part.',
@@ -71,7 +74,8 @@ KEYS = {
   'eval.population': (
     'The moments of the evaluation: `running`, or `reestimated` over the'
     ' training split (Algorithm 2 of Ioffe and Szegedy, 2015). Re-estimation'
-    ' takes a forward pass over the split for each normalization, at every row.'
+    ' takes a forward pass over the split for each normalization, at every row,'
+    ' and changes nothing without a population, as in layer norm.'
   ),
   'eval.step_norms': (
     'The norms of gradient, update and parameters in a row: of the `last` step,'

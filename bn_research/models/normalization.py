@@ -34,6 +34,8 @@ def create(where: str, section: Any) -> norms.Normalizer:
   name, options = registry.split(section)
   chosen = {axis: options.pop(axis) for axis in norms.AXES if axis in options}
   factory = registry.find(where, norms.NAMES | norms.COMBINATIONS, name)
+  if factory is norms.none:
+    _check_known(where, options)
   if name in norms.COMBINATIONS:
     options = _with_parts(where, options)
   choices = {
@@ -50,6 +52,18 @@ def create(where: str, section: Any) -> norms.Normalizer:
   for key in options if choices else ():
     _check_effect(where, key, preset, options, call, choices)
   return normalization
+
+
+def _check_known(where: str, options: Choices) -> None:
+  """Raises a UserError if an option of `none` is an option of no name."""
+  known: dict[str, None] = {}
+  for factory in (norms.NAMES | norms.COMBINATIONS).values():
+    known |= dict.fromkeys(registry.signature(factory))
+  for key in options.keys() - known.keys() - {'ignored'}:
+    raise errors.UserError(
+      f'{where}: no normalization has an option {key!r}'
+      f'{registry.hint(key, known)}'
+    )
 
 
 def _check_normalizer(where: str, name: Any, found: Any) -> None:

@@ -1,0 +1,169 @@
+"""Each key of a config changes what it names, and nothing else.
+
+A row has a key, a value, and the part of a run that must change: the training,
+only the evaluation, only the probe, or nothing.
+"""
+
+import copy
+
+import ml_collections
+import numpy as np
+import pytest
+
+from bn_research import overrides, training, workdir
+from tests.quick import some
+from tests.training.conftest import CONFIG
+
+pytestmark = pytest.mark.usefixtures('loaded')
+
+BASES = {
+  'base': {},
+  'scoped': {'model.norm.scope.name': 'batch'},
+  'without': {'optimizer.momentum': None},
+  'decayed': {'optimizer.schedule.name': 'cosine'},
+  'halved': {'optimizer.schedule.name': 'exponential'},
+  'adam': {'optimizer.name': 'adamw', 'optimizer.momentum': None},
+  'rmsprop': {'optimizer.name': 'rmsprop', 'optimizer.learning_rate': 0.01},
+  'covariance': {'optimizer.precondition.name': 'input_covariance'},
+  'prong': {'model.dense.name': 'prong', 'model.dense.every': 3},
+  'whitened': {'data.normalize.name': 'whiten'},
+  'whitening': {'model.norm.name': 'batch_whitening'},
+  'plain': {'model.norm.name': 'none'},
+}
+TRAINING = [
+  ('base', 'seed', 1),
+  ('base', 'batch_size', 8),
+  ('base', 'data.binarize', 0.5),
+  ('base', 'data.normalize', 'standardize'),
+  ('whitened', 'data.normalize.epsilon', 0.5),
+  ('base', 'model.widths', (12, 9)),
+  ('base', 'model.nonlinearity', 'relu'),
+  ('base', 'model.init_scale', 0.5),
+  ('plain', 'model.dense_bias', True),
+  ('base', 'model.norm', 'layer_norm'),
+  ('base', 'model.norm.epsilon', 0.1),
+  ('base', 'model.norm.group_size', 4),
+  ('base', 'model.norm.gradient', 'stopped'),
+  ('scoped', 'model.norm.scope.group_size', 4),
+  ('base', 'model.norm.map', 'whiten'),
+  ('base', 'model.norms.hidden_2', 'none'),
+  ('whitening', 'model.norm.method', 'pca'),
+  ('whitening', 'model.norm.shrinkage', 0.5),
+  ('whitening', 'model.norm.floor', 0.5),
+  ('whitening', 'model.norm.every', 2),
+  ('whitening', 'model.norm.refinements', 1),
+  ('base', 'model.dense', 'prong'),
+  ('prong', 'model.dense.every', 4),
+  ('prong', 'model.dense.epsilon', 0.1),
+  ('prong', 'model.dense.decay', 0.5),
+  ('prong', 'model.dense.relative', True),
+  ('without', 'optimizer', 'adam'),
+  ('base', 'optimizer.learning_rate', 0.4),
+  ('base', 'optimizer.momentum', 0.8),
+  ('base', 'optimizer.nesterov', True),
+  ('base', 'optimizer.schedule', 'cosine'),
+  ('decayed', 'optimizer.schedule.alpha', 0.5),
+  ('halved', 'optimizer.schedule.decay', 0.5),
+  ('adam', 'optimizer.b1', 0.5),
+  ('adam', 'optimizer.b2', 0.9),
+  ('adam', 'optimizer.eps', 0.1),
+  ('adam', 'optimizer.weight_decay', 0.1),
+  ('rmsprop', 'optimizer.decay', 0.5),
+  ('rmsprop', 'optimizer.eps', 0.1),
+  ('rmsprop', 'optimizer.momentum', 0.5),
+  ('base', 'optimizer.precondition', 'input_covariance'),
+  ('covariance', 'optimizer.precondition.every', 3),
+  ('covariance', 'optimizer.precondition.epsilon', 0.1),
+  ('covariance', 'optimizer.precondition.decay', 0.5),
+  ('covariance', 'optimizer.precondition.covariance', 'diagonal'),
+  ('covariance', 'optimizer.precondition.relative', True),
+]
+EVALUATION = [
+  ('base', 'model.norm.momentum', 0.5),
+  ('base', 'model.norm.unbiased', False),
+  ('base', 'model.norm.population', 'cumulative'),
+  ('base', 'eval.population', 'reestimated'),
+  ('base', 'eval.splits', ('test', 'train')),
+  ('base', 'eval.num_points', 3),
+]
+PROBE = [
+  ('base', 'probes.activations.percentiles', (10.0, 50.0)),
+  ('base', 'probes.activations.unit', 2),
+  ('base', 'probes.activations.nonlinearities', ('hidden_1/input',)),
+  ('base', 'probes.activations.num_examples', 20),
+  ('base', 'probes.activations.num_points', 3),
+  ('base', 'probes.activations.spacing', 'linear'),
+  ('base', 'probes.second.name', 'whiteness'),
+  ('base', 'probes.activations', None),
+]
+NOTHING = [
+  ('base', 'checkpoint_seconds', 0.0),
+  ('base', 'model.norm.epsilon', 1e-5),
+  ('base', 'data.normalize', 'none'),
+  ('base', 'optimizer.schedule', 'constant'),
+  ('base', 'probes.second', None),
+]
+ROWS = [
+  (changes, *row)
+  for changes, rows in (
+    ('training', TRAINING),
+    ('evaluation', EVALUATION),
+    ('probe', PROBE),
+    ('nothing', NOTHING),
+  )
+  for row in rows
+]
+QUICK = [
+  ('training', 'base', 'batch_size', 8),
+  ('training', 'base', 'optimizer.nesterov', True),
+  ('evaluation', 'base', 'model.norm.momentum', 0.5),
+  ('probe', 'base', 'probes.activations.unit', 2),
+  ('nothing', 'base', 'checkpoint_seconds', 0.0),
+]
+
+
+@pytest.fixture(scope='module')
+def bases():
+  """The results of the base configs, computed once."""
+  return {}
+
+
+@pytest.mark.parametrize(('changes', 'base', 'key', 'value'), some(QUICK, ROWS))
+def test_a_key_changes_what_it_names(
+  changes, base, key, value, bases, tmp_path
+):
+  if base not in bases:
+    bases[base] = trained(BASES[base], tmp_path / 'base')
+  found = trained({**BASES[base], key: value}, tmp_path / 'changed')
+  parts = ('training', 'evaluation', 'probe')
+  changed = [part for part in parts if found[part] != bases[base][part]]
+  # A change of the training may change all that follows.
+  assert changed[:1] == [part for part in parts if part == changes]
+  if changes in ('evaluation', 'probe'):
+    assert changed == [changes]
+
+
+def trained(changes, directory):
+  """Trains ten steps; returns the parts of the run that a key may change."""
+  config = ml_collections.ConfigDict(copy.deepcopy(CONFIG))
+  small = {'num_steps': 10, 'eval.num_points': 2}
+  overrides.apply(config, {**small, **changes}, 'the test')
+  training.train(config, directory)
+  rows = workdir.read_metrics(directory)
+  losses = {row['step']: row['train_loss'] for row in rows if row['step']}
+  for row in rows:
+    del row['seconds']
+    for name in ('train_loss', 'grad_norm', 'update_norm', 'param_norm'):
+      row.pop(name, None)
+  probes = {
+    (path.stem, name): (array.shape, np.asarray(array).tobytes())
+    for path in (directory / workdir.PROBES).glob('*.npz')
+    for name, array in workdir.read_probe(directory, path.stem).items()
+  }
+  # The last loss is a mean over the steps since the row before, and the rows
+  # are a matter of the evaluation.
+  total, before = 0.0, 0
+  for step, loss in losses.items():
+    total += loss * (step - before)
+    before = step
+  return {'training': round(total, 5), 'evaluation': rows, 'probe': probes}

@@ -69,7 +69,13 @@ def from_torch(
 ) -> dict[str, np.ndarray]:
   """Copies a normalization layer out of a PyTorch state dict.
 
-  With `count`, the running variance becomes the biased variance:
+  Leave `count` out for the numbers of PyTorch at inference: a layer of this
+  package or of Flax, with these arrays and with the epsilon of PyTorch, gives
+  the results of PyTorch.
+
+  With `count`, the running variance becomes a biased variance, and inference
+  differs from PyTorch. `count` is only for a `BatchNorm` that trains on: the
+  running variance of a `BatchNorm` is an average of biased variances:
 
     var = running_var · (count - 1) / count
 
@@ -80,10 +86,11 @@ def from_torch(
       shape of a LayerNorm, and hold numbers of float16, bfloat16, float32 or
       float64.
     prefix: The start of the layer's names, with the dot: 'features.1.'.
-    count: The number of activations per feature in a training batch, at
-      least 2. Flax's layers hold a biased variance and need `count`. With
-      None, the variance stays unbiased, as `norms.batch_norm` holds the
-      variance. A layer without a running variance ignores `count`.
+    count: None to copy the variance; or, for a `BatchNorm` that trains on, the
+      number of activations per feature in a training batch, at least 2. A
+      `Norm` of `norms.batch_norm` needs no `count` to train on, because its
+      average is unbiased, as in PyTorch. A layer without a running variance
+      ignores `count`.
 
   Returns:
     A dictionary with the names among 'scale', 'bias', 'mean', 'var' and 'steps'

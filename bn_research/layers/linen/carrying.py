@@ -9,6 +9,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from bn_research.layers import calls
+from bn_research.layers.linen.leftovers import require_counterparts
 from bn_research.norms import Running
 from bn_research.norms.populations.running import continued
 
@@ -27,6 +28,10 @@ def carry(
   normalizations: Mapping[Path, Any] | None = None,
 ) -> Variables:
   """Copies the arrays of `old` into `new` if path and shape agree.
+
+  The layers of both models need the same names. Automatic names contain the
+  class, and `BatchNorm_0` becomes `Norm_0`. A layer that is only in `new` keeps
+  the initial arrays, unless a layer is only in `old`: this case is an error.
 
   The running statistics of a layer are copied all together or not at all. The
   caller makes sure that both layers give mean and variance the same meaning.
@@ -49,7 +54,11 @@ def carry(
 
   Returns:
     Variables with the tree of `new`.
+
+  Raises:
+    ValueError: If a layer is only in `new`, and a layer is only in `old`.
   """
+  require_counterparts(old, new)
   old, given = _restored(old, new), dict(normalizations or {})
   known = traverse_util.flatten_dict(old, keep_empty_nodes=True)
   fresh = traverse_util.flatten_dict(dict(new), keep_empty_nodes=True)

@@ -13,6 +13,7 @@ from bn_research.layers.linen.carrying import (
   Variables,
   in_the_box_of,
 )
+from bn_research.layers.paths import checked_pairs
 from bn_research.norms import checks
 
 
@@ -55,8 +56,8 @@ def fold(
     normalization, and with a bias in each preceding layer.
 
   Raises:
-    ValueError: If a path does not exist, if the normalization has no
-      population, and therefore is not affine, if the normalization mixes
+    ValueError: If a path is no tuple or does not exist, if the normalization
+      has no population, and therefore is not affine, if the normalization mixes
       outputs of a convolution with different inputs, or if the variables do not
       show the output axis of a kernel.
   """
@@ -70,17 +71,13 @@ def fold(
       f'{normalization} depends on the example at inference too and cannot be '
       'folded into a kernel; give a normalization with a population.'
     )
-  if len(set(pairs.values())) < len(pairs):
-    raise ValueError(
-      f'pairs={dict(pairs)} fold two normalizations into the same layer; give '
-      'each normalization a different layer.'
-    )
+  pairs = checked_pairs(pairs)
   flat = traverse_util.flatten_dict(dict(variables), keep_empty_nodes=True)
   for norm_path, layer_path in pairs.items():
     _fold_pair(
       flat,
-      tuple(norm_path),
-      tuple(layer_path),
+      norm_path,
+      layer_path,
       normalization,
       feature_group_count,
       transpose_kernel,

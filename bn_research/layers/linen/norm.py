@@ -8,7 +8,7 @@ from flax import linen as nn
 from flax.linen import dtypes
 from flax.typing import Dtype, Initializer
 
-from bn_research.layers import calls
+from bn_research.layers import calls, normalizers
 from bn_research.layers.linen.parameters import parameter
 from bn_research.norms import Normalizer, checks
 
@@ -72,13 +72,15 @@ class Norm(nn.Module):
       An array of the shape of `x`.
 
     Raises:
-      TypeError: If `x` is not floating.
+      TypeError: If `x` is not floating, or if `normalization` has not the
+        methods of a normalization.
       ValueError: If `use_running_average` is given twice or not at all, or if
         shapes do not fit.
       ModifyScopeVariableError: In training, if 'batch_stats' is not mutable.
     """
     x = jnp.asarray(x)
     norm = self.normalization
+    normalizers.require(norm)
     # The check of the two flags comes last: a normalization without statistics
     # must work without a flag.
     use_running = norm.remembers and self._use_running(use_running_average)

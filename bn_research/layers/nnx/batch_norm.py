@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.nnx.nn import dtypes
 
 from bn_research.layers import calls, flax_words
 from bn_research.layers.nnx.attributes import TakesArrays
@@ -102,3 +103,27 @@ class BatchNorm(TakesArrays, nnx.BatchNorm):
       self.mean.set_value(state.mean.reshape(stored[0].shape))
       self.var.set_value(state.var.reshape(stored[1].shape))
     return y
+
+
+def require_no_own_code(layer: nnx.BatchNorm) -> None:
+  """Checks that a `Norm` in place of a layer loses no code of the user.
+
+  Args:
+    layer: A `BatchNorm` of this package, of Flax, or of the user.
+
+  Raises:
+    ValueError: If the class has its own `__call__`, or if the layer has its own
+      `promote_dtype`.
+  """
+  kind = type(layer)
+  if kind.__call__ not in (nnx.BatchNorm.__call__, BatchNorm.__call__):
+    raise ValueError(
+      f'{kind.__name__} is a subclass of BatchNorm with its own __call__, '
+      f'which a Norm would lose; make {kind.__name__} a subclass of '
+      'bn_research.layers.nnx.Norm, or leave the layer as it is.'
+    )
+  if layer.promote_dtype is not dtypes.promote_dtype:
+    raise ValueError(
+      'the BatchNorm has its own promote_dtype, which a Norm would lose; give '
+      'the layer the promote_dtype of Flax, or leave the layer as it is.'
+    )

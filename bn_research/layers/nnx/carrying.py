@@ -10,6 +10,7 @@ from flax import nnx
 
 from bn_research import norms
 from bn_research.layers import calls, flax_words
+from bn_research.layers.nnx.batch_norm import require_no_own_code
 from bn_research.layers.nnx.norm import Norm, initial_statistics
 from bn_research.layers.nnx.promotion import array_of, is_variable
 from bn_research.norms import combination
@@ -28,11 +29,14 @@ def as_norm(layer: nnx.Module) -> Norm:
     A `Norm`, which shares the variables with the layer.
 
   Raises:
-    ValueError: If the features of a `BatchNorm` are not on the last axis.
+    ValueError: If the features of a `BatchNorm` are not on the last axis, or if
+      the `Norm` would lose a method `__call__` or a `promote_dtype` of the
+      user.
   """
   if isinstance(layer, Norm):
     return layer
   assert isinstance(layer, nnx.BatchNorm)
+  require_no_own_code(layer)
   if layer.axis not in (-1, (-1,)):
     raise ValueError(
       f'axis={layer.axis} of the BatchNorm is not the last axis; move the '

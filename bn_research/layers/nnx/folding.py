@@ -7,10 +7,18 @@ import jax
 from flax import nnx
 
 from bn_research import norms
-from bn_research.layers.nnx.carrying import as_norm, state_of
+from bn_research.layers.nnx.carrying import as_norm, stacked_along, state_of
 from bn_research.layers.nnx.norm import Norm
 from bn_research.layers.nnx.promotion import value
-from bn_research.layers.nnx.tree import Path, at, places_of, put_all
+from bn_research.layers.nnx.tree import (
+  Path,
+  errors_at,
+  modules,
+  normalizations,
+  places_of,
+  put_all,
+)
+from bn_research.layers.paths import checked_pairs, listed
 
 # Layers with the outputs on the last axis of the kernel, or on the second to
 # last for a transposed kernel. These layers only add a bias to the product.
@@ -32,26 +40,27 @@ def fold(model: nnx.Module, pairs: Mapping[Path, Path]) -> None:
       `nnx.Conv` or `nnx.ConvTranspose` before the normalization.
 
   Raises:
-    ValueError: If a normalization has no population, and therefore is not
+    ValueError: If a path is no tuple, does not exist, or leads to a layer of a
+      different kind, if a normalization has no population, and therefore is not
       affine, if a normalization mixes outputs with different inputs, or if a
-      layer has a different class, is used in several places, or is stacked. The
+      layer has a different width, is used in several places, or is stacked. The
       model is then unchanged.
   """
-  if len(set(pairs.values())) < len(pairs):
-    raise ValueError(
-      f'pairs={dict(pairs)} fold two normalizations into the same layer; give '
-      'each normalization a different layer.'
-    )
+  pairs = checked_pairs(pairs)
+  known = modules(model)
   # All kernels are computed before the first write, because an error must leave
   # the model unchanged.
-  folded = [_folded(model, *pair) for pair in pairs.items()]
+  folded = [_folded(model, known, *pair) for pair in pairs.items()]
   put_all(model, [new for new, _ in folded])
   for _, write in folded:
     write()
 
 
 def _folded(
-  model: nnx.Module, norm_path: Path, layer_path: Path
+  model: nnx.Module,
+  known: Mapping[Path, nnx.Module],
+  norm_path: Path,
+  layer_path: Path,
 ) -> tuple[tuple[tuple[Path, ...], nnx.Module], Callable[[], None]]:
   """Folds a pair, and does not change the model.
 
@@ -59,7 +68,8 @@ def _folded(
     The places and the replacement of the normalization, and a function that
     writes the new kernel and bias into the layer.
   """
-  norm, layer = as_norm(at(model, norm_path)), at(model, layer_path)
+  norm = _norm_at(model, known, norm_path)
+  layer: Any = _layer_at(known, layer_path)
   _require_foldable(model, norm, norm_path, layer, layer_path)
   normalization: Any = norm.normalization
   kernel, bias = norms.fold(
@@ -96,6 +106,29 @@ def _folded(
   return ((norm_path,), none), write
 
 
+def _norm_at(model, known, path: Path) -> Norm:
+  layer = known.get(path)
+  if isinstance(layer, Norm | nnx.BatchNorm):
+    with errors_at(path):
+      return as_norm(layer)
+  found = 'no layer' if layer is None else f'a {type(layer).__name__}'
+  choices = listed(path for path, _ in normalizations(model))
+  raise ValueError(
+    f'the model has {found} at {path}; give pairs from the path of a Norm or a '
+    f'BatchNorm, among {choices}, to the path of the layer before.'
+  )
+
+
+def _layer_at(known, path: Path) -> nnx.Module:
+  if path in known:
+    return known[path]
+  choices = listed(p for p, layer in known.items() if type(layer) in _FOLDABLE)
+  raise ValueError(
+    f'the model has no layer at {path}; give pairs from the path of a '
+    f'normalization to the path of the layer before, among {choices}.'
+  )
+
+
 def _masked_kernel(layer: Any) -> jax.Array:
   mask = getattr(layer, 'mask', None)
   kernel = layer.kernel[...]
@@ -121,8 +154,26 @@ def _require_foldable(model, norm, norm_path, layer, layer_path) -> None:
         f'{path} is used in several places, {places_of(model, path)}; fold '
         'only layers that the model uses in a single place.'
       )
+  _require_one_model(norm, norm_path, layer, layer_path)
+  kernel = layer.kernel[...]
+  is_transposed = getattr(layer, 'transpose_kernel', False)
+  outputs = kernel.shape[-2 if is_transposed else -1]
+  if outputs != norm.num_features:
+    raise ValueError(
+      f'{layer_path} has {outputs} outputs, and the normalization at '
+      f'{norm_path} has {norm.num_features} features; give the layer directly '
+      'before the normalization.'
+    )
+
+
+def _require_one_model(norm, norm_path, layer, layer_path) -> None:
   sizes = getattr(layer, 'kernel_size', ())
   ndim = 2 + (1 if isinstance(sizes, int) else len(sizes))
+  if stacked_along(norm):
+    raise ValueError(
+      f'{norm_path} has the arrays of several models; fold each model before '
+      'models are stacked.'
+    )
   if layer.kernel[...].ndim != ndim:
     raise ValueError(
       f'{layer_path} has a kernel of shape {layer.kernel[...].shape}, and the '

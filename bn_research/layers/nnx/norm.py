@@ -8,7 +8,7 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from flax.typing import Dtype, Initializer
 
-from bn_research.layers import calls
+from bn_research.layers import calls, normalizers
 from bn_research.layers.nnx.promotion import array_of, is_variable, value
 from bn_research.norms import Normalizer, checks
 
@@ -86,7 +86,12 @@ class Norm(nnx.Module):
       param_dtype: Type of scale and bias. The statistics have this type too,
         but float32 at least.
       rngs: Keys for the initializers.
+
+    Raises:
+      TypeError: If `normalization` has not the methods of a normalization.
+      ValueError: If groups of channels do not fit `num_features`.
     """
+    normalizers.require(normalization)
     if use_scale is None:
       use_scale = normalization.scales
     shape = (num_features,)
@@ -121,6 +126,8 @@ class Norm(nnx.Module):
       super().__setattr__(name, value)
 
   def _hold(self, normalization: Normalizer) -> None:
+    normalizers.require(normalization)
+    normalizers.require_features(normalization, self.num_features)
     # Arrays of a normalization, such as a traced momentum, are variables of the
     # layer: nnx can update a variable, but not the field of a dataclass. A
     # normalization without arrays stays a static part of the graph definition.
@@ -138,6 +145,10 @@ class Norm(nnx.Module):
     Args:
       normalization: The new normalization.
       leading: The sizes of leading axes along which models are stacked.
+
+    Raises:
+      TypeError: If `normalization` has not the methods of a normalization.
+      ValueError: If groups of channels do not fit `num_features`.
     """
     self._hold(normalization)
     state = initial_statistics(self, normalization, leading)

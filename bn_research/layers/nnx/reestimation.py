@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -11,13 +10,12 @@ from flax import nnx
 
 from bn_research import norms
 from bn_research.layers import calls
-from bn_research.layers.nnx import carrying, surgery
+from bn_research.layers.nnx import carrying, passes, surgery
 from bn_research.layers.nnx.call_order import Call, in_order_of_calls
 from bn_research.layers.nnx.norm import Norm
+from bn_research.layers.nnx.passes import Batches
 from bn_research.layers.nnx.tree import Path, at, normalizations
 from bn_research.norms import combination
-
-Batches = Callable[[], Iterable[Any]] | Sequence[Any]
 
 
 def reestimate(
@@ -41,18 +39,21 @@ def reestimate(
   the average of a trained model. A frozen normalization keeps its moments.
 
   With stacks of batches, the function may be called inside `jit`: each pass is
-  then a `lax.scan` over each stack.
+  then a `lax.scan` over each stack. Outside of `jit` a sequence is refused,
+  because an array may be a batch or a stack.
 
   Args:
     model: A model with `Norm` or `BatchNorm` layers.
-    batches: A function without arguments that returns the batches of a pass; or
-      a sequence of stacks, which are pytrees of arrays (num_batches, ...).
+    batches: A function without arguments that returns the batches of a pass,
+      such as `lambda: list_of_batches`; or, inside `jit` only, a list or a
+      tuple of stacks, which are pytrees of arrays (num_batches, rows, ...).
     call: A function of (model, batch) that runs the forward pass in training
       mode.
     in_order: Whether the layers are measured separately, first to last.
 
   Raises:
-    ValueError: If no layer has running statistics to measure, if running
+    ValueError: If `batches` is a sequence outside of `jit`, or returns the same
+      iterator twice, if no layer has running statistics to measure, if running
       statistics are not of a `norms.Normalization` or do not merge, if a layer
       met no batch, or with `in_order` if `nnx.scan` calls stacked layers one
       after another. The model is unchanged after an error.
@@ -65,6 +66,7 @@ def reestimate(
       'no normalization in the model has running statistics that may change; '
       'give a model with a normalization such as norms.batch_norm().'
     )
+  batches = passes.checked(batches)
   # A copy takes the moments of each pass, because an error in a later pass must
   # leave the model unchanged.
   copy = nnx.clone(model)
@@ -72,7 +74,7 @@ def reestimate(
     measured = _measured(copy, set(paths), set(), batches, call)
   else:
     measured = {}
-    for path in in_order_of_calls(copy, paths, _first(batches), call):
+    for path in in_order_of_calls(copy, paths, passes.first(batches), call):
       found = _measured(copy, {path}, set(measured), batches, call)
       _adopt(copy, found)
       measured |= found
@@ -115,33 +117,13 @@ def _measured(model, measured, frozen, batches, call) -> dict[Path, Norm]:
     call(merged, batch)
     return nnx.split(merged)[1]
 
-  state = _over(batches, advance, state)
+  state = passes.over(batches, advance, state)
   # The options of a normalization may be arrays, which nnx cannot update.
   nnx.update(probe, nnx.filter_state(state, nnx.BatchStat))
   layers = {path: at(probe, path) for path in measured}
   for path, layer in layers.items():
     _require_moved(path, layer)
   return layers
-
-
-def _first(batches: Batches) -> Any:
-  """Returns one batch."""
-  if not callable(batches):
-    return jax.tree.map(lambda stack: stack[0], batches[0])
-  for batch in batches():
-    return batch
-  raise ValueError('the model met no batch; `batches` must return some.')
-
-
-def _over(batches: Batches, advance: Callable, state: Any) -> Any:
-  """Returns the state after a pass."""
-  if callable(batches):
-    for batch in batches():
-      state = advance(state, batch)
-    return state
-  for stack in batches:
-    state, _ = jax.lax.scan(lambda s, b: (advance(s, b), None), state, stack)
-  return state
 
 
 def _require_moved(path: Path, layer: Norm) -> None:

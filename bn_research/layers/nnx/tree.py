@@ -1,5 +1,6 @@
 """Paths in a model, and the modules at the paths."""
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,31 @@ def normalizations(model: nnx.Module) -> Iterator[tuple[Path, nnx.Module]]:
   for path, module in list(nnx.iter_modules(model)):
     if isinstance(module, Norm | nnx.BatchNorm):
       yield path, module
+
+
+def modules(model: nnx.Module) -> dict[Path, nnx.Module]:
+  """Returns all modules of a model by path, a shared module at every path.
+
+  Args:
+    model: The model.
+  """
+  found = dict(nnx.iter_modules(model))
+  for places in nnx.find_duplicates(model, only=nnx.Module):
+    found |= {path: at(model, path) for path in places}
+  return found
+
+
+@contextlib.contextmanager
+def errors_at(path: Path) -> Iterator[None]:
+  """Puts the path of a layer in front of a ValueError about the layer.
+
+  Args:
+    path: The path of the layer.
+  """
+  try:
+    yield
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}') from error
 
 
 def places_of(model: nnx.Module, path: Path) -> tuple[Path, ...]:

@@ -66,9 +66,14 @@ class Ema(RunningPopulation):
       or not 0 <= self.momentum <= 1
       or (self.debias and self.momentum == 1)
     ):
+      range_, advice = (
+        ('[0, 1)', ' To freeze a state, call with update=False.')
+        if self.debias
+        else ('[0, 1]', '')
+      )
       raise ValueError(
-        f'momentum={self.momentum} must be in [0, 1): it is the weight of the '
-        'old value. To freeze a state, call with update=False.'
+        f'momentum={self.momentum} must be in {range_}: it is the weight of '
+        f'the old value.{advice}'
       )
 
   def update(self, state: Running, moments: Moments, map_: Map) -> Running:

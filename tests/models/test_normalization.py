@@ -169,7 +169,5 @@ def test_what_is_no_normalization_is_told(user_module):
 
 def test_none_takes_the_options_of_others_and_no_typing_error():
   assert create(name='none', momentum=0.9, parts=()) == norms.none()
-  with pytest.raises(
-    errors.UserError, match=r"'epsilom' \(did you mean"
-  ):
+  with pytest.raises(errors.UserError, match=r"'epsilom' \(did you mean"):
     create(name='none', epsilom=1.0)

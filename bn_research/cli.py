@@ -95,6 +95,7 @@ def import_jax() -> None:
     import jax
 
     jax.devices()
+    is_eager = jax.config.values['jax_disable_jit']
   except Exception as error:
     # Some errors of JAX begin with an empty line, and some have no text.
     first = str(error).strip().partition('\n')[0] or type(error).__name__
@@ -105,6 +106,10 @@ def import_jax() -> None:
     ]
     hint = f'; the environment has {", ".join(given)}' if given else ''
     raise errors.UserError(f'JAX cannot start: {first}{hint}') from error
+  if is_eager:
+    raise errors.UserError(
+      'JAX_DISABLE_JIT is set, and a run is compiled; unset the variable'
+    )
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -214,6 +219,9 @@ def in_one_line(call: Callable[[], Any]) -> Any:
       reader of the output has ended.
   """
   interrupt.raise_an_exception()
+  for name in ('stdout', 'stderr'):
+    if getattr(sys, name) is None:  # Closed by the shell: `>&-`.
+      setattr(sys, name, open(os.devnull, 'w'))  # noqa: SIM115
   try:
     return call()
   except errors.UserError as error:

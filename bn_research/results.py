@@ -73,7 +73,8 @@ class Run:
     """
     folder = self.path / workdir.PROBES
     keys = sorted(path.stem for path in folder.glob('*.npz'))
-    return {key: workdir.read_probe(self.path, key) for key in keys}
+    read = workdir.read_probe
+    return {key: read(self.path, key, self.status) for key in keys}
 
   def columns(self, *names: str) -> list[np.ndarray]:
     """Returns metrics as columns, of the rows with all of these metrics.
@@ -108,7 +109,7 @@ class Run:
       UserError: If the run does not have the probe, or if the probe does not
         have the array.
     """
-    arrays = workdir.read_probe(self.path, name)
+    arrays = workdir.read_probe(self.path, name, self.status)
     if array not in arrays:
       there = ', '.join(sorted(arrays.keys() - {'step'}))
       raise errors.UserError(

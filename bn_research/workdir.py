@@ -47,12 +47,17 @@ class Status:
       needs no reason.
     metrics: The SHA-256 digest of `metrics.jsonl` for a run that is over;
       otherwise empty.
+    probes: The SHA-256 digests of the files of the probes, by key, for a run
+      that is over; otherwise empty.
   """
 
   status: str = INCOMPLETE
   step: int = 0
   reason: str = ''
   metrics: str = dataclasses.field(default='', compare=False)
+  probes: Mapping[str, str] = dataclasses.field(
+    default_factory=dict, compare=False, hash=False
+  )
 
   @property
   def is_over(self) -> bool:
@@ -68,7 +73,13 @@ def write_status(workdir: disk.PathLike, status: Status) -> None:
     status: The status. The metrics must be on the disk.
   """
   if status.is_over:
-    status = dataclasses.replace(status, metrics=_digest_of_metrics(workdir))
+    probes = {
+      path.stem: hashlib.sha256(path.read_bytes()).hexdigest()
+      for path in sorted(pathlib.Path(workdir, PROBES).glob('*.npz'))
+    }
+    status = dataclasses.replace(
+      status, metrics=_digest_of_metrics(workdir), probes=probes
+    )
   value = disk.sealed(dataclasses.asdict(status))
   disk.write_json(pathlib.Path(workdir, STATUS), value)
 
@@ -87,9 +98,22 @@ def read_status(workdir: disk.PathLike) -> Status:
   try:
     fields = json.loads(pathlib.Path(workdir, STATUS).read_text())
     disk.check_seal(fields)
-    texts = (str(fields[key]) for key in ('reason', 'metrics') if key in fields)
-    return Status(str(fields['status']), int(fields['step']), *texts)
-  except (OSError, ValueError, KeyError, TypeError):
+    return Status(
+      str(fields['status']),
+      int(fields['step']),
+      str(fields.get('reason', '')),
+      str(fields.get('metrics', '')),
+      dict(fields.get('probes', {})),
+    )
+  # A damaged file may have any content, also a number without an end.
+  except (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    ArithmeticError,
+    RecursionError,
+  ):
     return Status()
 
 
@@ -125,12 +149,17 @@ def _damaged_file(
     return METRICS
   probes = config.get('probes') or {}
   for key in probes if status.status == DONE else ():
-    if probes[key] is not None:
-      try:
-        read_probe(workdir, key)
-      except errors.UserError:
-        return f'{PROBES}/{key}.npz'
+    if probes[key] is not None and not _has_whole_probe(workdir, key, status):
+      return f'{PROBES}/{key}.npz'
   return None
+
+
+def _has_whole_probe(workdir: disk.PathLike, name: str, status: Status) -> bool:
+  try:
+    read_probe(workdir, name, status)
+  except errors.UserError:
+    return False
+  return True
 
 
 def has_whole_metrics(workdir: disk.PathLike, status: Status) -> bool:
@@ -229,6 +258,11 @@ def read_metrics(workdir: disk.PathLike) -> list[dict[str, Any]]:
     lines = pathlib.Path(workdir, METRICS).read_bytes().splitlines()
   except FileNotFoundError:
     return []
+  except OSError as error:
+    raise Damaged(
+      f'{workdir}/{METRICS} cannot be read: {error.strerror}; mend that and run'
+      ' the same command again'
+    ) from error
   rows = []
   for line in lines:
     try:
@@ -270,8 +304,16 @@ def write_probe(
   disk.write_atomically(path, lambda file: file.write(buffer.getbuffer()))
 
 
-def read_probe(workdir: disk.PathLike, name: str) -> dict[str, np.ndarray]:
+def read_probe(
+  workdir: disk.PathLike, name: str, status: Status | None = None
+) -> dict[str, np.ndarray]:
   """Reads `probes/NAME.npz`.
+
+  Args:
+    workdir: The workdir of the run.
+    name: The name of the probe.
+    status: The status of the run, to compare the digest of the file; None to
+      compare no digest.
 
   Returns:
     The arrays by name. `step` (k,) contains the steps of the measurements.
@@ -284,7 +326,11 @@ def read_probe(workdir: disk.PathLike, name: str) -> dict[str, np.ndarray]:
     # With a path, `np.load` does not close a damaged file. This `open` closes
     # the file in every case.
     with open(path, 'rb') as file, np.load(file) as arrays:
-      return dict(arrays)
+      found = dict(arrays)
+    expected = status.probes.get(name) if status is not None else None
+    if expected and hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+      raise ValueError('the digest differs')
+    return found
   except FileNotFoundError as error:
     raise errors.UserError(
       f'{path} does not exist; train with the probe {name!r} first'

@@ -3,13 +3,13 @@
 import pathlib
 import re
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from bn_research import disk, errors, workdir
+from bn_research import comparison, disk, errors, workdir
 from bn_research.training import copies, digests, orbax
 from bn_research.training.state import TrainState
 
@@ -23,11 +23,13 @@ class Restored(NamedTuple):
     state: The state of the run.
     files: The files of the run up to the step of the state, by path.
     num_devices: The number of devices of the run that saved the checkpoint.
+    record: The content of `config.json` of this run, if the run had the file.
   """
 
   state: TrainState
   files: copies.Files
   num_devices: int
+  record: Mapping[str, Any] | None
 
 
 class Checkpoints:
@@ -44,6 +46,7 @@ class Checkpoints:
     seconds: float,
     num_devices: int,
     say: Callable[[str], None],
+    record: Mapping[str, Any] | None = None,
   ):
     """Reads and writes nothing yet.
 
@@ -54,8 +57,11 @@ class Checkpoints:
         number, because on another number of devices a continuation differs by
         rounding errors.
       say: A function that prints a line.
+      record: The content of `config.json`, of which every checkpoint keeps a
+        copy; None for a run without the file.
     """
     self._workdir = directory
+    self._record = record
     self._directory = _folder(directory)
     self._seconds = seconds
     self._num_devices = num_devices
@@ -83,12 +89,14 @@ class Checkpoints:
         raise
       # A damaged file makes Orbax raise errors of many types.
       except Exception as error:
+        orbax.check_system(self._directory / str(step), error)
         aside = self._move_aside(step)
         self._say(
           f'checkpoint {step} is damaged ({type(error).__name__}); it is kept'
           f' as {aside}'
         )
         continue
+      self._check_same_run(restored.record)
       self._tell_devices(restored.num_devices)
       self._last_step = step
       return restored
@@ -113,7 +121,7 @@ class Checkpoints:
       'arrays': _describe(state),
       'array_digests': digests.of_arrays(state),
       'files': copies.digests(files),
-      'record': self._record(),
+      'record': self._record,
     }
     arrays: dict[str, Any] = {'state': state}
     if files:  # Orbax cannot save an empty pytree.
@@ -132,11 +140,17 @@ class Checkpoints:
         manager.wait_until_finished()
         manager.close()
 
-  def _record(self) -> dict[str, Any] | None:
-    """Returns the content of `config.json`."""
-    if not workdir.has_config(self._workdir):
-      return None
-    return workdir.read_record(self._workdir)
+  def _check_same_run(self, there: Mapping[str, Any] | None) -> None:
+    """Raises a UserError if a checkpoint is of a run with another config."""
+    if there is None or self._record is None:
+      return
+    found = comparison.differences(there['config'], self._record['config'])
+    found.pop('num_steps', None)  # A run may be extended.
+    if found:
+      raise errors.UserError(
+        f'{self._directory} holds checkpoints of another run'
+        f' ({"; ".join(found.values())}); choose another --workdir'
+      )
 
   @property
   def _manager(self) -> Any:
@@ -177,6 +191,11 @@ def read_newest(directory: disk.PathLike, abstract: TrainState) -> TrainState:
   folder = _folder(directory)
   steps = _newest_first(folder)
   if not steps:
+    if workdir.read_status(directory).is_over:
+      raise errors.UserError(
+        f'{folder} has no checkpoint any more; remove {directory}/'
+        f'{workdir.STATUS}, and the command that trained the run trains again'
+      )
     raise errors.UserError(f'{folder} has no checkpoint yet; train first')
   step = steps[0]
   with orbax.open_manager(folder, read_only=True) as manager:
@@ -208,10 +227,12 @@ def read_record(directory: disk.PathLike) -> dict[str, Any] | None:
   with orbax.open_manager(folder, read_only=True) as manager:
     for step in steps:
       try:
-        return _read_run(manager, step).get('record')
+        found = _read_run(manager, step).get('record')
       # A damaged file makes Orbax raise errors of many types.
       except Exception:
         continue
+      if found is not None:
+        return found
   return None
 
 
@@ -225,7 +246,9 @@ def _newest_first(folder: pathlib.Path) -> list[int]:
   if not folder.is_dir():
     return []
   names = (path.name for path in folder.iterdir())
-  return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+  return sorted(
+    (int(name) for name in names if re.fullmatch('[0-9]+', name)), reverse=True
+  )
 
 
 def _read_run(manager: Any, step: int) -> dict[str, Any]:
@@ -259,7 +282,9 @@ def _read(manager: Any, step: int, abstract: TrainState) -> Restored:
   expected = run.get('files', {})
   arrays = orbax.read_arrays(manager, step, 'files') if expected else {}
   files = copies.from_arrays(arrays, expected)
-  return Restored(_with_sums(state, abstract), files, run['num_devices'])
+  return Restored(
+    _with_sums(state, abstract), files, run['num_devices'], run.get('record')
+  )
 
 
 def _as_saved(abstract: TrainState, arrays: Collection[str]) -> TrainState:

@@ -2,8 +2,9 @@
 
 import contextlib
 import math
+import pathlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -52,24 +53,44 @@ def train(
   """
   disk.check_local(directory)
   config = configuration.resolve(config)
-  _mend_record(directory)
-  comparison.check_same_config(directory, config)
-  status = workdir.standing(directory, config)
-  if status.is_over:
-    return status
+  # A run that is over needs no data and no compilation.
+  if pathlib.Path(directory).is_dir():
+    with locking.exclusive(directory):
+      status = _standing(directory, config)
+    if status.is_over:
+      return status
   dataset = data.load(config['data'], data_dir, config['eval']['splits'])
   mesh = mesh_lib.create(config['num_devices'], config['batch_size'])
   with jax.set_mesh(mesh), stopping.on_signals() as stop:
     programs = Programs(config, dataset, mesh)
     with locking.exclusive(directory):
+      # Another process may have trained during the compilation.
+      status = _standing(directory, config)
+      if status.is_over:
+        return status
       written = record.write(directory, config, dataset)
       with _noting_failure(directory):
-        run = Run(config, directory, programs, written['lengths'])
+        run = Run(config, directory, programs, written)
         with contextlib.closing(run):
           status = run.until_end_or(stop)
       if status.status == workdir.INCOMPLETE:
         raise Interrupted(status)
       return status
+
+
+def _standing(
+  directory: disk.PathLike, config: Mapping[str, Any]
+) -> workdir.Status:
+  """Returns the status of a workdir, which must be unused or of this config."""
+  _mend_record(directory)
+  comparison.check_same_config(directory, config)
+  status = workdir.standing(directory, config)
+  if status.is_over and not workdir.has_config(directory):
+    raise errors.UserError(
+      f'{directory} has the results of a run, and {workdir.CONFIG} is lost;'
+      ' choose another --workdir'
+    )
+  return status
 
 
 def _mend_record(directory: disk.PathLike) -> None:
@@ -136,7 +157,7 @@ class Run:
     config: dict[str, Any],
     directory: disk.PathLike,
     programs: Programs,
-    lengths: Sequence[int] = (),
+    written: Mapping[str, Any] | None = None,
   ):
     """Restores the newest checkpoint, or starts at step 0.
 
@@ -144,7 +165,8 @@ class Run:
       config: The resolved config.
       directory: The workdir.
       programs: What the run computes.
-      lengths: The earlier lengths, if the run is extended.
+      written: The content of `config.json`, which checkpoints keep; None for a
+        run without the file.
     """
     self._num_steps: int = config['num_steps']
     self._directory = directory
@@ -155,14 +177,21 @@ class Run:
       config['checkpoint_seconds'],
       config['num_devices'],
       self._progress.say,
+      written,
     )
+    began = workdir.read_status(directory).step
     self._chunk = _FIRST_CHUNK
     restored = self._checkpoints.restore(programs.abstract)
     state = None if restored is None else restored.state
     step = -1 if state is None else int(state.step)
+    if restored is None and began > 0:
+      self._progress.say(
+        f'no checkpoint is left of {began:,} steps: the run begins again'
+      )
     if restored is not None:
       copies.put_back(directory, restored.files, self._progress.say)
     programs.wait()  # The clock of the recorder must not count compilation.
+    lengths = written['lengths'] if written else ()
     self._recorder = recorder.Recorder(
       config, directory, programs, step, lengths
     )

@@ -32,8 +32,7 @@ class Metrics:
     self._directory = pathlib.Path(directory)
     self.rows = workdir.truncate_metrics(directory, step)
     self._path = self._directory / workdir.METRICS
-    with disk.writing(self._path):
-      self._file = open(self._path, 'ab', buffering=0)  # noqa: SIM115
+    self._open()
     self._events = tensorboard.Events(directory, config)
 
   def append(self, row: dict[str, Any]) -> None:
@@ -54,10 +53,28 @@ class Metrics:
     self._events.append(step, shown)
 
   def flush(self) -> None:
-    """Waits until all rows and events are on the disk."""
+    """Waits until all rows and events are on the disk.
+
+    The file is compared with the rows in memory: a checkpoint must not keep,
+    and a status must not seal, a file that was changed while the run trained.
+    """
     with disk.writing(self._path):
       os.fsync(self._file.fileno())
+    expected = b''.join(disk.to_json(row).encode() + b'\n' for row in self.rows)
+    try:
+      is_whole = self._path.read_bytes() == expected
+    except OSError:
+      is_whole = False
+    if not is_whole:
+      print(f'{self._path} was damaged while the run trained; it is restored')
+      self._file.close()
+      disk.write_bytes(self._path, expected)
+      self._open()
     self._events.flush()
+
+  def _open(self) -> None:
+    with disk.writing(self._path):
+      self._file = open(self._path, 'ab', buffering=0)  # noqa: SIM115
 
   def close(self) -> None:
     """Closes the files."""

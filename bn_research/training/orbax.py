@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from bn_research import disk
+from bn_research import disk, errors
 
 _SPARE_BYTES = 1 << 20  # Orbax writes metadata beside the arrays.
 
@@ -91,6 +91,36 @@ def writing(path: pathlib.Path) -> Iterator[None]:
       if number is None:
         raise
       raise OSError(int(number[1]), 'TensorStore') from error
+
+
+_OF_THE_SYSTEM = {
+  *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE),
+  *(errno.ENOMEM, errno.EIO, errno.ESTALE),
+}
+
+
+def check_system(path: pathlib.Path, error: Exception) -> None:
+  """Raises a UserError for a failure that says nothing about the file.
+
+  Args:
+    path: The checkpoint.
+    error: The error of an attempt to read the checkpoint.
+
+  Raises:
+    UserError: If the user may not read the file, or if the system had no
+      memory, no file handle or no disk.
+  """
+  code = getattr(error, 'errno', None)
+  number = re.search(r"os_error_code='(\d+)'", str(error))
+  if number is not None:
+    code = int(number[1])
+  if isinstance(error, MemoryError):
+    code = errno.ENOMEM
+  if code in _OF_THE_SYSTEM:
+    raise errors.UserError(
+      f'{path} cannot be read: {os.strerror(code)}; mend that and run the same'
+      ' command again'
+    ) from error
 
 
 def check_space(directory: pathlib.Path, arrays: Any) -> None:

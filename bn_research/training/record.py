@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 import bn_research
-from bn_research import data, disk, workdir
+from bn_research import data, disk, errors, workdir
 
 
 def write(
@@ -37,6 +38,8 @@ def write(
   earlier: dict[str, Any] = {'lengths': [], 'starts': []}
   if workdir.has_config(directory):
     earlier |= workdir.read_record(directory)
+  described = _described(dataset)
+  _check_same(directory, earlier, described)
   packages = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
   start = {
     'time': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
@@ -52,19 +55,50 @@ def write(
   record = {
     'format': workdir.FORMAT,
     'config': config,
-    'dataset': {
-      'name': dataset.name,
-      'version': dataset.version,
-      'num_train': len(dataset.train.labels),
-      'num_test': len(dataset.test.labels),
-      'shape': dataset.train.images.shape[1:],
-      'num_classes': dataset.num_classes,
-    },
+    'dataset': described,
+    'x64': _has_x64(),
     'lengths': _lengths(earlier, config),
     'starts': [*earlier['starts'], start],
   }
   write_whole(directory, record)
   return record
+
+
+def _has_x64() -> bool:
+  return jax.dtypes.canonicalize_dtype(np.float64) == np.float64
+
+
+def _described(dataset: data.Dataset) -> dict[str, Any]:
+  return {
+    'name': dataset.name,
+    'version': dataset.version,
+    'num_train': len(dataset.train.labels),
+    'num_test': len(dataset.test.labels),
+    'shape': list(dataset.train.images.shape[1:]),
+    'num_classes': dataset.num_classes,
+  }
+
+
+def _check_same(
+  directory: disk.PathLike,
+  earlier: Mapping[str, Any],
+  dataset: Mapping[str, Any],
+) -> None:
+  """Raises a UserError if a run would go on with other data or other types."""
+  now = {**dataset, 'JAX_ENABLE_X64': _has_x64()}
+  before = {**earlier.get('dataset', {})}
+  if 'x64' in earlier:
+    before['JAX_ENABLE_X64'] = earlier['x64']
+  differing = [
+    f'{key}={value} there and {now[key]} here'
+    for key, value in before.items()
+    if key in now and value != now[key]
+  ]
+  if differing:
+    raise errors.UserError(
+      f'{directory} holds a run on other data or types'
+      f' ({"; ".join(differing)}); choose another --workdir'
+    )
 
 
 def write_whole(directory: disk.PathLike, record: Mapping[str, Any]) -> None:

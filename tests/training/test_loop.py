@@ -43,7 +43,7 @@ def test_a_run_leaves_what_the_plan_names(config, tmp_path):
   record = workdir.read_record(tmp_path)
   assert record['config']['model']['widths'] == [12, 8]
   assert record.keys() == {
-    *('format', 'config', 'dataset', 'lengths', 'starts')
+    *('format', 'config', 'dataset', 'x64', 'lengths', 'starts')
   }
   assert record['dataset']['shape'] == [4, 4, 1]
   rows = workdir.read_metrics(tmp_path)

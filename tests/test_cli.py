@@ -6,6 +6,8 @@ import textwrap
 
 import pytest
 
+ROOT = pathlib.Path(__file__).parents[1]
+
 CONFIG = """
 from ml_collections import config_dict
 
@@ -228,6 +230,42 @@ def test_output_that_nobody_takes_is_no_traceback(run, tmp_path):
       ' command again\n',
     ),
   ]
+
+
+@pytest.mark.parametrize('stream', ['1', '2'])
+def test_a_closed_stream_is_no_traceback(stream, tmp_path):
+  done = subprocess.run(
+    [
+      *('bash', '-c', f'exec {stream}>&-; exec "$@"', 'bash'),
+      *(sys.executable, '-m', 'bn_research.report', f'--workdir={tmp_path}'),
+      f'--config={ROOT}/configs/ioffe2015_fig1.py:quick',
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 2
+  lines = (done.stdout + done.stderr).splitlines()
+  assert len(lines) == (stream == '1')
+
+
+def test_a_run_that_could_not_be_compiled_is_told(tmp_path):
+  done = subprocess.run(
+    [
+      *(sys.executable, '-m', 'bn_research.train', f'--workdir={tmp_path}/run'),
+      f'--config={ROOT}/configs/ioffe2015_fig1.py:quick',
+    ],
+    cwd=ROOT,
+    env={**os.environ, 'JAX_DISABLE_JIT': '1'},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 2
+  assert done.stderr == (
+    'error: JAX_DISABLE_JIT is set, and a run is compiled; unset the variable\n'
+  )
 
 
 def test_a_mistake_of_ours_keeps_its_traceback(run):

@@ -155,7 +155,11 @@ def test_a_damaged_config_without_a_checkpoint_is_told(config, runs):
 def test_no_damage_is_silent(config, runs, tmp_path, seed):
   rng = random.Random(seed)
   run = tmp_path / 'again'
-  damaged(rng.choice(runs), run, '.', rng.choice([*HARMS]), rng)
+  original = rng.choice(runs)
+  newest = f'{workdir.CHECKPOINTS}/{checkpoint_steps(original)[-1]}'
+  # Most files are small, and most damage should be to arrays and copies.
+  where = rng.choice(['.', f'{newest}/state', f'{newest}/files'])
+  damaged(original, run, where, rng.choice([*HARMS]), rng)
   training.train(config, run)
   try:
     found = outcome(run)

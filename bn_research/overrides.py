@@ -23,6 +23,8 @@ _KEY = r'[A-Za-z_]\w*(\.\w+)*'
 _MAPS = ('probes', 'model.norms')  # The user chooses the keys of the sections.
 # The name of a part, or None, can become a section if a change needs a section.
 _PARTS = (config_dict.ConfigDict, str, type(None))
+_MOST_BITS = 1023  # All whole numbers of so many bits have a float.
+_OF_NUMPY = {'b': 'bool', 'i': 'int', 'u': 'int', 'f': 'float'}
 
 
 def apply(
@@ -37,14 +39,16 @@ def apply(
     where: The source of the changes, for messages: `'sweep()'`.
 
   Raises:
-    UserError: If a key does not exist in a closed section, or if the type of a
-      value differs from the type of the old value.
+    UserError: If a key does not exist in a closed section, if the type of a
+      value differs from the type of the old value, or if a file cannot hold
+      the value.
   """
   # A change of a whole section becomes a change of each key, as by flags. Keys
   # outside of the change then keep the values.
   changes = dotted.flatten(changes)
   for key, value in changes.items():
     key = meant(config, key, changes, value)
+    check_value(where, key, value)
     make_room(config, key)
     section, _, name = key.rpartition('.')
     parent = at(config, section)
@@ -60,6 +64,44 @@ def apply(
         f'{where} gives {key!r} the value {value!r}, of another type than the'
         ' config has there'
       ) from error
+
+
+def check_value(where: str, key: str, value: Any) -> None:
+  """Checks that a file can hold a value of a config.
+
+  Args:
+    where: The source of the value, for messages: `'sweep()'`.
+    key: The dotted key of the value.
+    value: The value, or a reference of ml_collections to a value.
+
+  Raises:
+    UserError: If the value is no number, text, list, tuple, dict or None, or if
+      the value is a whole number that is too large for a float.
+  """
+  if isinstance(value, config_dict.FieldReference):
+    value = value.get()
+  if registry.is_section(value):
+    value = [item for _, item in value.items()]
+  if isinstance(value, list | tuple):
+    for item in value:
+      check_value(where, key, item)
+  elif value is not None and not isinstance(value, int | float | str):
+    raise errors.UserError(
+      f'{where} gives {key!r} a {type(value).__name__}; give {_plain(value)}'
+    )
+  elif isinstance(value, int) and value.bit_length() > _MOST_BITS:
+    raise errors.UserError(
+      f'{where} gives {key!r} a number of {value.bit_length()} bits; give a'
+      ' smaller number'
+    )
+
+
+def _plain(value: Any) -> str:
+  """Returns what to give in place of a value, for a message."""
+  kind = getattr(getattr(value, 'dtype', None), 'kind', None)
+  if kind in _OF_NUMPY:
+    return 'array.tolist()' if value.ndim else f'{_OF_NUMPY[kind]}(...)'
+  return 'a number, a text, a list, a tuple or None'
 
 
 def meant(

@@ -35,6 +35,7 @@ def main() -> int:
     str(cli.WORKDIR.value),
     cli.config_overrides(),
     [f'--data_dir={_DATA_DIR.value}'] if _DATA_DIR.value else [],
+    config_files.load(path),
   )
   if _DRY_RUN.value:
     for point in sweep:

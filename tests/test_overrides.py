@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 
 from bn_research import errors, experiment, overrides
@@ -74,12 +75,24 @@ def test_references_follow():
     ({'probes': 'x'}, 'probes is a section of sections.*probes.KEY.name=x'),
     ({'model.norms': 'x'}, 'give model.norms.KEY.name=x'),
     ({'probes.a/b.name': 'x'}, "'probes.a/b.name' is no key of a config"),
+    ({'data.tag': {1}}, "the config gives 'data.tag' a set; give a number,"),
+    ({'data.tag': [{'a': {1}}]}, "gives 'data.tag' a set"),
+    ({'data.tag': 2**1023}, "gives 'data.tag' a number of 1024 bits"),
+    ({'seed': np.int64(0)}, r"gives 'seed' a int64; give int\(\.\.\.\)"),
+    ({'data.tag': np.float32(0)}, r'a float32; give float\(\.\.\.\)'),
+    ({'data.tag': np.ones(2)}, r'a ndarray; give array\.tolist\(\)'),
     ({'seed': 'a'}, "the config gives 'seed' the value 'a', of another type"),
   ],
 )
 def test_a_mistake_is_one_line(changes, message):
   with pytest.raises(errors.UserError, match=message):
     experiment.config(changes)
+
+
+def test_what_a_file_can_hold_is_a_value():
+  values = (None, True, 2**1023 - 1, 0.5, np.float64(2), 'a', (1, [{'b': 2}]))
+  for value in values:
+    experiment.config({'data.tag': value})
 
 
 def test_a_variant_that_is_not_there_is_named():

@@ -114,12 +114,12 @@ def load(
   num_classes = _check_features(name, builder.info.features)
   return Dataset(
     name=name,
-    train=_read(builder, 'train', str(options.get('train', 'train'))),
-    test=_read(builder, 'test', str(options.get('test', 'test'))),
+    train=_read_option(builder, 'train', options),
+    test=_read_option(builder, 'test', options),
     num_classes=num_classes,
     version=str(builder.version),
     others={
-      split: _read(builder, split, split)
+      split: _read(builder, split, f'config.eval.splits names {split!r}')
       for split in splits
       if split not in ('train', 'test')
     },
@@ -145,6 +145,7 @@ def _of_the_user(
       f'{where}: {name} returned a {type(dataset).__name__}; return a'
       ' bn_research.data.Dataset'
     )
+  _check_fields(name, dataset)
   splits = {'train': dataset.train, 'test': dataset.test, **dataset.others}
   for key, split in splits.items():
     what = f'{name}: the split {key}'
@@ -158,9 +159,30 @@ def _of_the_user(
   return dataset
 
 
+def _check_fields(name: str, dataset: Dataset) -> None:
+  """Raises a UserError if a field, except the splits, has a wrong type."""
+  count, others = dataset.num_classes, dataset.others
+  # `type` instead of `isinstance`, because True is an int of Python.
+  if type(count) is not int:
+    raise errors.UserError(
+      f'{name}: num_classes={count!r} is a {type(count).__name__}; give an int'
+    )
+  if not isinstance(others, Mapping):
+    raise errors.UserError(
+      f'{name}: others is a {type(others).__name__}; give a dict of'
+      ' bn_research.data.Split by name'
+    )
+  for key in others:
+    if not isinstance(key, str) or key in ('train', 'test'):
+      raise errors.UserError(
+        f'{name}: others has the name {key!r}; give a text other than train'
+        ' and test'
+      )
+
+
 def _check_split(what: str, split: Split, num_classes: int) -> None:
   """Raises a UserError if shapes, types or labels do not fit a `Split`."""
-  if not isinstance(split, tuple) or len(split) != 2:
+  if not isinstance(split, Split):
     raise errors.UserError(
       f'{what} is a {type(split).__name__}; give a bn_research.data.Split'
     )
@@ -209,18 +231,23 @@ def _check_features(name: str, features: Any) -> int:
   return features['label'].num_classes
 
 
-def _read(builder: Any, key: str, split: str) -> Split:
+def _read_option(builder: Any, key: str, options: Mapping[str, Any]) -> Split:
+  """Reads the split that an option of `config.data` names."""
+  split = str(options.get(key, key))
+  return _read(builder, split, f'config.data.{key}={split!r}')
+
+
+def _read(builder: Any, split: str, where: str) -> Split:
+  """Reads a split; `where` is the place in the config, for messages."""
   import tensorflow_datasets as tfds
 
   try:
     info = builder.info.splits[split]
   except ValueError as error:
     reason = str(error).splitlines()[-1]
-    raise errors.UserError(f'config.data.{key}={split!r}: {reason}') from error
+    raise errors.UserError(f'{where}: {reason}') from error
   if info.num_examples < 1:
-    raise errors.UserError(
-      f'config.data.{key}={split!r} of {builder.name} is empty'
-    )
+    raise errors.UserError(f'{where}: the split of {builder.name} is empty')
   try:
     # The cache saves the decoding of images. TFDS reads a dataset of plain
     # arrays as fast as the cache does.

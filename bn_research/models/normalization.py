@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from bn_research import errors, norms, registry
+from bn_research.layers import normalizers
 
 Choices = Mapping[str, Any]
 
@@ -46,8 +47,8 @@ def create(where: str, section: Any) -> norms.Normalizer:
   options = _with_schedules(where, options)
   call = functools.partial(registry.call, where, factory, name)
   preset = call(options)
-  _check_normalizer(where, name, preset)
   with registry.mistakes_in(where):
+    normalizers.require(preset, f'the result of {name!r}')
     normalization = _replaced(preset, choices)
   for key in options if choices else ():
     _check_effect(where, key, preset, options, call, choices)
@@ -58,23 +59,14 @@ def _check_known(where: str, options: Choices) -> None:
   """Raises a UserError if an option of `none` is an option of no name."""
   known: dict[str, None] = {}
   for factory in (norms.NAMES | norms.COMBINATIONS).values():
-    known |= dict.fromkeys(registry.signature(factory))
-  for key in options.keys() - known.keys() - {'ignored'}:
+    parameters = registry.signature(factory).values()
+    # `**ignored` of `none` stands for all names, and is no option.
+    named = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+    known |= dict.fromkeys(named)
+  for key in options.keys() - known.keys():
     raise errors.UserError(
       f'{where}: no normalization has an option {key!r}'
       f'{registry.hint(key, known)}'
-    )
-
-
-def _check_normalizer(where: str, name: Any, found: Any) -> None:
-  """Raises a UserError if a factory of the user made no normalization."""
-  needed = ('init', 'learned', 'apply', 'remembers', 'scales')
-  lacking = [key for key in needed if not hasattr(found, key)]
-  if lacking:
-    raise errors.UserError(
-      f'{where}: {name!r} returned a {type(found).__name__}, which has no'
-      f' {lacking[0]!r}; return a normalization of bn_research.norms, or an'
-      ' object with the methods of norms.Normalizer'
     )
 
 

@@ -156,21 +156,24 @@ def arrays(returned: Any) -> dict[str, jax.Array]:
         f'the probe returned a {type(value).__name__} as {name!r}; return'
         ' arrays of numbers'
       )
-    found[name] = _storable(name, jnp.asarray(value))
+    _check_numbers(name, getattr(value, 'dtype', None))
+    found[name] = _storable(jnp.asarray(value))
   return found
 
 
-def _storable(name: str, value: jax.Array) -> jax.Array:
+def _check_numbers(name: str, dtype: Any) -> None:
+  """Raises a ValueError for a dtype of objects, of texts or of random keys."""
+  kinds = (jnp.number, jnp.bool_)
+  if dtype is not None and not any(jnp.issubdtype(dtype, k) for k in kinds):
+    raise ValueError(
+      f'the probe returned {dtype} as {name!r}; return arrays of numbers'
+    )
+
+
+def _storable(value: jax.Array) -> jax.Array:
   """Returns an array that NumPy can store."""
   if jnp.issubdtype(value.dtype, jnp.floating):
     # NumPy has no bfloat16. Float32 holds all values of the narrow types.
     is_narrow = value.dtype.itemsize < 4
     return value.astype(jnp.float32) if is_narrow else value
-  if not (
-    jnp.issubdtype(value.dtype, jnp.number)
-    or jnp.issubdtype(value.dtype, jnp.bool_)
-  ):
-    raise ValueError(
-      f'the probe returned {value.dtype} as {name!r}; return arrays of numbers'
-    )
   return value

@@ -40,7 +40,9 @@ def run(
   for outcome in outcomes:
     if outcome.status == workdir.FAILED:
       print(f'failed before: {outcome.point.name}: {outcome.reason};', end=' ')
-      print(f'to try again, remove {outcome.point.workdir}', flush=True)
+      # Without the status, the next sweep continues from the last checkpoint.
+      status = outcome.point.workdir / workdir.STATUS
+      print(f'to try again, remove {status}', flush=True)
   start = time.monotonic()
 
   def ended(outcome: pool.Outcome) -> None:

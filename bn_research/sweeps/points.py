@@ -1,5 +1,6 @@
 """The points of a sweep: names, workdirs and command lines."""
 
+import ast
 import copy
 import dataclasses
 import hashlib
@@ -50,6 +51,7 @@ def expand(
   directory: str,
   given: Mapping[str, Any],
   flags: Sequence[str] = (),
+  base: ml_collections.ConfigDict | None = None,
 ) -> list[Point]:
   """Makes the points of a sweep from overrides, and checks each point.
 
@@ -61,30 +63,32 @@ def expand(
     directory: The workdir of the sweep, which contains the workdirs of runs.
     given: The overrides on the command line, for every run.
     flags: Further flags for every run.
+    base: The config before the overrides `given`, which the flags of a run
+      change; `config` by default.
 
   Returns:
     The points, in the order of `sweep`.
 
   Raises:
     UserError: If an override has an unknown key or a wrong type, if a key is
-      both in `sweep` and in `given`, if two runs are the same, or if a workdir
-      has a run of a different config.
+      both in `sweep` and in `given`, if two runs are the same, if a workdir
+      has a run of a different config, or if `directory` has a run itself.
   """
+  if workdir_lib.has_config(directory):
+    # A report reads the outermost run, and would not see the runs below.
+    raise errors.UserError(f'{directory} holds a run; choose another --workdir')
+  base = config if base is None else base
   points = {}
   names: dict[str, str] = {}
   for changes in check(sweep, path):
+    resolved = resolve(config, changes, path)
     name = name_of(changes)
     if name in points:
       raise errors.UserError(f'{path}: sweep() has the run {name} twice')
-    for key in changes.keys() & given.keys():
-      raise errors.UserError(
-        f'--config.{key} is given and swept; leave it out, or train that run'
-        ' alone with bn_research.train'
-      )
+    _check_given(config, changes, given)
     run = pathlib.Path(directory, name)
     # A finished run does not start again, hence only this check can find a
     # workdir with a finished run of a different config.
-    resolved = resolve(config, changes, path)
     comparison.check_same_config(run, resolved)
     other = names.setdefault(_identity(resolved), name)
     if other != name:
@@ -93,7 +97,7 @@ def expand(
       )
     command = (
       *(sys.executable, '-m', 'bn_research.train', f'--config={path}'),
-      *arguments({**given, **changes}),
+      *arguments({**given, **changes}, base),
       *(f'--workdir={run}', *flags),
     )
     points[name] = Point(name, run, command, resolved)
@@ -126,6 +130,25 @@ def check(sweep: Any, path: str) -> list[Mapping[str, Any]]:
   return list(sweep)
 
 
+def _check_given(
+  config: ml_collections.ConfigDict,
+  changes: Mapping[str, Any],
+  given: Mapping[str, Any],
+) -> None:
+  """Raises a UserError if a run would drop an override `given`."""
+  swept = dotted.flatten(changes)
+  keys = [*given, *swept]
+  # A text in the place of a part is short for the name of the part.
+  meant = {overrides.meant(config, k, keys, v) for k, v in swept.items()}
+  for key, value in given.items():
+    full = overrides.meant(config, key, keys, value)
+    if any(f'{full}.'.startswith(f'{other}.') for other in meant):
+      raise errors.UserError(
+        f'--config.{key} is given and swept; leave it out, or train that run'
+        ' alone with bn_research.train'
+      )
+
+
 def _identity(config: Mapping[str, Any]) -> str:
   """Returns a text that is the same for equal configs: 1 and 1.0 are equal."""
   flat = {
@@ -148,23 +171,60 @@ def resolve(
     path: The experiment on the command line, for messages.
 
   Raises:
-    UserError: If an override has an unknown key or a wrong type.
+    UserError: If an override has an unknown key or a wrong type, or if a file
+      cannot hold a value of the config.
   """
   # A deep copy keeps the references of ml_collections: a value that refers to
   # an overridden value changes, too.
   config = copy.deepcopy(config)
   overrides.apply(config, changes, f'{path}: sweep()')
+  for key, value in dotted.flatten(config.to_dict()).items():
+    overrides.check_value(f'{path}: the config', key, value)
   return json.loads(config.to_json_best_effort())
 
 
-def arguments(changes: Mapping[str, Any]) -> list[str]:
+def arguments(
+  changes: Mapping[str, Any], base: ml_collections.ConfigDict
+) -> list[str]:
   """Returns changes as flags `--config.key=value`.
 
   Args:
     changes: The changes of a config, by dotted key or in nested dicts.
+    base: The config that the flags change.
   """
   flat: dict[str, Any] = dotted.flatten(changes)
-  return [f'--config.{key}={value}' for key, value in flat.items()]
+  return [
+    f'--config.{key}={_quoted(base, key, value)}' for key, value in flat.items()
+  ]
+
+
+def _quoted(base: ml_collections.ConfigDict, key: str, value: Any) -> Any:
+  """Returns a value for a flag; a text that reads as a number has quotes."""
+  # A flag for a key that has a text is a text, also with quotes. A flag for any
+  # further key is a literal of Python, if it can be read as a literal.
+  is_open = isinstance(value, str) and not _holds_text(base, key)
+  return repr(str(value)) if is_open and _is_literal(value) else value
+
+
+def _holds_text(config: ml_collections.ConfigDict, key: str) -> bool:
+  """Returns whether a key, or the name of the part, has the type text."""
+  section, _, name = key.rpartition('.')
+  parent, inside = (overrides.at(config, k) for k in (section, key))
+  if isinstance(inside, ml_collections.ConfigDict):
+    parent, name = inside, 'name'
+  is_there = isinstance(parent, ml_collections.ConfigDict) and name in parent
+  return is_there and parent.get_type(name) is str
+
+
+def _is_literal(text: str) -> bool:
+  """Returns whether a flag with this text is a value, and not the text."""
+  if text in ('true', 'false', 'nan', 'inf', '-inf'):
+    return True
+  try:
+    ast.literal_eval(text)
+  except (SyntaxError, ValueError):
+    return False
+  return True
 
 
 def name_of(changes: Mapping[str, Any]) -> str:

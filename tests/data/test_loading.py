@@ -162,6 +162,16 @@ def test_split(split, match, small_mnist):
   _fails(match, {'name': 'mnist', 'test': split}, data_dir)
 
 
+def test_a_split_of_the_evaluation_is_told_by_its_key(small_mnist):
+  data_dir, *_ = small_mnist
+  for split, match in (
+    ('tset', r"^config\.eval\.splits names 'tset': .*'train', 'test'"),
+    ('train[:0]', r"^config\.eval\.splits names 'train\[:0\]': .* is empty"),
+  ):
+    with pytest.raises(errors.UserError, match=match):
+      data.load({'name': 'mnist'}, data_dir, ('test', split))
+
+
 def _odd(features):
   import tensorflow_datasets as tfds
 
@@ -237,6 +247,15 @@ def test_splits_of_the_user_that_do_not_fit_are_told(user_module):
     '    "size": {"others": {"more": split(8)}},\n'
     '    "type": {"others": {"more": split(9, float)}},\n'
     '    "kind": {"others": {"more": 3}},\n'
+    '    "pair": {"test": tuple(split(9))},\n'
+    '    "no others": {"others": None},\n'
+    '    "list": {"others": [split(9)]},\n'
+    '    "number": {"others": {1: split(9)}},\n'
+    '    "train": {"others": {"train": split(9)}},\n'
+    '    "text": {"num_classes": "2"},\n'
+    '    "float": {"num_classes": 2.0},\n'
+    '    "true": {"num_classes": True},\n'
+    '    "numpy": {"num_classes": np.int64(2)},\n'
     '    "none": {"others": {"more": split(9)}},\n'
     '  }[kind]\n'
     '  dataset = data.Dataset("mine", split(9), split(9), 2)\n'
@@ -248,6 +267,15 @@ def test_splits_of_the_user_that_do_not_fit_are_told(user_module):
     ('test', r'the split test has images of shape \(8, 8, 1\), and train has'),
     ('size', r'the split more has images of shape \(8, 8, 1\), and train has'),
     ('type', 'the split more has .* type float64'),
+    ('pair', 'the split test is a tuple; give a bn_research.data.Split'),
+    ('no others', 'others is a NoneType; give a dict of bn_research.data.Spl'),
+    ('list', 'others is a list; give a dict'),
+    ('number', 'others has the name 1; give a text other than train and test'),
+    ('train', "others has the name 'train'; give a text other than"),
+    ('text', "my_splits:mine: num_classes='2' is a str; give an int"),
+    ('float', r'num_classes=2\.0 is a float; give an int'),
+    ('true', r'num_classes=True is a bool; give an int'),
+    ('numpy', r'num_classes=np.int64\(2\) is a int64; give an int'),
     ('kind', 'the split more is a int; give a bn_research.data.Split'),
   ):
     with pytest.raises(errors.UserError, match=message):

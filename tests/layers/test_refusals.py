@@ -104,13 +104,17 @@ NONE = {
     norms.Chain((norms.layer_norm(), norms.batch_norm)),
     'batch_norm, a function; call it',
   ),
+  'a part of a part': (
+    norms.Chain((norms.Chain((norms.batch_norm,)), norms.layer_norm())),
+    'batch_norm, a function; call it',
+  ),
 }
 
 
 @pytest.mark.parametrize('name', NONE)
 def test_what_is_no_normalization(name):
   value, message = NONE[name]
-  start = 'a part of ' if name == 'a part' else ''
+  start = 'a part of ' if name in ('a part', 'a part of a part') else ''
   message = f'normalization is {message}'
   rngs = nnx.Rngs(0)
   for use_scale in (None, True):

@@ -157,12 +157,19 @@ def test_what_is_no_normalization_is_told(user_module):
   user_module(
     'my_norm',
     'class Half:\n  def init(self, num_features):\n    return ()\n'
-    'def three():\n  return 3\n',
+    'def three():\n  return 3\n'
+    'def kind():\n  return Half\n'
+    'from bn_research import norms\n'
+    'def chain():\n  return norms.Chain((norms.Chain((Half(),)),))\n',
   )
   for name, message in (
-    ('my_norm:three', "returned a int, which has no 'init'; return a norm"),
-    ('my_norm:Half', "returned a Half, which has no 'learned'; return a norm"),
+    ('three', "the result of 'my_norm:three' is 3, a int; give a norm"),
+    ('Half', "'my_norm:Half' is a Half without learned, apply, remembers, sc"),
+    ('kind', "the result of 'my_norm:kind' is Half, a type; call it"),
+    ('chain', "a part of the result of 'my_norm:chain' is a Half without"),
   ):
+    name = f'my_norm:{name}'
+    message = f'^config.model.norm: .*{message}'
     with pytest.raises(errors.UserError, match=message):
       create(name=name)
 
@@ -171,3 +178,5 @@ def test_none_takes_the_options_of_others_and_no_typing_error():
   assert create(name='none', momentum=0.9, parts=()) == norms.none()
   with pytest.raises(errors.UserError, match=r"'epsilom' \(did you mean"):
     create(name='none', epsilom=1.0)
+  with pytest.raises(errors.UserError, match="has an option 'ignored'"):
+    create(name='none', ignored=1.0)

@@ -309,6 +309,8 @@ def test_constants_of_a_function_are_stored(user_module):
     ({'step': 1}, "the name 'step'"),
     ({'file': 1}, "the name 'file'"),
     ({'a': 'b'}, "returned a str as 'a'"),
+    ({'a': np.array([None])}, "returned object as 'a'; return arrays of num"),
+    ({'a': np.array(['x'])}, "returned <U1 as 'a'; return arrays of num"),
     ({'a': jax.random.key(0)}, "as 'a'; return arrays of numbers"),
   ],
 )

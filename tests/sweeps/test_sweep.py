@@ -63,6 +63,31 @@ def test_a_dry_run_prints_what_a_person_would_type(sweep, tmp_path):
   assert not (tmp_path / 'runs').exists()
 
 
+def test_a_run_reads_the_texts_of_the_sweep(sweep, tmp_path):
+  texts = ['1', 'true', 'None', 'nan', "'a'", 'a']
+  (tmp_path / 'a config.py').write_text(
+    f'{_CONFIG}\ndef sweep():\n  return [{{"data.tag": "x", "data.a": text}}'
+    f' for text in {texts}]\n'
+  )
+  result = sweep('--dry_run', "--config.data.given='1'")
+  assert result.returncode == 0, result.stderr
+  program = (
+    'from bn_research import cli\n'
+    'data = lambda: cli.CONFIG.value.data\n'
+    'cli.run(lambda: print(repr((data().given, data().tag, data().a))))'
+  )
+  for text, line in zip(texts, result.stdout.splitlines(), strict=True):
+    _, _, _, *flags = shlex.split(line)
+    found = subprocess.run(
+      [sys.executable, '-c', program, *flags],
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    assert found.stdout == f'{("1", "x", text)}\n', found.stderr
+
+
 @pytest.mark.parametrize(
   ('flag', 'message'),
   [

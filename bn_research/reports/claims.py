@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import rich.table
+import rich.text
 from scipy import special
 
 from bn_research import errors
@@ -75,9 +76,9 @@ class Finding:
     interval: The lower and the upper end of the 95 % confidence interval of the
       mean difference. Both ends are NaN for a single seed.
     verdict: `HOLDS`, `DOES_NOT_HOLD`, `UNDECIDED`, `TOO_FEW` or `NOTHING`.
-    left_out: The planned runs that the comparison lacks, as text: runs that
-      diverged, are missing or cannot be read, for each side. '' if no run is
-      left out.
+    left_out: The runs that the comparison lacks, as text: runs that diverged,
+      are missing, cannot be read, have no finite number or no run of the same
+      seed on the other side. '' if no run is left out.
   """
 
   claim: Claim
@@ -112,18 +113,25 @@ def check(
   """
   # Two runs with the same seed share a part of the spread over seeds. The
   # difference within a seed removes this part.
-  this, that = (_by_seed(side, runs) for side in (claim.this, claim.that))
-  left_out = _left_out(claim, runs, absent)
-  seeds = sorted(this.keys() & that.keys())
+  this, that = (
+    {
+      seed: measures.measure(claim.measure, run)
+      for seed, run in _by_seed(side, runs).items()
+    }
+    for side in (claim.this, claim.that)
+  )
+  texts = (
+    _left_out(claim, runs, absent),
+    _unpaired(claim, this, that, runs, absent),
+  )
+  left_out = '; '.join(filter(None, texts))
+  seeds = sorted(_finite(this) & _finite(that))
   if not seeds:
     nan = float('nan')
     return Finding(
       claim, nan, nan, np.full(0, nan), (nan, nan), NOTHING, left_out
     )
-  x, y = (
-    np.asarray([measures.measure(claim.measure, side[seed]) for seed in seeds])
-    for side in (this, that)
-  )
+  x, y = (np.asarray([side[seed] for seed in seeds]) for side in (this, that))
   interval = mean_interval(x - y)
   return Finding(
     claim,
@@ -134,6 +142,42 @@ def check(
     _verdict(interval, len(seeds), claim.expected),
     left_out,
   )
+
+
+def _finite(numbers: Mapping[int, float]) -> set[int]:
+  """Returns the seeds whose number is finite."""
+  return {seed for seed, number in numbers.items() if np.isfinite(number)}
+
+
+def _unpaired(
+  claim: Claim,
+  this: Mapping[int, float],
+  that: Mapping[int, float],
+  runs: Sequence[Run],
+  absent: Sequence[Absent],
+) -> str:
+  """Returns how many finished runs of each side are in no pair, as text."""
+  texts = []
+  for name, side, other, where in (
+    ('first', this, that, claim.that),
+    ('second', that, this, claim.this),
+  ):
+    # A partner that diverged or is missing is counted on the other side.
+    configs = [
+      *(run.config for run in Runs(runs).select(where)),
+      *(run.config for run in absent if matches(run.config, where)),
+    ]
+    known = other.keys() | {config.get('seed') for config in configs}
+    counts = {
+      'without a number': len(side) - len(_finite(side)),
+      'without a partner': len(_finite(side) - known),
+    }
+    texts += [
+      f'{count} of {len(side)} {what} on the {name} side'
+      for what, count in counts.items()
+      if count
+    ]
+  return '; '.join(texts)
 
 
 def _left_out(
@@ -192,13 +236,15 @@ def table(findings: Sequence[Finding]) -> rich.table.Table:
   for finding in findings:
     # No verdict stands alone if runs are left out of the comparison.
     verdict = '; but '.join(filter(None, (finding.verdict, finding.left_out)))
-    result.add_row(
+    texts = (
       f'{finding.claim.claim} ({finding.claim.source})',
       finding.claim.measured,
       finding.claim.published,
       _numbers(finding),
       verdict,
     )
+    # Brackets in a text are no markup of rich.
+    result.add_row(*(rich.text.Text(str(text)) for text in texts))
   return result
 
 

@@ -72,7 +72,12 @@ def early(
     part: The first part of the steps, as a fraction in (0, 1].
     probe: The key of a probe, if `metric` is None.
     array: The name of an array of the probe.
+
+  Raises:
+    ValueError: If `part` is not in (0, 1].
   """
+  if not 0 < part <= 1:
+    raise ValueError(f'part={part}; choose a fraction in (0, 1]')
   steps, values = series(run, metric, probe, array)
   return float(values[steps <= part * steps[-1]].mean())
 

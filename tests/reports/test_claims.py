@@ -120,7 +120,8 @@ def test_only_seeds_that_both_sides_finished_are_compared(fake_run, tmp_path):
   assert len(finding.differences) == 5
   assert finding.left_out == (
     '1 of 9 diverged on the first side; 1 of 9 missing on the first side; 1 of'
-    ' 9 unreadable on the first side'
+    ' 9 unreadable on the first side; 1 of 6 without a partner on the first'
+    ' side; 1 of 7 without a partner on the second side'
   )
   console = rich.console.Console(width=300)
   with console.capture() as capture:
@@ -162,3 +163,54 @@ def test_the_table_says_all_of_it(five_seeds):
     'holds',
   ):
     assert text in capture.get()
+
+
+def measured_with(number, user_module):
+  user_module(
+    'my_measure',
+    'def of(run, odd):\n'
+    '  seed = run.config["seed"]\n'
+    '  is_ours = run.config["model.norm.name"] == "batch_norm"\n'
+    '  return odd if seed == 1 and is_ours else float(is_ours + seed / 9)\n',
+  )
+  measure = {'name': 'my_measure:of', 'odd': number}
+  return dataclasses.replace(CLAIM, measure=measure)
+
+
+@pytest.mark.parametrize('number', [float('nan'), float('inf'), 2.0])
+def test_a_run_without_a_number_is_counted(number, five_seeds, user_module):
+  finding = claims.check(measured_with(number, user_module), five_seeds)
+  if number == 2.0:
+    assert (finding.left_out, finding.verdict) == ('', claims.HOLDS)
+  else:
+    assert finding.left_out == '1 of 5 without a number on the first side'
+    assert finding.verdict == claims.TOO_FEW
+    assert np.isfinite([finding.this, finding.that, *finding.interval]).all()
+
+
+@pytest.mark.parametrize('part', [0.0, -1.0, 1.5, float('nan')])
+def test_a_part_of_a_run_is_a_fraction(part, five_seeds):
+  measure = {'name': 'early', 'metric': 'test_accuracy', 'part': part}
+  with pytest.raises(errors.UserError, match=r'part=.*in \(0, 1\]'):
+    claims.check(dataclasses.replace(CLAIM, measure=measure), five_seeds)
+
+
+def test_seeds_without_a_partner_are_counted(fake_run, tmp_path):
+  for seed in range(10):
+    fake_run('batch_norm', seed)
+  for seed in range(5):
+    fake_run('none', seed)
+  finding = claims.check(CLAIM, runs.load(str(tmp_path)))
+  assert len(finding.differences) == 5
+  assert finding.left_out == '5 of 10 without a partner on the first side'
+
+
+def test_no_run_with_a_number_is_no_verdict(five_seeds):
+  for run in five_seeds:
+    run.__dict__['_rows'] = [{'step': 1000, 'test_accuracy': None}]
+  finding = claims.check(CLAIM, five_seeds)
+  assert finding.verdict == claims.NOTHING
+  assert finding.left_out == (
+    '5 of 5 without a number on the first side; 5 of 5 without a number on the'
+    ' second side'
+  )

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,6 +62,22 @@ class Figure:
   panels: Sequence[Mapping[str, Any]]
   size: tuple[float, float] = (7.2, 2.6)
   width_ratios: Sequence[float] | None = None
+
+  def __post_init__(self):
+    if not re.fullmatch(r'[\w.-]*\w[\w.-]*', str(self.name)):
+      raise ValueError(
+        f'the figure name {self.name!r} is no name of a file; use letters,'
+        ' digits, - and _'
+      )
+    if not self.series or not self.panels:
+      raise ValueError(f'the figure {self.name!r} has no series, or no panel')
+    for spec in self.series:
+      if not isinstance(spec, Mapping) or not spec.keys() >= {'label', 'where'}:
+        raise ValueError(f'a series has a label and where, unlike {spec!r}')
+    labels = [spec['label'] for spec in self.series]
+    for label in labels:
+      if labels.count(label) > 1:
+        raise ValueError(f'two series have the label {label!r}')
 
   def draw(
     self,

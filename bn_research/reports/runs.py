@@ -44,7 +44,8 @@ def load(directory: str) -> list[Run]:
       paths[results.load(path).status.status].append(path)
     except errors.UserError as error:
       print(f'left out, because unreadable: {error}')
-  for status in (workdir.INCOMPLETE, workdir.FAILED):
+  # The status may also be a text that this version does not know.
+  for status in sorted(paths.keys() - {workdir.DONE, workdir.DIVERGED}):
     for path in paths[status]:
       print(f'left out, because {status}: {path}')
   if not paths[workdir.DONE]:
@@ -100,24 +101,34 @@ def of_experiment(
 
 
 def without_copies(found: Sequence[Run]) -> list[Run]:
-  """Returns the first run of each config; says which runs are left out.
+  """Returns a single run of each config; says which runs are left out.
 
-  A copy of a folder would count as a further seed in a curve.
+  A copy of a folder would count as a further seed in a curve. Of several runs
+  of a config, a run that is done is kept, and otherwise the first run.
+
+  Args:
+    found: The readable runs that are done or diverged.
+
+  Returns:
+    The runs, in the order of the paths.
   """
   kept: list[Run] = []
-  for run in found:
-    same = (
-      other
-      for other in kept
-      # A comparison of all keys is slow, and most runs differ in the seed.
-      if other.config.get('seed') == run.config.get('seed')
-      and not comparison.differences(other.config, run.config)
-    )
-    if other := next(same, None):
+  for run in sorted(found, key=lambda run: not run.is_done):
+    if other := next((o for o in kept if _is_copy(o, run)), None):
       print(f'left out, because {other.path} has the same config: {run.path}')
     else:
       kept.append(run)
-  return kept
+  return sorted(kept, key=lambda run: run.path)
+
+
+def _is_copy(one: Run, other: Run) -> bool:
+  """Whether two runs have the same config, in all keys."""
+  # A comparison of all keys is slow, and most runs differ in the seed.
+  if one.config.get('seed') != other.config.get('seed'):
+    return False
+  # `differences` ignores keys of the root without influence on the curve, for
+  # example `num_devices`. In a section, no key is ignored.
+  return not comparison.differences({'run': one.config}, {'run': other.config})
 
 
 def readable(found: Sequence[Run]) -> tuple[list[Run], list[Run]]:

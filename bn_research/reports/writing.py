@@ -48,17 +48,27 @@ def write(
     raise errors.UserError(
       f'report() returns {min(unknown)!r}; it may return figures and claims'
     )
+  for key, value in report.items():
+    if not isinstance(value, list | tuple):
+      raise errors.UserError(
+        f'report(): {key} is a {type(value).__name__}; give a list'
+      )
   # The specification is checked before any run is read.
   drawings = [
     registry.call('report()', figures.Figure, 'figure', spec)
     for spec in report.get('figures', ())
   ]
+  names = [drawing.name for drawing in drawings]
+  for name in names:
+    if names.count(name) > 1:
+      raise errors.UserError(f'report(): two figures have the name {name!r}')
   statements = [
     registry.call('report()', claims.Claim, 'claim', spec)
     for spec in report.get('claims', ())
   ]
   loaded = runs.of_experiment(runs.load(directory), points, swept)
-  found, damaged = runs.readable(runs.without_copies(loaded))
+  whole, damaged = runs.readable(loaded)
+  found = runs.without_copies(whole)
   absent = runs.absent(found, damaged, points)
   for figure in drawings:
     for path in figure.draw(found, pathlib.Path(directory, FOLDER), absent):

@@ -6,9 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import rich.console
 
 from bn_research import errors
-from bn_research.reports import writing
+from bn_research.reports import claims, writing
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -96,15 +97,52 @@ def test_runs_of_another_variant_are_one_line(command, fake_run, tmp_path):
   assert result.returncode == 0, result.stderr
 
 
+def figure(name, *labels):
+  """A figure whose series have the labels."""
+  where = {'seed': 0}
+  return {
+    'name': name,
+    'series': [{'label': label, 'where': where} for label in labels],
+    'panels': [{'name': 'curves', 'metric': 'test_accuracy'}],
+  }
+
+
 @pytest.mark.parametrize(
   ('report', 'message'),
   [
     ({'figure': []}, "report.. returns 'figure'; it may return"),
     ({'figures': [{'name': 'a'}]}, "'figure' needs the option 'series'"),
     ({'claims': [{'claim': 'a', 'by': 1}]}, r'claim.*'),
+    ({'claims': None}, 'claims is a NoneType; give a list'),
+    ({'figures': {'name': 'a'}}, 'figures is a dict; give a list'),
+    ({'figures': [figure('../../evil', 'x')]}, 'is no name of a file'),
+    ({'figures': [figure('', 'x')]}, 'is no name of a file'),
+    (
+      {'figures': [figure('a', 'x'), figure('a', 'x')]},
+      "two figures have the name 'a'",
+    ),
+    ({'figures': [figure('a')]}, 'has no series, or no panel'),
+    ({'figures': [figure('a', 'x', 'x')]}, "two series have the label 'x'"),
   ],
 )
 def test_a_wrong_report_is_one_line(report, message, five_seeds, tmp_path):
   del five_seeds
   with pytest.raises(errors.UserError, match=message):
     writing.write(report, str(tmp_path), [{}], set())
+
+
+def test_brackets_in_a_claim_are_text(five_seeds):
+  claim = claims.Claim(
+    'a [/b] claim',
+    's',
+    'p',
+    'm',
+    {'name': 'final', 'metric': 'test_accuracy'},
+    {'model.norm.name': 'batch_norm'},
+    {'model.norm.name': 'none'},
+    'higher',
+  )
+  console = rich.console.Console(width=200)
+  with console.capture() as capture:
+    console.print(claims.table([claims.check(claim, five_seeds)]))
+  assert 'a [/b] claim' in capture.get()

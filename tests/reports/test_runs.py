@@ -1,13 +1,15 @@
 """What a report reads, and what it refuses to read."""
 
+import dataclasses
 import json
+import pathlib
 import shutil
 
 import numpy as np
 import pytest
 
-from bn_research import errors, results, workdir
-from bn_research.reports import runs
+from bn_research import disk, errors, results, workdir
+from bn_research.reports import runs, writing
 
 
 def test_a_curve_has_the_rows_where_both_were_measured(fake_run, tmp_path):
@@ -183,7 +185,7 @@ def test_an_unreadable_run_is_counted_and_the_others_are_judged(
   DAMAGE[damage](path)
   points = [{**record['config'], 'seed': seed} for seed in range(4)]
   loaded = runs.of_experiment(runs.load(str(tmp_path)), points, {'seed'})
-  found, damaged = runs.readable(runs.without_copies(loaded))
+  found, damaged = runs.readable(loaded)
   absent = runs.absent(found, damaged, points)
   assert [run.config['seed'] for run in found] == [0, 1]
   reason = 'missing' if 'config' in damage else 'unreadable'
@@ -207,3 +209,123 @@ def test_a_copy_of_a_folder_is_no_further_seed(fake_run, tmp_path, capsys):
   assert capsys.readouterr().out == (
     f'left out, because {path} has the same config: {tmp_path}/zz copy\n'
   )
+
+
+def test_a_done_run_and_a_whole_copy_stay(fake_run, tmp_path):
+  path = fake_run('none', 0)
+  copy = shutil.copytree(path, tmp_path / 'zz copy')
+  workdir.write_status(path, workdir.Status(workdir.DIVERGED, 1000))
+  (kept,) = runs.without_copies(runs.load(str(tmp_path)))
+  assert kept.path == copy
+  workdir.write_status(path, workdir.Status(workdir.DONE, 1000))
+  truncate(path / workdir.METRICS, 0.5)
+  whole, damaged = runs.readable(runs.load(str(tmp_path)))
+  assert [run.path for run in runs.without_copies(whole)] == [copy]
+  assert [run.path for run in damaged] == [path]
+
+
+def test_rows_without_their_end_are_unreadable(fake_run, tmp_path):
+  path = fake_run('none', 0)
+  text = (path / workdir.METRICS).read_text()
+  (path / workdir.METRICS).write_text(text[: len(text) // 2])
+  # A run of an older version has no digest in its status.
+  disk.write_json(path / workdir.STATUS, {'status': 'done', 'step': 1000})
+  whole, (run,) = runs.readable(runs.load(str(tmp_path)))
+  assert (whole, run.path) == ([], path)
+
+
+def test_runs_that_differ_in_devices_only_are_no_copies(fake_run, tmp_path):
+  for seed, devices in ((0, 1), (1, 2), (2, None)):
+    path = fake_run('none', seed)
+    record = workdir.read_record(path)
+    record['config'] |= {'seed': 0, 'num_devices': devices}
+    disk.write_json(path / workdir.CONFIG, record)
+  assert len(runs.without_copies(runs.load(str(tmp_path)))) == 3
+
+
+def test_a_diverged_run_of_another_length_is_of_the_experiment(
+  fake_run, tmp_path
+):
+  fake_run('none', 0)
+  fake_run('none', 1, status=workdir.DIVERGED, num_steps=500)
+  assert len(belonging(tmp_path, 'none')) == 2
+
+
+def test_runs_that_differ_in_any_key_are_no_copies(fake_run, tmp_path):
+  path = fake_run('none', 0)
+  for name, changes in {
+    'a': {'batch_size': 30},
+    'b': {'num_devices': 2},
+    'c': {'num_devices': 4},
+    'd': {'checkpoint_seconds': 1.0},
+    'e': {'num_devices': None, 'checkpoint_seconds': None},
+    'f': {'num_devices': [2, 1]},
+  }.items():
+    shutil.copytree(path, tmp_path / name)
+    record = json.loads((path / workdir.CONFIG).read_text())
+    record['config'].update(changes)
+    (tmp_path / name / workdir.CONFIG).write_text(json.dumps(record))
+  loaded = runs.load(str(tmp_path))
+  last = dataclasses.replace(loaded[5], path=pathlib.Path('g'))
+  last.config['num_devices'] = (2, 1)
+  found = runs.without_copies([*loaded, last])
+  names = [run.path.name for run in found]
+  assert names == ['g', 'a', 'b', 'c', 'd', 'e']
+
+
+def with_copy(fake_run, tmp_path, *, name, status=workdir.DONE):
+  """A run with a copy, which has a status; the name decides the order."""
+  path = fake_run('none', 0)
+  copy = tmp_path / name
+  shutil.copytree(path, copy)
+  workdir.write_status(copy, workdir.Status(status, 1000))
+  return path, copy
+
+
+@pytest.mark.parametrize('name', ['a copy', 'zz copy'])
+def test_a_copy_that_diverged_does_not_displace_a_run(name, fake_run, tmp_path):
+  path, _ = with_copy(fake_run, tmp_path, name=name, status='diverged')
+  (run,) = runs.without_copies(runs.load(str(tmp_path)))
+  assert run.path == path
+
+
+def test_a_damaged_original_does_not_displace_a_copy(
+  fake_run, tmp_path, capsys
+):
+  path, copy = with_copy(fake_run, tmp_path, name='zz copy')
+  truncate(path / workdir.METRICS, 0.5)
+  config = workdir.read_config(copy)
+  report = {'claims': []}
+  writing.write(report, str(tmp_path), [config], {'seed'}, ['json'])
+  out = capsys.readouterr().out
+  assert f'left out, because unreadable: {path} (' in out
+  assert 'same config' not in out
+  assert 'of sweep()' not in out
+  (row,) = json.loads((tmp_path / 'report' / 'runs.json').read_text())
+  assert row['run'] == str(copy)
+
+
+def test_an_unknown_status_is_named_with_the_path(fake_run, tmp_path, capsys):
+  fake_run('none', 0)
+  path = fake_run('none', 1, status='odd')
+  assert len(runs.load(str(tmp_path))) == 1
+  out = capsys.readouterr().out
+  assert out == f'left out, because odd: {path}\n'
+
+
+def test_rows_that_end_too_early_are_unreadable(fake_run, tmp_path):
+  path = fake_run('none', 0)
+  truncate(path / workdir.METRICS, 0.5)
+  # The new status has the digest of the rows that are left.
+  workdir.write_status(path, workdir.Status(workdir.DONE, 1000))
+  found, damaged = runs.readable(runs.load(str(tmp_path)))
+  assert (found, [run.path for run in damaged]) == ([], [path])
+
+
+def test_a_run_that_diverged_is_of_a_longer_experiment(fake_run, tmp_path):
+  fake_run('none', 0)
+  fake_run('none', 1, num_steps=500, status=workdir.DIVERGED)
+  found = belonging(tmp_path, 'none')
+  assert [run.config['num_steps'] for run in found] == [1000, 500]
+  points = [{**found[0].config, 'seed': seed} for seed in range(2)]
+  assert runs.absent(found, [], points) == []

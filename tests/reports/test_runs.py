@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import pathlib
 import shutil
 
 import numpy as np
@@ -266,11 +265,11 @@ def test_runs_that_differ_in_any_key_are_no_copies(fake_run, tmp_path):
     record['config'].update(changes)
     (tmp_path / name / workdir.CONFIG).write_text(json.dumps(record))
   loaded = runs.load(str(tmp_path))
-  last = dataclasses.replace(loaded[5], path=pathlib.Path('g'))
-  last.config['num_devices'] = (2, 1)
+  # A file has a list where a config of Python has a tuple.
+  config = {**loaded[5].config, 'num_devices': (2, 1)}
+  last = dataclasses.replace(loaded[5], path=tmp_path / 'z', config=config)
   found = runs.without_copies([*loaded, last])
-  names = [run.path.name for run in found]
-  assert names == ['g', 'a', 'b', 'c', 'd', 'e']
+  assert [run.path.name for run in found] == list('abcdef')
 
 
 def with_copy(fake_run, tmp_path, *, name, status=workdir.DONE):

@@ -44,7 +44,8 @@ class Claim:
       `that`.
 
   Raises:
-    UserError: If `expected` is neither `higher` nor `lower`.
+    UserError: If `expected` is neither `higher` nor `lower`, or if `measure`,
+      `this` or `that` is no dict.
   """
 
   claim: str
@@ -61,6 +62,12 @@ class Claim:
       raise errors.UserError(
         f'a claim expects {self.expected!r}; choose higher or lower'
       )
+    for name in ('measure', 'this', 'that'):
+      value = getattr(self, name)
+      if not isinstance(value, Mapping):
+        raise errors.UserError(
+          f'report(): {name}={value!r} in a claim is no dict'
+        )
 
 
 @dataclasses.dataclass(frozen=True)

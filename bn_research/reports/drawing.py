@@ -1,6 +1,7 @@
 """Series of runs, and drawing functions for all kinds of panels."""
 
 import dataclasses
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -131,6 +132,26 @@ def seeds(counts: Iterable[int], several: str) -> str:
   return several.format(' or '.join(map(str, numbers)))
 
 
+def are_numbers(values: Any, count: int) -> bool:
+  """Whether a value is a list or a tuple of `count` finite numbers."""
+  return (
+    isinstance(values, list | tuple)
+    and len(values) == count
+    and all(
+      isinstance(value, int | float) and math.isfinite(value)
+      for value in values
+    )
+  )
+
+
+def check_limits(ylim: Any) -> None:
+  """Raises a UserError if limits are neither None nor two numbers."""
+  if ylim is not None and not are_numbers(ylim, 2):
+    raise errors.UserError(
+      f'report(): ylim={ylim!r} is not a pair of finite numbers'
+    )
+
+
 def label_axes(axes: Any, panel: Any, title: str) -> None:
   """Writes the title and the labels of a panel, and sets the limits.
 
@@ -138,7 +159,11 @@ def label_axes(axes: Any, panel: Any, title: str) -> None:
     axes: Matplotlib axes, with the curves and the scales of the panel.
     panel: An object with the fields `xlabel`, `ylabel` and `ylim`.
     title: The title.
+
+  Raises:
+    UserError: If `ylim` is neither None nor two finite numbers.
   """
+  check_limits(panel.ylim)
   axes.set_title(title)
   axes.set_xlabel(panel.xlabel)
   axes.set_ylabel(panel.ylabel)

@@ -1,14 +1,16 @@
 """Draws figures, which are panels in a row, and writes PNG and PDF files."""
 
 import collections
+import contextlib
 import dataclasses
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bn_research import disk, errors, registry
-from bn_research.reports import labels
+from bn_research.reports import drawing, labels
 from bn_research.reports import panels as panels_lib
 from bn_research.reports.runs import Absent
 from bn_research.results import Run, Runs, matches
@@ -72,12 +74,14 @@ class Figure:
     if not self.series or not self.panels:
       raise ValueError(f'the figure {self.name!r} has no series, or no panel')
     for spec in self.series:
-      if not isinstance(spec, Mapping) or not spec.keys() >= {'label', 'where'}:
-        raise ValueError(f'a series has a label and where, unlike {spec!r}')
+      _check_series(spec)
     labels = [spec['label'] for spec in self.series]
     for label in labels:
       if labels.count(label) > 1:
         raise ValueError(f'two series have the label {label!r}')
+    _check_lengths('size', self.size, 2)
+    if self.width_ratios is not None:
+      _check_lengths('width_ratios', self.width_ratios, len(self.panels))
 
   def draw(
     self,
@@ -113,7 +117,7 @@ class Figure:
       _series(spec, runs, absent, i) for i, spec in enumerate(self.series)
     ]
     panels = [_panel(spec) for spec in self.panels]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(_STYLE), _refusals_of_matplotlib(self.name):
       canvas = Canvas(figsize=self.size, layout='constrained')
       axes = canvas.subplots(
         ncols=len(panels), squeeze=False, width_ratios=self.width_ratios
@@ -128,6 +132,48 @@ class Figure:
       for a in axes:
         labels.part_ends(a)
       return [_save(canvas, directory / f'{self.name}.{f}') for f in _METADATA]
+
+
+def _check_series(spec: Any) -> None:
+  """Raises a ValueError if the description of a series is incomplete."""
+  if (
+    not isinstance(spec, Mapping)
+    or not isinstance(spec.get('label'), str)
+    or not isinstance(spec.get('where'), Mapping)
+  ):
+    raise ValueError(
+      f'the series {spec!r} is no dict with a text `label` and a dict `where`'
+    )
+
+
+def _check_lengths(name: str, values: Any, count: int) -> None:
+  """Raises a ValueError unless an option has `count` positive numbers."""
+  if not drawing.are_numbers(values, count) or min(values) <= 0:
+    raise ValueError(f'{name}={values!r} is not {count} positive number(s)')
+
+
+@contextlib.contextmanager
+def _refusals_of_matplotlib(name: str) -> Iterator[None]:
+  """Turns an error that Matplotlib raises for an option into a single line.
+
+  Matplotlib checks scales, limits and formulas, some of them only when it draws
+  the text.
+
+  Args:
+    name: The name of the figure, for the message.
+
+  Raises:
+    UserError: If Matplotlib raised an error.
+  """
+  try:
+    yield
+  except Exception as error:
+    *_, last = traceback.extract_tb(error.__traceback__)
+    if 'matplotlib' not in pathlib.Path(last.filename).parts:
+      raise
+    raise errors.UserError(
+      f'report(): figure {name!r}: {" ".join(str(error).split())}'
+    ) from error
 
 
 def _panel(spec: Mapping[str, Any]) -> panels_lib.Panel:

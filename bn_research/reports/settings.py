@@ -65,6 +65,10 @@ class Settings:
         series has two runs with the same setting and seed, or if the base
         series lacks a run.
     """
+    if self.linear_below is not None and not 0 < self.linear_below < np.inf:
+      raise errors.UserError(
+        f'report(): linear_below={self.linear_below!r} is no positive number'
+      )
     # The scales come first, because the margins depend on the scales.
     axes.set_xscale(self.xscale)
     if self.linear_below is None:

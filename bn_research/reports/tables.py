@@ -45,8 +45,10 @@ class Bars:
       series: All series of the figure.
 
     Raises:
-      UserError: If a run lacks the measured quantity.
+      UserError: If a run lacks the measured quantity, or if `ylim` is neither
+        None nor two finite numbers.
     """
+    drawing.check_limits(self.ylim)
     # Only a single measure has the key `name`; further keys are labels.
     if 'name' in self.measure:
       groups = {'': self.measure}

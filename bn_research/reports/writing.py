@@ -53,6 +53,11 @@ def write(
       raise errors.UserError(
         f'report(): {key} is a {type(value).__name__}; give a list'
       )
+    for spec in value:
+      if not isinstance(spec, Mapping):
+        raise errors.UserError(
+          f'report(): {key} has {spec!r} in its list; give a dict'
+        )
   # The specification is checked before any run is read.
   drawings = [
     registry.call('report()', figures.Figure, 'figure', spec)

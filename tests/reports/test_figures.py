@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure as Canvas
 
 from bn_research import errors, workdir
-from bn_research.reports import figures, panels, runs, settings, tables
+from bn_research.reports import drawing, figures, panels, runs, settings, tables
 
 WITHOUT = {'model.norm.name': 'none'}
 WITH = {'model.norm.name': 'batch_norm'}
@@ -269,6 +269,79 @@ def test_a_wrong_panel_is_one_line(panel, message, five_seeds, tmp_path):
   figure = dataclasses.replace(FIGURE, panels=[panel])
   with pytest.raises(errors.UserError, match=message):
     figure.draw(five_seeds, tmp_path)
+
+
+MEASURE = {'name': 'final', 'metric': 'test_accuracy'}
+
+
+@pytest.mark.parametrize(
+  'panel',
+  [
+    {'name': 'curves', 'metric': 'test_accuracy'},
+    {'name': 'bars', 'measure': MEASURE},
+    {'name': 'settings', 'setting': 'seed', 'measure': MEASURE},
+  ],
+  ids=lambda panel: panel['name'],
+)
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'ylim': (float('nan'), 1.0)}, r'ylim=\(nan, 1.0\) is not a pair of'),
+    ({'ylim': (0, 1, 2)}, r'ylim=\(0, 1, 2\) is not a pair of'),
+    ({'ylim': 'ab'}, "ylim='ab' is not a pair of"),
+    ({'yscale': 'lgo'}, "figure 'figure': 'lgo' is not a valid value"),
+    ({'title': r'$\frac{$'}, r"figure 'figure': .*\\frac"),
+    ({'ylabel': '$x_$'}, "figure 'figure': .*x_"),
+  ],
+  ids=str,
+)
+def test_what_matplotlib_refuses_is_one_line(
+  options, message, panel, five_seeds, tmp_path
+):
+  figure = dataclasses.replace(FIGURE, panels=[panel | options])
+  with pytest.raises(errors.UserError, match=message) as caught:
+    figure.draw(five_seeds, tmp_path)
+  assert '\n' not in str(caught.value)
+  assert not list(tmp_path.glob('figure.*'))
+
+
+def test_an_error_outside_of_matplotlib_stays(
+  five_seeds, tmp_path, monkeypatch
+):
+  def fail(*_):
+    raise RuntimeError('a mistake of ours')
+
+  monkeypatch.setattr(panels, 'share_y', fail)
+  with pytest.raises(RuntimeError, match='of ours'):
+    FIGURE.draw(five_seeds, tmp_path)
+
+
+def test_the_series_differ_in_color_and_in_line_style(five_seeds, monkeypatch):
+  drawn_series = []
+  monkeypatch.setattr(
+    panels.Curves,
+    'draw',
+    lambda self, axes, series: drawn_series.extend(series),
+  )
+  specs = [{'label': str(i), 'where': {'seed': i % 5}} for i in range(28)]
+  panel = {'name': 'curves', 'metric': 'test_accuracy'}
+  figure = dataclasses.replace(FIGURE, series=specs, panels=[panel])
+  figure.draw(five_seeds, five_seeds[0].path / 'report')
+  assert len({(s.color, s.linestyle) for s in drawn_series}) == 28
+  assert len({s.color for s in drawn_series[:7]}) == 7
+  assert len({s.linestyle for s in drawn_series[:4]}) == 4
+
+
+@pytest.mark.parametrize(
+  ('counts', 'text'),
+  [
+    ([0, 5], 'mean and range, 0 or 5 seeds'),
+    ([4, 5], 'mean and runs, 4 or 5 seeds'),
+    ([0, 0], 'no run is done'),
+  ],
+)
+def test_a_title_says_what_is_drawn(counts, text):
+  assert drawing.sample(counts) == text
 
 
 def test_a_series_without_runs_is_one_line(five_seeds, tmp_path):

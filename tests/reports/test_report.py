@@ -11,6 +11,7 @@ import rich.console
 from bn_research import errors
 from bn_research.reports import claims, writing
 
+NAN = float('nan')
 ROOT = pathlib.Path(__file__).parents[2]
 
 _CONFIG = """
@@ -107,6 +108,23 @@ def figure(name, *labels):
   }
 
 
+def with_option(**options):
+  return {'figures': [{**figure('a', 'x'), **options}]}
+
+
+def of_series(spec):
+  return with_option(series=[spec])
+
+
+def of_claim(**changes):
+  claim = {
+    **{'claim': 'a', 'source': 'b', 'published': 'c', 'measured': 'd'},
+    **{'measure': {'name': 'final'}, 'this': {}, 'that': {}},
+    'expected': 'higher',
+  }
+  return {'claims': [claim | changes]}
+
+
 @pytest.mark.parametrize(
   ('report', 'message'),
   [
@@ -123,6 +141,25 @@ def figure(name, *labels):
     ),
     ({'figures': [figure('a')]}, 'has no series, or no panel'),
     ({'figures': [figure('a', 'x', 'x')]}, "two series have the label 'x'"),
+    ({'claims': {}}, 'claims is a dict; give a list'),
+    ({'claims': 'abc'}, 'claims is a str; give a list'),
+    ({'claims': [None]}, 'claims has None in its list; give a dict'),
+    ({'figures': ['abc']}, "figures has 'abc' in its list; give a dict"),
+    ({'figures': [figure('a/b', 'x')]}, 'is no name of a file'),
+    ({'figures': [figure('a', None)]}, 'no dict with a text `label`'),
+    (of_series({'label': 'x'}), 'and a dict `where`'),
+    (of_series({'label': 'x', 'where': 'seed'}), 'and a dict `where`'),
+    (of_series({'where': {}}), 'no dict with a text `label`'),
+    (of_series('x'), "the series 'x' is no dict"),
+    (with_option(panels=[]), 'has no series, or no panel'),
+    (with_option(size=(1, 2, 3)), r'size=\(1, 2, 3\) is not 2 positive'),
+    (with_option(size=(NAN, 2)), r'size=\(nan, 2\) is not 2 positive'),
+    (with_option(size=(0, 2)), r'size=\(0, 2\) is not 2 positive'),
+    (with_option(size=3), 'size=3 is not 2 positive'),
+    (with_option(width_ratios=(1, 2)), 'is not 1 positive'),
+    (with_option(width_ratios=(NAN,)), 'is not 1 positive'),
+    (of_claim(this='none'), "this='none' in a claim is no dict"),
+    (of_claim(measure=['final']), r"measure=\['final'\] in a claim is no dict"),
   ],
 )
 def test_a_wrong_report_is_one_line(report, message, five_seeds, tmp_path):

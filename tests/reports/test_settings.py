@@ -89,6 +89,13 @@ def test_what_cannot_be_drawn(swept):
     draw(settings.Settings('widths', MEASURE), different)
 
 
+@pytest.mark.parametrize('below', [0.0, -1.0, float('nan'), float('inf')])
+def test_the_linear_part_of_an_axis_has_a_size(below, swept):
+  panel = settings.Settings('batch_size', MEASURE, linear_below=below)
+  with pytest.raises(errors.UserError, match=r'linear_below=.* no positive'):
+    draw(panel, swept())
+
+
 @pytest.fixture
 def two_series(swept):
   """Runs of two batch sizes and three seeds, and others that end at 0.99."""

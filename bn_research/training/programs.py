@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bn_research import data, errors, optim, probes, registry
-from bn_research.training import configuration, evaluation, state, step
+from bn_research.training import configuration, evaluation, loops, state, step
 from bn_research.training import mesh as mesh_lib
 
 # Longer chunks are not faster, and the indices of a chunk take memory.
@@ -202,13 +202,23 @@ class Programs:
     given = self.abstract, self._train_data
     size = self._config['batch_size']
     # The donation lets XLA write the new parameters over the old parameters.
-    self._train = self._ahead(
+    trace = functools.partial(self._trace, donate_argnums=0)
+    steps = trace(
       functools.partial(step.train_steps, optimizer=optimizer, **parts),
       *given,
       self._int32(self.max_steps, size),
       self._int32(),
-      donate_argnums=0,
     )
+    platform = self._mesh.devices.flat[0].platform
+    if loops.is_slow_on_device(steps.jaxpr, platform):
+      one = trace(
+        functools.partial(step.next_step, optimizer=optimizer, **parts),
+        *given,
+        self._int32(size),
+      )
+      self._train = functools.partial(loops.call_each, self._compiled(one))
+    else:
+      self._train = self._compiled(steps)
     # With sums in the state, every step computes the norms already.
     self._scalars = None
     if not self.abstract.sums:
@@ -280,13 +290,31 @@ class Programs:
     Returns:
       The compiled function. The first call waits for the compiler.
     """
+    return self._compiled(
+      self._trace(function, *args, where=where, **jit_options), options
+    )
+
+  def _trace(
+    self,
+    function: Callable[..., Any],
+    *args: Any,
+    where: str = 'config.model',
+    **jit_options: Any,
+  ) -> Any:
+    """Traces a function; see `_ahead`."""
     # A program returns replicated arrays, because the next program expects
     # replicated arguments.
     jitted = jax.jit(function, out_shardings=self._whole, **jit_options)
     # Tracing calls the model and the probes, which raise the errors of a wrong
     # config.
     with registry.mistakes_in(where):
-      lowered = jitted.lower(*args)
+      return jitted.trace(*args)
+
+  def _compiled(
+    self, traced: Any, options: dict[str, Any] | None = None
+  ) -> Callable[..., Any]:
+    """Compiles a traced function in a thread; see `_ahead`."""
+    lowered = traced.lower()
     compiled = self._pool.submit(lowered.compile, options)
     return lambda *args: compiled.result()(*args)
 

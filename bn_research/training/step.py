@@ -206,6 +206,23 @@ def scalars(
   return norms_of(on_batch(state, examples, batch, **parts))
 
 
+def next_step(
+  state: TrainState, examples: Examples, batch: jax.Array, **parts: Any
+) -> TrainState:
+  """Takes one training step.
+
+  Args:
+    state: The training state before the step.
+    examples: The training examples.
+    batch: Indices of the examples in the batch, int32 (batch,).
+    **parts: The further arguments of `on_batch`.
+
+  Returns:
+    The training state after the step.
+  """
+  return next_state(state, on_batch(state, examples, batch, **parts))
+
+
 def train_steps(
   state: TrainState,
   examples: Examples,
@@ -235,7 +252,6 @@ def train_steps(
     return (state.step - start < num_steps) & jnp.isfinite(state.loss)
 
   def body(state: TrainState) -> TrainState:
-    batch = indices[state.step - start]
-    return next_state(state, on_batch(state, examples, batch, **parts))
+    return next_step(state, examples, indices[state.step - start], **parts)
 
   return jax.lax.while_loop(unfinished, body, state)

@@ -9,9 +9,9 @@ from flax import nnx
 
 from bn_research import errors, registry
 from bn_research.layers import nnx as layers
-from bn_research.models import dense, mlp, normalization
+from bn_research.models import dense, mlp, normalization, resnet
 
-MODELS = {'mlp': mlp.MLP}
+MODELS = {'mlp': mlp.MLP, 'resnet': resnet.ResNet}
 """Networks by name, as classes or as functions with the same arguments."""
 
 

@@ -41,7 +41,7 @@ def call_each(
   state: Any,
   examples: Any,
   indices: np.ndarray,
-  num_steps: int,
+  num_steps: int | np.integer,
 ) -> Any:
   """Takes many training steps, at most up to the first non-finite loss.
 

@@ -201,6 +201,7 @@ class Programs:
   def _compile_steps(self, optimizer: Any, parts: dict[str, Any]) -> None:
     given = self.abstract, self._train_data
     size = self._config['batch_size']
+    self._train: Callable[..., Any]
     # The donation lets XLA write the new parameters over the old parameters.
     trace = functools.partial(self._trace, donate_argnums=0)
     steps = trace(

@@ -1,6 +1,6 @@
 """Compares the config of a run with a requested config."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from bn_research import disk, dotted, errors, workdir
@@ -57,7 +57,9 @@ def _has_schedule(config: Mapping[str, Any]) -> bool:
 
 
 def differences(
-  there: Mapping[str, Any], here: Mapping[str, Any]
+  there: Mapping[str, Any],
+  here: Mapping[str, Any],
+  free: Collection[str] = _FREE,
 ) -> dict[str, str]:
   """Compares the config of a run with a requested config.
 
@@ -67,10 +69,11 @@ def differences(
   Args:
     there: The config in the workdir.
     here: The requested config.
+    free: Keys that are left out; by default the keys without influence on the
+      curve.
 
   Returns:
-    For each differing dotted key, a text with both values. Keys without
-    influence on the curve are left out.
+    For each differing dotted key, a text with both values.
   """
   there, here = dotted.flatten(there), dotted.flatten(here)
   # A text in the place of a part is short for the name of the part.
@@ -83,5 +86,5 @@ def differences(
     # As JSON text, because a NaN as a number is not equal to a NaN, and because
     # a file contains lists for the tuples of a config.
     if disk.to_json(there.get(key)) != disk.to_json(here.get(key))
-    and key not in _FREE
+    and key not in free
   }

@@ -126,9 +126,9 @@ def _is_copy(one: Run, other: Run) -> bool:
   # A comparison of all keys is slow, and most runs differ in the seed.
   if one.config.get('seed') != other.config.get('seed'):
     return False
-  # `differences` ignores keys of the root without influence on the curve, for
-  # example `num_devices`. In a section, no key is ignored.
-  return not comparison.differences({'run': one.config}, {'run': other.config})
+  # An experiment may compare keys without influence on the curve, for example
+  # `num_devices`.
+  return not comparison.differences(one.config, other.config, free=())
 
 
 def readable(found: Sequence[Run]) -> tuple[list[Run], list[Run]]:

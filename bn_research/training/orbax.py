@@ -86,11 +86,17 @@ def writing(path: pathlib.Path) -> Iterator[None]:
     try:
       yield
     except ValueError as error:
-      # TensorStore raises ValueError, with the number of the error in the text.
-      number = re.search(r"os_error_code='(\d+)'", str(error))
+      number = _number_of(error)
       if number is None:
         raise
-      raise OSError(int(number[1]), 'TensorStore') from error
+      raise OSError(number, 'TensorStore') from error
+
+
+def _number_of(error: Exception) -> int | None:
+  """Returns the number of an error of the system; None for other errors."""
+  # TensorStore raises ValueError, with the number of the error in the text.
+  found = re.search(r"os_error_code='(\d+)'", str(error))
+  return int(found[1]) if found else getattr(error, 'errno', None)
 
 
 _OF_THE_SYSTEM = {
@@ -110,12 +116,8 @@ def check_system(path: pathlib.Path, error: Exception) -> None:
     UserError: If the user may not read the file, or if the system had no
       memory, no file handle or no disk.
   """
-  code = getattr(error, 'errno', None)
-  number = re.search(r"os_error_code='(\d+)'", str(error))
-  if number is not None:
-    code = int(number[1])
-  if isinstance(error, MemoryError):
-    code = errno.ENOMEM
+  is_memory = isinstance(error, MemoryError)
+  code = errno.ENOMEM if is_memory else _number_of(error)
   if code in _OF_THE_SYSTEM:
     raise errors.UserError(
       f'{path} cannot be read: {os.strerror(code)}; mend that and run the same'

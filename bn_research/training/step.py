@@ -19,13 +19,16 @@ class Examples(NamedTuple):
   Attributes:
     images: Stored images, uint8 (num_examples, ...).
     labels: Classes, int32 (num_examples,).
+    key: The key of the augmentation; None for examples that no step augments.
   """
 
   images: jax.Array
   labels: jax.Array
+  key: Any = None
 
 
 ToInput = Callable[[jax.Array], jax.Array]
+Augment = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def check_logits(
@@ -164,6 +167,7 @@ def on_batch(
   batch: jax.Array,
   *,
   to_input: ToInput,
+  augment: Augment | None = None,
   **parts: Any,
 ) -> probes.Step:
   """Takes a training step on a batch of stored examples.
@@ -173,6 +177,8 @@ def on_batch(
     examples: The training examples.
     batch: Indices of the examples in the batch, int32 (batch,).
     to_input: The function from stored images to the inputs of the network.
+    augment: None, or a random change of stored images: a function of a key and
+      of the images. The key depends on the seed and on the step only.
     **parts: The arguments `graphdef` and `optimizer` of `train_step`.
 
   Returns:
@@ -180,8 +186,10 @@ def on_batch(
   """
   # Each device computes with a part of the batch.
   batch = jax.lax.with_sharding_constraint(batch, PartitionSpec('data'))
-  x = to_input(examples.images[batch])
-  return train_step(state, x, examples.labels[batch], **parts)
+  images = examples.images[batch]
+  if augment is not None:
+    images = augment(jax.random.fold_in(examples.key, state.step), images)
+  return train_step(state, to_input(images), examples.labels[batch], **parts)
 
 
 def scalars(

@@ -2,25 +2,15 @@
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 from flax import nnx
 
-from bn_research import ranges, registry
+from bn_research import ranges
+from bn_research.models import nonlinearities
 from bn_research.models.dense import DenseFactory
-
-Tap = Callable[[str, jax.Array], jax.Array]
-NormFactory = Callable[..., nnx.Module]
-
-_NONLINEARITIES: dict[str, Callable[[jax.Array], jax.Array]] = {
-  'elu': jax.nn.elu,
-  'gelu': jax.nn.gelu,
-  'relu': jax.nn.relu,
-  'sigmoid': jax.nn.sigmoid,
-  'silu': jax.nn.silu,
-  'tanh': jax.nn.tanh,
-}
+from bn_research.models.interface import NormFactory, Tap, untapped
 
 
 class MLP(nnx.Module):
@@ -89,16 +79,14 @@ class MLP(nnx.Module):
     self.output = dense(
       sizes[-1], num_classes, use_bias=True, kernel_init=init, rngs=rngs
     )
-    self.nonlinearity = registry.find(
-      'config.model.nonlinearity', _NONLINEARITIES, nonlinearity
-    )
+    self.nonlinearity = nonlinearities.find(nonlinearity)
 
   def __call__(
     self,
     x: jax.Array,
     *,
     train: bool,
-    tap: Tap = lambda name, value: value,
+    tap: Tap = untapped,
   ) -> jax.Array:
     """Computes the logits.
 

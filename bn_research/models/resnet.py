@@ -8,11 +8,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bn_research import ranges
-from bn_research.models.mlp import NormFactory, Tap
+from bn_research.models.convolution import ConvNorm, logits
+from bn_research.models.interface import (
+  NormFactory,
+  Tap,
+  check_images,
+  untapped,
+)
 
 _STAGES = (1, 2, 4)  # widths, in units of the width of the first stage
-# Scaled for ReLU networks: a variance of 2 / (kernel area · channels out).
-_KERNEL = nnx.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 
 class ResNet(nnx.Module):
@@ -58,11 +62,8 @@ class ResNet(nnx.Module):
     ranges.whole(1, 2**16, width=width)
     if depth < 8 or (depth - 2) % 6:
       raise ValueError(f'depth={depth}; choose 6n + 2: 8, 14, 20, 32, 44, 56')
-    if len(input_shape) != 3 or min(input_shape[:2]) < 4:
-      raise ValueError(
-        f'resnet needs images of at least 4 x 4 pixels, not {input_shape}'
-      )
-    self.stem = _ConvNorm(
+    check_images('resnet', input_shape, num_classes, least=4)
+    self.stem = ConvNorm(
       norm, 'stem', input_shape[-1], width, strides=1, rngs=rngs
     )
     widths = [width * factor for factor in _STAGES]
@@ -78,16 +79,14 @@ class ResNet(nnx.Module):
       )
       num_inputs = features
     self.blocks = nnx.List(blocks)
-    self.output = nnx.Linear(
-      num_inputs, num_classes, kernel_init=_KERNEL, rngs=rngs
-    )
+    self.output = logits(num_inputs, num_classes, rngs)
 
   def __call__(
     self,
     x: jax.Array,
     *,
     train: bool,
-    tap: Tap = lambda name, value: value,
+    tap: Tap = untapped,
   ) -> jax.Array:
     """Computes the logits.
 
@@ -124,7 +123,7 @@ class Block(nnx.Module):
     self.place = place
     self.strides = strides
     self.features = features
-    make: Callable[..., _ConvNorm] = lambda k, n, s: _ConvNorm(
+    make: Callable[..., ConvNorm] = lambda k, n, s: ConvNorm(
       norm, f'{place}_norm{k}', n, features, strides=s, rngs=rngs
     )
     self.first = make(1, num_inputs, strides)
@@ -140,33 +139,3 @@ class Block(nnx.Module):
     x = x[:, :: self.strides, :: self.strides]
     more = self.features - x.shape[-1]
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, more)))
-
-
-class _ConvNorm(nnx.Module):
-  """A convolution with a 3 x 3 kernel, and the norm after the convolution."""
-
-  def __init__(
-    self,
-    norm: NormFactory,
-    place: str,
-    num_inputs: int,
-    features: int,
-    *,
-    strides: int,
-    rngs: nnx.Rngs,
-  ):
-    # The norm adds the bias.
-    self.conv = nnx.Conv(
-      num_inputs,
-      features,
-      (3, 3),
-      strides=strides,
-      padding=1,
-      use_bias=False,
-      kernel_init=_KERNEL,
-      rngs=rngs,
-    )
-    self.norm = norm(place, features, rngs=rngs)
-
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    return self.norm(self.conv(x), use_running_average=not train)

@@ -1,6 +1,7 @@
 """The data of a run on the devices, for the training and the measurements."""
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -63,7 +64,11 @@ class Memory:
     }
     self.stacks: list[jax.Array] = []
     if config['eval']['population'] == 'reestimated':
-      self.stacks = self._put(evaluation.stacks(self._num_examples, mesh.size))
+      self.stacks = self._put(
+        evaluation.stacks(
+          self._num_examples, mesh.size, _numbers(dataset.train)
+        )
+      )
 
   def indices(self, start: int, stop: int) -> np.ndarray:
     """Returns indices of the examples of the steps `start` to `stop` - 1."""
@@ -76,10 +81,17 @@ class Memory:
   ) -> tuple[Examples, jax.Array]:
     """Returns the examples and the batches of a split, on the devices."""
     split = dataset.split(name)
-    batches = self._put(evaluation.batches(len(split.images), num_devices))
+    batches = self._put(
+      evaluation.batches(len(split.images), num_devices, _numbers(split))
+    )
     if name == 'train':
       return self.train, batches
     return Examples(*self._put(tuple(split))), batches
+
+
+def _numbers(split: data.Split) -> int:
+  """Returns the numbers of input in an example."""
+  return math.prod(split.images.shape[1:])
 
 
 def _spread(key: str, split: data.Split, count: int) -> tuple[np.ndarray, ...]:

@@ -16,6 +16,19 @@ def test_batches_hold_every_example_once(num_examples, num_devices):
   np.testing.assert_array_equal(batches[batches >= 0], np.arange(num_examples))
 
 
+@pytest.mark.parametrize(
+  ('numbers', 'most'),
+  [(64, 10_000), (32 * 32 * 3, 682), (224 * 224 * 3, 128)],
+)
+def test_large_images_come_in_smaller_batches(numbers, most):
+  batches = evaluation.batches(25_001, 1, numbers)
+  assert most / 2 < batches.shape[1] <= most
+  np.testing.assert_array_equal(batches[batches >= 0], np.arange(25_001))
+  (stack, *rest) = evaluation.stacks(25_001, 1, numbers)
+  assert stack.shape[1] == batches.shape[1]
+  assert len(rest) == (25_001 % stack.shape[1] > 0)
+
+
 @pytest.mark.parametrize('num_devices', [1, 2, 8])
 @pytest.mark.parametrize('num_examples', [1, 7, 37, 10_000, 25_001])
 def test_stacks_hold_every_example_once(num_examples, num_devices):

@@ -42,6 +42,11 @@ KEYS = {
     'A threshold in [0, 1]: a brighter pixel becomes 1, and any other pixel 0.'
     ' None for grey values.'
   ),
+  'data.augment.KEY': (
+    'A random change of the training images in each step: a part, whose name is'
+    ' KEY if the section has no `name`. `pad_crop` comes first, then `flip`,'
+    ' then `cutout`, then parts of a user in the order of KEY.'
+  ),
   'data.normalize': (
     'A normalization of the inputs, fitted on the training split: a part.'
   ),

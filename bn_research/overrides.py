@@ -20,7 +20,8 @@ CLOSED = ('', 'eval')
 
 
 _KEY = r'[A-Za-z_]\w*(\.\w+)*'
-_MAPS = ('probes', 'model.norms')  # The user chooses the keys of the sections.
+# The user chooses the keys of these sections.
+_MAPS = ('probes', 'model.norms', 'data.augment')
 # The name of a part, or None, can become a section if a change needs a section.
 _PARTS = (config_dict.ConfigDict, str, type(None))
 _MOST_BITS = 1023  # All whole numbers of so many bits have a float.

@@ -74,6 +74,7 @@ def test_references_follow():
     ({'model.name.x': 3}, "'model.name.x'; model.name is no section"),
     ({'probes': 'x'}, 'probes is a section of sections.*probes.KEY.name=x'),
     ({'model.norms': 'x'}, 'give model.norms.KEY.name=x'),
+    ({'data.augment': 'flip'}, 'give data.augment.KEY.name=flip'),
     ({'probes.a/b.name': 'x'}, "'probes.a/b.name' is no key of a config"),
     ({'data.tag': {1}}, "the config gives 'data.tag' a set; give a number,"),
     ({'data.tag': [{'a': {1}}]}, "gives 'data.tag' a set"),

@@ -1,5 +1,6 @@
 """Datasets by name, as arrays in memory, and the order of mini-batches."""
 
+from bn_research.data import augmentation
 from bn_research.data.loading import Dataset, Split, load
 from bn_research.data.normalizing import input_function
 from bn_research.data.order import batch_indices
@@ -8,6 +9,7 @@ from bn_research.data.pipeline import to_input
 __all__ = [
   'Dataset',
   'Split',
+  'augmentation',
   'batch_indices',
   'input_function',
   'load',

@@ -61,8 +61,9 @@ class Dataset:
     return splits[name]
 
 
-# Options of `normalizing.input_function`, which `load` ignores.
-OF_INPUTS = ('binarize', 'normalize')
+# Options of `augmentation.create` and of `normalizing.input_function`, which
+# `load` ignores.
+OF_INPUTS = ('binarize', 'normalize', 'augment')
 
 
 def load(
@@ -82,7 +83,7 @@ def load(
       `module:attribute`, `load` calls this function of the user with the
       options of the section, and with `data_dir` if the function has this
       argument. The function returns a `Dataset`. `load` ignores the keys
-      `binarize` and `normalize`.
+      `augment`, `binarize` and `normalize`.
     data_dir: The folder of the datasets; None for the default of TFDS.
     splits: The splits that the caller needs: `'train'`, `'test'`, and further
       splits or slices in TFDS, for example `'validation'`. A function of the

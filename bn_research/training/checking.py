@@ -54,6 +54,7 @@ def _check_data(config: Mapping[str, Any], dataset: data.Dataset) -> None:
   # Ten images are enough to check the options. A fit to all training images is
   # left to the run.
   data.input_function(config['data'], dataset.train.images[:10])
+  data.augmentation.create(config['data'], dataset.train.images[:10])
 
 
 def _check_model(config: Mapping[str, Any], dataset: data.Dataset) -> None:

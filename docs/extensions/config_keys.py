@@ -17,7 +17,7 @@ from bn_research import (
   probes,
   registry,
 )
-from bn_research.data import normalizing
+from bn_research.data import augmentation, normalizing
 from bn_research.models import dense
 from bn_research.optim import optimizers
 from bn_research.reports import measures, panels
@@ -25,6 +25,7 @@ from bn_research.reports import measures, panels
 # The parts that each section of a config may name, and the arguments that the
 # program gives in place of the config.
 PARTS: dict[str, tuple[Mapping[str, Any], tuple[str, ...]]] = {
+  'data.augment.KEY': (augmentation.PARTS, ('images',)),
   'data.normalize': (normalizing.NORMALIZERS, ('x',)),
   'model': (
     models.MODELS,

@@ -9,9 +9,9 @@ from flax import nnx
 
 from bn_research import errors, registry
 from bn_research.layers import nnx as layers
-from bn_research.models import dense, mlp, normalization, resnet
+from bn_research.models import dense, mlp, normalization, resnet, vit
 
-MODELS = {'mlp': mlp.MLP, 'resnet': resnet.ResNet}
+MODELS = {'mlp': mlp.MLP, 'resnet': resnet.ResNet, 'vit': vit.ViT}
 """Networks by name, as classes or as functions with the same arguments."""
 
 

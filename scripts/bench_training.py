@@ -7,6 +7,7 @@ Ours is the run as `bn_research.train` runs it: chunks of steps, the order of
 the examples, the probes, the files. The others train the same network on the
 same examples in the same order and do nothing else:
 
+* alone: the same program of many steps, in a bare loop without a run;
 * nnx: a loop over an `nnx.jit` step with `nnx.Optimizer`;
 * linen: a loop over a `jax.jit` step of a Linen module, buffers donated;
 * torch: an eager loop, where PyTorch is installed;
@@ -16,7 +17,8 @@ same examples in the same order and do nothing else:
 The contenders take turns; a ratio is that of two turns of one round, and what
 is printed is the median over rounds.
 
-The last table is that of bench_checkpoints.py: the digests of a checkpoint.
+The last tables are those of bench_resnet.py, a network with convolutions, and
+of bench_checkpoints.py, the digests of a checkpoint.
 """
 
 import contextlib
@@ -31,6 +33,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import bench_checkpoints
+import bench_resnet
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,8 +43,15 @@ from absl import app, flags, logging
 from flax import linen as nn
 from flax import nnx
 
-from bn_research import data
-from bn_research.training import configuration, loop, mesh, programs
+from bn_research import data, optim
+from bn_research.training import (
+  configuration,
+  loop,
+  mesh,
+  programs,
+  state,
+  step,
+)
 
 _DATA_DIR = flags.DEFINE_string(
   'data_dir', None, 'Where a prepared MNIST is; random pixels where not given.'
@@ -68,6 +78,7 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as directory:
       turns = dict(_contenders(norm, dataset, directory))
       _print_table(norm, _time(turns))
+  bench_resnet.print_tables()
   bench_checkpoints.print_table()
 
 
@@ -75,6 +86,7 @@ def _contenders(
   norm: str, dataset: data.Dataset, directory: str
 ) -> Iterator[tuple[str, Turn]]:
   yield 'ours', _ours(norm, dataset, directory)
+  yield 'alone', _alone(norm, dataset)
   yield 'bound', _bound(dataset)
   yield 'nnx', _nnx(norm, dataset)
   yield 'linen', _linen(norm, dataset)
@@ -176,6 +188,35 @@ def _ours(norm: str, dataset: data.Dataset, directory: str) -> Turn:
     with contextlib.redirect_stdout(None):  # Progress is for people.
       while run.step < end:
         run.advance()
+
+  return turn
+
+
+def _alone(norm: str, dataset: data.Dataset) -> Turn:
+  config = configuration.resolve(_config(norm))
+  optimizer = optim.create(config['optimizer'], config['num_steps'])
+  create = state.creator(config, (28, 28, 1), 10, optimizer)
+  graphdef, _ = jax.eval_shape(create, jax.random.key(0))
+  devices = mesh.create(1, _BATCH)
+  examples, batches = step.Examples(*_on_device(dataset)), _batches(dataset)
+  steps = jax.jit(
+    functools.partial(
+      step.train_steps,
+      graphdef=graphdef,
+      optimizer=optimizer,
+      to_input=functools.partial(data.to_input, binarize=_BINARIZE),
+    ),
+    donate_argnums=0,
+  )
+  with jax.set_mesh(devices):
+    now = jax.jit(lambda key: create(key)[1])(jax.random.key(0))
+
+  def turn(num_steps: int) -> None:
+    nonlocal now
+    indices = np.stack([next(batches) for _ in range(num_steps)])
+    with jax.set_mesh(devices):
+      now = steps(now, examples, indices, np.int32(num_steps))
+      jax.block_until_ready(now)
 
   return turn
 

@@ -160,7 +160,9 @@ class Programs:
       'graphdef': graphdef,
       'to_input': data.input_function(config['data'], dataset.train.images),
     }
-    self._compile_steps(optimizer, parts)
+    # Evaluation and probes measure the network on the images as stored.
+    augment = data.augmentation.create(config['data'], dataset.train.images)
+    self._compile_steps(optimizer, {**parts, 'augment': augment})
     self._compile_evaluation(dataset.num_classes, parts)
     self._compile_probes(optimizer, parts)
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bn_research import errors, registry
-from bn_research.data import builders, cache, prepare
+from bn_research.data import builders, cache, decoding, prepare
 
 
 class Split(NamedTuple):
@@ -240,8 +240,6 @@ def _read_option(builder: Any, key: str, options: Mapping[str, Any]) -> Split:
 
 def _read(builder: Any, split: str, where: str) -> Split:
   """Reads a split; `where` is the place in the config, for messages."""
-  import tensorflow_datasets as tfds
-
   try:
     info = builder.info.splits[split]
   except ValueError as error:
@@ -250,27 +248,27 @@ def _read(builder: Any, split: str, where: str) -> Split:
   if info.num_examples < 1:
     raise errors.UserError(f'{where}: the split of {builder.name} is empty')
   try:
-    # The cache saves the decoding of images. TFDS reads a dataset of plain
-    # arrays as fast as the cache does.
-    if not isinstance(builder.info.features['image'], tfds.features.Image):
-      return Split(*_decode(builder, split))
-    return Split(
-      *cache.fetch(
-        f'{builder.name}-{builder.version}',
-        info.file_instructions,
-        lambda: _decode(builder, split),
-      )
-    )
+    found = Split(*_arrays(builder, split, info.file_instructions))
   except (OSError, RuntimeError, ValueError) as error:
     raise errors.UserError(
       f'{builder.data_path} cannot be read: {str(error).splitlines()[0]}; if '
       'damaged, delete it and prepare it again'
     ) from error
+  num_classes = builder.info.features['label'].num_classes
+  _check_split(f'{where}: the split of {builder.name}', found, num_classes)
+  return found
 
 
-def _decode(builder: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
-  source = builder.as_data_source(split=split)
-  examples = source.__getitems__(range(len(source)))
-  images = np.stack([example['image'] for example in examples])
-  labels = np.array([example['label'] for example in examples], np.int32)
-  return images, labels
+def _arrays(builder: Any, split: str, files: Sequence[Any]) -> cache.Arrays:
+  """Returns the images and labels of a split, from the cache if possible."""
+  import tensorflow_datasets as tfds
+
+  # The cache saves the decoding of images. TFDS reads a dataset of plain arrays
+  # as fast as the cache does.
+  if not isinstance(builder.info.features['image'], tfds.features.Image):
+    return decoding.decode(builder, split)
+  return cache.fetch(
+    f'{builder.name}-{builder.version}',
+    files,
+    lambda: decoding.decode(builder, split),
+  )

@@ -26,6 +26,15 @@ def real_mnist():
 
 
 @pytest.fixture
+def real_cifar10():
+  """The folder that holds CIFAR-10 as TFDS prepared it."""
+  folder = _REAL / 'tfds'
+  if not (folder / 'cifar10/3.0.2/dataset_info.json').exists():
+    pytest.skip('CIFAR-10 is not prepared in ../shared/data/tfds')
+  return str(folder.resolve())
+
+
+@pytest.fixture
 def raw_mnist():
   """The folder of the four original files of MNIST."""
   folder = _REAL / 'raw/mnist'

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bn_research import data
-from bn_research.data import loading
+from bn_research.data import decoding
 from tests.damage import HARMS
 
 
@@ -14,13 +14,13 @@ from tests.damage import HARMS
 def decoded(monkeypatch):
   """The splits that were decoded rather than read from the kept copy."""
   splits = []
-  decode = loading._decode
+  decode = decoding.decode
 
   def spy(builder, split):
     splits.append(split)
     return decode(builder, split)
 
-  monkeypatch.setattr(loading, '_decode', spy)
+  monkeypatch.setattr(decoding, 'decode', spy)
   return splits
 
 

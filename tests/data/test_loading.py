@@ -68,6 +68,35 @@ def test_real_mnist(real_mnist):
   ]
 
 
+def test_real_cifar10(real_cifar10):
+  config = {'name': 'cifar10', 'train': 'train[:100]', 'test': 'train[49000:]'}
+  dataset = data.load(config, real_cifar10, ('test', 'test[:2000]'))
+  shapes = [
+    dataset.split(name).images.shape
+    for name in ('train', 'test', 'test[:2000]')
+  ]
+  assert shapes == [(n, 32, 32, 3) for n in (100, 1000, 2000)]
+  # The published means of the channels are 0.4914, 0.4822 and 0.4465.
+  means = dataset.split('test[:2000]').images.mean((0, 1, 2)) / 255
+  np.testing.assert_allclose(means, [0.4914, 0.4822, 0.4465], atol=0.01)
+  assert len(np.unique(dataset.test.labels)) == 10
+
+
+def test_a_validation_split_by_name_and_by_slice(tmp_path):
+  for config, splits in (
+    ({'test': 'validation'}, ('test', 'validation')),
+    (
+      {'train': 'train[:1000]', 'test': 'train[1000:]'},
+      ('test', 'train[1000:]'),
+    ),
+  ):
+    found = data.load({'name': 'digits', **config}, str(tmp_path), splits)
+    first, second = (found.split(name) for name in splits)
+    np.testing.assert_array_equal(first.images, second.images)
+    expected = 179 if 'train' not in config else 260
+    assert len(second.labels) == expected
+
+
 @pytest.mark.parametrize(
   ('name', 'match'),
   [

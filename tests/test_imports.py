@@ -131,6 +131,7 @@ ROOMS_OF_NORMS = {
   'surgery': {
     *(*_CONTRACTS, 'gradients', 'normalization', 'combination', 'populations'),
   },
+  'folding': {*_CONTRACTS, 'normalization', 'surgery'},
   'inputs': {*_CONTRACTS, 'scopes', 'maps'},
   'methods': {
     *(*_CONTRACTS, 'gradients', 'normalization', 'combine'),

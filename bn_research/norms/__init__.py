@@ -9,6 +9,7 @@ from bn_research.norms.axes import (
   Scope,
 )
 from bn_research.norms.combine import Chain, Coloured, Mixture
+from bn_research.norms.folding import affine_of, fold, fold_into_next
 from bn_research.norms.gradients import (
   Ramp,
   Renormalized,
@@ -77,10 +78,16 @@ from bn_research.norms.populations import (
   Pooled,
   Running,
 )
-from bn_research.norms.scopes import Batch, Example, Neighbourhood, Reference
+from bn_research.norms.scopes import (
+  Batch,
+  Example,
+  Neighbourhood,
+  Patches,
+  Reference,
+)
 from bn_research.norms.statistics.moments import Moments, estimate, joined
 from bn_research.norms.statistics.views import View
-from bn_research.norms.surgery import affine_of, fold, freeze, sync
+from bn_research.norms.surgery import freeze, sync
 
 __all__ = [
   'AXES',
@@ -107,6 +114,7 @@ __all__ = [
   'Normalization',
   'Normalizer',
   'Pair',
+  'Patches',
   'Pooled',
   'Population',
   'Ramp',
@@ -131,6 +139,7 @@ __all__ = [
   'estimate',
   'filter_response_norm',
   'fold',
+  'fold_into_next',
   'freeze',
   'frozen',
   'group_norm',

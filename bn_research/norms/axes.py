@@ -96,9 +96,14 @@ class Scope(Axis):
   Attributes:
     shares: Whether examples share statistics. A population can remember only
       shared statistics.
+    joins: Whether normalized sets join to activations again. Sets that overlap,
+      for example patches, do not. A `Normalization` of such a scope measures
+      and learns moments, and refuses `apply`. The moments then broadcast
+      against the sets in place of the activations.
   """
 
   shares: ClassVar[bool] = True
+  joins: ClassVar[bool] = True
 
   def features(self, shape: Shape) -> Shape:
     """Returns the shape of the features, which is the shape of a state's mean.

@@ -160,10 +160,17 @@ class Normalization(Node):
 
     Raises:
       TypeError: If `x` or `dtype` is not floating.
-      ValueError: If shapes do not fit, if a batch without activations needs
-        statistics, or if `use_running` needs a population and finds none.
+      ValueError: If the scope gives moments only, if shapes do not fit, if a
+        batch without activations needs statistics, or if `use_running` needs a
+        population and finds none.
     """
     del learned
+    if not self.scope.joins:
+      raise ValueError(
+        f'{self.scope} gives moments only, because its sets overlap and do '
+        'not join to activations; use measure, learn and norms.fold_into_next, '
+        'or take Batch() for the scope.'
+      )
     x, mask, scale, bias = checks.activations(x, mask, scale, bias)
     if x.size == 0 and (not update or self._is_defined(x.shape, use_running)):
       return jnp.zeros(x.shape, checks.result_type(x, dtype)), state

@@ -57,5 +57,6 @@ def check(
   if there != here:
     raise ValueError(
       f'the kernel of {name} multiplies {here} inputs, and its input_moments'
-      f' are of {there}; optax.masked leaves kernels out'
+      f' are of {there}; optax.masked leaves kernels out, for example those of'
+      ' convolutions with feature groups'
     )

@@ -91,8 +91,8 @@ def precondition_by_input_covariance(
 
   The method `update` has the extra argument `input_moments`: by name of each
   layer with a `kernel`, the moments of the layer inputs in the form of
-  `norms.inputs.layer_inputs.feature_moments` or `patch_moments`. The moments
-  are of the forward pass of the gradient. Every step averages the moments, and
+  `norms.inputs.layer_inputs.input_moments`. The moments are of the forward pass
+  of the gradient. Every step averages the moments, and
   thus every step has the same collectives. Only the inverse, which needs no
   collective, is computed at an interval.
 

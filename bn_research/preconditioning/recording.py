@@ -75,7 +75,7 @@ def _listen(layer: Any, note: Note, axis_name: AxisNames) -> None:
 
 def _observing_too(observe: Callable | None, note: Note, axis_name: AxisNames):
   def observing(x: jax.Array) -> None:
-    note(inputs.feature_moments(x, axis_name))
+    note(inputs.input_moments(x, norms.Batch(axis_name=axis_name)))
     if observe is not None:
       observe(x)
 
@@ -84,7 +84,7 @@ def _observing_too(observe: Callable | None, note: Note, axis_name: AxisNames):
 
 def _noting_features(dot_general: Callable[..., jax.Array], note, axis_name):
   def noting(x, kernel, *args, **options):
-    note(inputs.feature_moments(x, axis_name))
+    note(inputs.input_moments(x, norms.Batch(axis_name=axis_name)))
     return dot_general(x, kernel, *args, **options)
 
   return noting
@@ -94,16 +94,15 @@ def _noting_patches(
   conv_general_dilated: Callable[..., jax.Array], note, axis_name
 ):
   def noting(x, kernel, strides, padding, **options):
-    moments = inputs.patch_moments(
-      x,
+    patches = norms.Patches(
       kernel.shape[:-2],
       strides,
       padding,
-      input_dilation=options['lhs_dilation'],
-      kernel_dilation=options['rhs_dilation'],
-      axis_name=axis_name,
+      options['lhs_dilation'],
+      options['rhs_dilation'],
+      axis_name,
     )
-    note(moments)
+    note(inputs.input_moments(x, patches))
     return conv_general_dilated(x, kernel, strides, padding, **options)
 
   return noting

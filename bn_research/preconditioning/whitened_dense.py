@@ -121,7 +121,7 @@ class WhitenedDense(nnx.Module):
 
     Args:
       moments: Moments of the inputs of the step, in the form of
-        `norms.inputs.layer_inputs.feature_moments`: count and mean
+        `norms.inputs.layer_inputs.input_moments`: count and mean
         (in_features,), and co-moment (1, in_features, in_features).
       covectors: Copies of the layer that hold gradients, or sums of gradients
         (a momentum), in place of the weights. The copies move together with the

@@ -132,7 +132,7 @@ def test_sync_pools_over_the_axis():
   )(x)
   whole, _ = norms.batch_norm().apply(x.reshape(-1, 3), state)
   np.testing.assert_allclose(y.reshape(-1, 3), whole, atol=1e-6)
-  with pytest.raises(ValueError, match='only Batch and Example'):
+  with pytest.raises(ValueError, match='only Batch, Patches and Example'):
     norms.sync(norms.divisive_norm(), 'data')
 
 

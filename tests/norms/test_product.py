@@ -15,7 +15,7 @@ import bn_research
 from bn_research import norms
 from bn_research.norms import axes, gradients
 from bn_research.norms.populations.running import RunningPopulation
-from tests.oracles import sets, whitening, windows
+from tests.oracles import patches, sets, whitening, windows
 from tests.own_statistics import Largest, Median
 
 SHAPE = (9, 3, 4)
@@ -30,6 +30,7 @@ VARIANTS = {
     norms.Example('all', num_groups=2),
   ),
   norms.Neighbourhood: (norms.Neighbourhood(3),),
+  norms.Patches: (norms.Patches((2,)),),
   norms.Reference: (norms.Reference(3),),
   norms.Standardize: (
     norms.Standardize(epsilon=EPSILON),
@@ -229,11 +230,29 @@ def activations():
   return 2 + rng.standard_normal(SHAPE) @ mixing
 
 
+def check_moments(norm, x):
+  """A scope whose sets do not join is measured and learned from, no more."""
+  with pytest.raises(ValueError, match='gives moments only'):
+    norm.apply(x)
+  state = norm.init(norm.scope.features(x.shape), jnp.float64)
+  moments = norm.measure(x)
+  after = norm.learn(state, moments)
+  for leaf in jax.tree.leaves((moments, after)):
+    assert np.isfinite(leaf).all()
+  rows = patches.patches(x, norm.scope.kernel_size, (1,))
+  if norm.map.ordinary and norm.map.centre:
+    mean = rows.mean((0, 1))
+    np.testing.assert_allclose(moments.mean[0, 0], mean, atol=1e-9)
+  assert norm.population in (None, norms.Fixed()) or after.steps == 1
+
+
 @jax.enable_x64(True)
 def check(point):
   scope, map_, population, policy = point
   norm = norms.Normalization(*point)
   x = jnp.asarray(activations())
+  if not scope.joins:
+    return check_moments(norm, x)
   state = norm.init(SHAPE[-1], jnp.float64)
   weights = jnp.cos(jnp.arange(x.size)).reshape(SHAPE)
 

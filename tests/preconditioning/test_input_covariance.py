@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from bn_research import norms
 from bn_research.norms.inputs import layer_inputs as inputs
 from bn_research.preconditioning import input_covariance
 from tests.quick import star
@@ -68,7 +69,7 @@ def run(transformation, data, name='layer'):
     lambda gradient, state, x: transformation.update(
       {name: gradient},
       state,
-      input_moments={name: inputs.feature_moments(x)},
+      input_moments={name: inputs.input_moments(x)},
     )
   )
   result = []
@@ -120,7 +121,7 @@ def test_a_convolution_is_a_dense_layer_on_patches():
     'bias': jnp.asarray(rng.normal(size=M), jnp.float32),
   }
   transformation = PRECONDITION()
-  moments = inputs.patch_moments(x, (3, 3), (1, 1), 'VALID')
+  moments = inputs.input_moments(x, norms.Patches((3, 3)))
   updates, _ = transformation.update(
     gradient, transformation.init(gradient), input_moments={'': moments}
   )
@@ -153,7 +154,7 @@ def test_what_has_no_kernel_is_left_alone():
   state = transformation.init(params)
   assert state.layers.keys() == {'dense'}
   x = jnp.asarray(steps(1)[0][0], jnp.float32)
-  moments = {'dense': inputs.feature_moments(x)}
+  moments = {'dense': inputs.input_moments(x)}
   updates, _ = transformation.update(params, state, input_moments=moments)
   assert updates['norm'] == params['norm']
   assert not np.allclose(updates['dense']['kernel'], 1, atol=0.1)
@@ -171,7 +172,7 @@ def test_it_composes():
     optax.scale_by_adam(),
   )
   x = jnp.asarray(steps(1)[0][0], jnp.float32)
-  moments = {'a': inputs.feature_moments(x)}
+  moments = {'a': inputs.input_moments(x)}
   state = optimizer.init(params)
   for _ in range(2):
     updates, state = optimizer.update(
@@ -223,7 +224,7 @@ def test_moments_that_do_not_fit():
   params = {'dense': {'kernel': jnp.ones((D, M))}}
   transformation = PRECONDITION()
   state = transformation.init(params)
-  moments = inputs.feature_moments(jnp.ones((5, D + 1)))
+  moments = inputs.input_moments(jnp.ones((5, D + 1)))
   for wrong, message in [
     ({}, 'kernel of dense has no input_moments; there are those of nothing'),
     ({'dense': moments}, 'multiplies 4 inputs, and its input_moments are of 5'),
@@ -237,7 +238,7 @@ def test_narrow_parameters_under_x64():
     kernel = jnp.ones((3, 2), jnp.float32)
     params = {'dense': {'kernel': kernel, 'bias': jnp.zeros(2, jnp.float32)}}
     x = jnp.asarray(np.random.default_rng(0).normal(size=(20, 3)), jnp.float32)
-    moments = {'dense': inputs.feature_moments(x)}
+    moments = {'dense': inputs.input_moments(x)}
     optimizer = input_covariance.precondition_by_input_covariance()
     updates, _ = optimizer.update(
       params, optimizer.init(params), params, input_moments=moments

@@ -32,7 +32,7 @@ def batches(count, dtype=np.float32):
 
 @nnx.jit
 def refresh(layer, x):
-  return layer.refresh(inputs.feature_moments(x))
+  return layer.refresh(inputs.input_moments(x))
 
 
 def change_at_refreshes(layer, dtype=np.float32):
@@ -155,7 +155,7 @@ def test_momentum_of_a_narrower_type_is_carried_in_it():
   narrow = nnx.clone(wide)
   for param in (narrow.kernel, narrow.bias):
     param.set_value(param[...].astype(jnp.bfloat16))
-  moments = inputs.feature_moments(next(batches(1)))
+  moments = inputs.input_moments(next(batches(1)))
   assert layer.refresh(moments, (wide, narrow))
   assert narrow.kernel[...].dtype == narrow.bias[...].dtype == jnp.bfloat16
   # Single entries cancel; bfloat16 has eight bits.
@@ -195,9 +195,9 @@ def test_every_layer_notes_its_input():
   assert found == {}
   np.testing.assert_array_equal(model(x), expected)
   wanted = {
-    'conv': inputs.patch_moments(x, (3, 3), (2, 2), 'SAME'),
-    'dense/0': inputs.feature_moments(jnp.concatenate([h, g])),
-    'whitened': inputs.feature_moments(last),
+    'conv': inputs.input_moments(x, norms.Patches((3, 3), 2, 'SAME')),
+    'dense/0': inputs.input_moments(jnp.concatenate([h, g])),
+    'whitened': inputs.input_moments(last),
   }
   assert found.keys() == wanted.keys()
   for name, moments in wanted.items():

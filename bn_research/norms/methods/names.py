@@ -74,7 +74,11 @@ AXES: dict[str, dict[str, Any]] = {
   },
   'gradient': {**gradients.NAMES, 'renormalized': gradients.Renormalized},
 }
-"""The choices of each axis by name, as classes, gradient policies or None."""
+"""The choices of each axis by name, as classes, gradient policies or None.
+
+The scope `Patches` is not in the table: it gives moments only, and no layer can
+normalize with it.
+"""
 
 SCHEDULES: dict[str, Callable[..., Any]] = {'ramp': gradients.Ramp}
 """Classes of numbers that change with the number of updates, by name."""

@@ -9,6 +9,7 @@ learns.
 from bn_research.norms.scopes.batch import Batch
 from bn_research.norms.scopes.example import Example
 from bn_research.norms.scopes.neighbourhood import Neighbourhood
+from bn_research.norms.scopes.patches import Patches
 from bn_research.norms.scopes.reference import Reference
 
-__all__ = ['Batch', 'Example', 'Neighbourhood', 'Reference']
+__all__ = ['Batch', 'Example', 'Neighbourhood', 'Patches', 'Reference']

@@ -62,6 +62,12 @@ def whole_features(x: jax.Array) -> jax.Array:
   return jax.sharding.reshard(x, cut(x, *spec[:-1], None))
 
 
+def whole_rows(x: jax.Array) -> jax.Array:
+  """Brings whole rows to each device, if Explicit axes cut the rows of `x`."""
+  spec = explicit_spec(x)
+  return jax.sharding.reshard(x, cut(x, spec[0])) if any(spec[1:]) else x
+
+
 def whole(x: jax.Array) -> jax.Array:
   """Brings all of an array to each device, if Explicit axes cut the array."""
   return jax.sharding.reshard(x, cut(x)) if explicit_spec(x) else x

@@ -9,9 +9,26 @@ from flax import nnx
 
 from bn_research import errors, registry
 from bn_research.layers import nnx as layers
-from bn_research.models import dense, mlp, normalization, resnet, vit
+from bn_research.models import (
+  cnn,
+  dense,
+  mlp,
+  normalization,
+  resnet,
+  vgg,
+  vit,
+  wide_resnet,
+)
 
-MODELS = {'mlp': mlp.MLP, 'resnet': resnet.ResNet, 'vit': vit.ViT}
+MODELS: dict[str, Callable[..., nnx.Module]] = {
+  'mlp': mlp.MLP,
+  'cnn': cnn.CNN,
+  'resnet': resnet.resnet,
+  'resnet_imagenet': resnet.resnet_imagenet,
+  'wide_resnet': wide_resnet.wide_resnet,
+  'vgg': vgg.VGG,
+  'vit': vit.ViT,
+}
 """Networks by name, as classes or as functions with the same arguments."""
 
 

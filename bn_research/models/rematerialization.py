@@ -45,4 +45,4 @@ def in_turn(
 
 
 def _call(block: nnx.Module, h: jax.Array, train: bool, tap: Tap) -> jax.Array:
-  return block(h, train, tap)  # type: ignore[operator]
+  return block(h, train, tap)

@@ -11,6 +11,8 @@ import re
 import shlex
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from bn_research import errors, registry
 
 
@@ -125,7 +127,7 @@ def check_prepared(builder: Any, data_dir: str | None = None) -> None:
       files is not array_record.
   """
   folder = builder.data_path
-  command = how_to_prepare(builder.name, data_dir)
+  command = how_to_prepare(builder.name, data_dir) + _by_hand(builder)
   if not folder.exists():
     raise errors.UserError(
       f'{builder.name} {builder.version} is not prepared in {folder}'
@@ -143,6 +145,65 @@ def check_prepared(builder: Any, data_dir: str | None = None) -> None:
     )
 
 
+def check_features(name: str, features: Any, is_stream: bool = False) -> int:
+  """Checks that a dataset has images and classes.
+
+  Args:
+    name: The name of the dataset, for messages.
+    features: The features of the dataset in TFDS.
+    is_stream: Whether the images may differ in height and width, because a
+      stream scales the images.
+
+  Returns:
+    The number of classes.
+
+  Raises:
+    UserError: If the dataset has no classes, or images that cannot be used.
+  """
+  import tensorflow_datasets as tfds
+
+  kinds = {
+    'image': (tfds.features.Image, tfds.features.Tensor),
+    'label': tfds.features.ClassLabel,
+  }
+  for key, kind in kinds.items():
+    if key not in features or not isinstance(features[key], kind):
+      raise errors.UserError(
+        f'{name} is not an image-classification set: it has no {key} among '
+        f'{", ".join(features)}'
+      )
+  image = features['image']
+  fixed = image.shape[2:] if is_stream else image.shape
+  if image.np_dtype != np.uint8 or len(image.shape) != 3 or None in fixed:
+    raise errors.UserError(
+      f'{name} has images of shape {image.shape} and type {image.np_dtype}; '
+      'only uint8 images (height, width, channels) can be used, of one shape'
+      ' without config.data.stream.image_size'
+    )
+  return features['label'].num_classes
+
+
+def split_info(builder: Any, split: str, where: str) -> Any:
+  """Returns what TFDS knows of a split, which must exist and not be empty.
+
+  Args:
+    builder: The TFDS builder of the dataset.
+    split: A split or a slice, for example `'train[:50000]'`.
+    where: The place in the config, for messages.
+
+  Raises:
+    UserError: If the split does not exist or is empty.
+  """
+  try:
+    info = builder.info.splits[split]
+  except ValueError as error:
+    reason = str(error).splitlines()[-1]
+    raise errors.UserError(f'{where}: {reason}') from error
+  if info.num_examples < 1:
+    raise errors.UserError(f'{where}: the split of {builder.name} is empty')
+  return info
+
+
 def how_to_prepare(name: str, data_dir: str | None) -> str:
   """Returns the command line that prepares a dataset.
 
@@ -155,6 +216,14 @@ def how_to_prepare(name: str, data_dir: str | None) -> str:
   else:
     command = f'tfds build {name} --file_format=array_record'
   return command + (f' --data_dir={shlex.quote(data_dir)}' if data_dir else '')
+
+
+def _by_hand(builder: Any) -> str:
+  """Returns what a user must download by hand, in one line, or empty text."""
+  text = getattr(builder, 'MANUAL_DOWNLOAD_INSTRUCTIONS', None)
+  if not text:
+    return ''
+  return f' --manual_dir=FOLDER, with files by hand: {" ".join(text.split())}'
 
 
 def _other_versions(folder: Any) -> str:

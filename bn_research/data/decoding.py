@@ -45,26 +45,52 @@ def decode(builder: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
 def _decode_images(
   builder: Any, split: str, shape: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-  from google.protobuf import message
-  from tensorflow_datasets import decode as methods
-  from tensorflow_datasets.proto import tf_example_pb2
-
-  source = builder.as_data_source(
-    split=split, deserialize_method=methods.DeserializeMethod.RAW_BYTES
-  )
+  source = raw_source(builder, split)
   images = np.empty((len(source), *shape), np.uint8)
   labels = np.empty(len(source), np.int32)
   for start in range(0, len(source), _CHUNK):
     chunk = range(start, min(start + _CHUNK, len(source)))
     for i, record in zip(chunk, source.__getitems__(chunk), strict=True):
       try:
-        features = tf_example_pb2.Example.FromString(record).features.feature
-        labels[i] = features['label'].int64_list.value[0]
-        encoded = features['image'].bytes_list.value[0]
-      except (message.DecodeError, IndexError) as error:
-        raise ValueError(f'record {i} of {split} is no example') from error
+        encoded, labels[i] = parse(record)
+      except ValueError as error:
+        raise ValueError(f'record {i} of {split} is {error}') from error
       images[i] = _pixels(encoded, shape)
   return images, labels
+
+
+def raw_source(builder: Any, split: str) -> Any:
+  """Returns the records of a split for random access, as bytes for `parse`.
+
+  Args:
+    builder: The TFDS builder of a dataset.
+    split: A split, or a slice of splits.
+  """
+  from tensorflow_datasets import decode as methods
+
+  return builder.as_data_source(
+    split=split, deserialize_method=methods.DeserializeMethod.RAW_BYTES
+  )
+
+
+def parse(record: bytes) -> tuple[bytes, int]:
+  """Returns the encoded image and the label of a record.
+
+  Args:
+    record: A record of a dataset with an image file `image` and a `label`.
+
+  Raises:
+    ValueError: If the record is damaged.
+  """
+  from google.protobuf import message
+  from tensorflow_datasets.proto import tf_example_pb2
+
+  try:
+    features = tf_example_pb2.Example.FromString(record).features.feature
+    label = features['label'].int64_list.value[0]
+    return features['image'].bytes_list.value[0], label
+  except (message.DecodeError, IndexError) as error:
+    raise ValueError('no example') from error
 
 
 def _pixels(encoded: bytes, shape: Sequence[int]) -> np.ndarray:

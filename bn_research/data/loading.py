@@ -107,12 +107,8 @@ def load(
     return dataset
   # `options` has no key of OF_INPUTS any more; a message lists all known keys.
   registry.check_keys('config.data', options, ('train', 'test', *OF_INPUTS))
-  builder = builders.find(name, data_dir)
-  own = builders.OWN.get(builder.name)
-  if own and own.is_bundled and not builder.data_path.exists():
-    builder = prepare.prepare(builder.name, data_dir)
-  builders.check_prepared(builder, data_dir)
-  num_classes = _check_features(name, builder.info.features)
+  builder = prepare.ready(name, data_dir)
+  num_classes = builders.check_features(name, builder.info.features)
   return Dataset(
     name=name,
     train=_read_option(builder, 'train', options),
@@ -209,29 +205,6 @@ def _check_split(what: str, split: Split, num_classes: int) -> None:
     )
 
 
-def _check_features(name: str, features: Any) -> int:
-  """Checks the features of a TFDS dataset; returns the number of classes."""
-  import tensorflow_datasets as tfds
-
-  kinds = {
-    'image': (tfds.features.Image, tfds.features.Tensor),
-    'label': tfds.features.ClassLabel,
-  }
-  for key, kind in kinds.items():
-    if key not in features or not isinstance(features[key], kind):
-      raise errors.UserError(
-        f'{name} is not an image-classification set: it has no {key} among '
-        f'{", ".join(features)}'
-      )
-  image = features['image']
-  if image.np_dtype != np.uint8 or len(image.shape) != 3 or None in image.shape:
-    raise errors.UserError(
-      f'{name} has images of shape {image.shape} and type {image.np_dtype}; '
-      'only uint8 images of one shape (height, width, channels) can be loaded'
-    )
-  return features['label'].num_classes
-
-
 def _read_option(builder: Any, key: str, options: Mapping[str, Any]) -> Split:
   """Reads the split that an option of `config.data` names."""
   split = str(options.get(key, key))
@@ -240,13 +213,7 @@ def _read_option(builder: Any, key: str, options: Mapping[str, Any]) -> Split:
 
 def _read(builder: Any, split: str, where: str) -> Split:
   """Reads a split; `where` is the place in the config, for messages."""
-  try:
-    info = builder.info.splits[split]
-  except ValueError as error:
-    reason = str(error).splitlines()[-1]
-    raise errors.UserError(f'{where}: {reason}') from error
-  if info.num_examples < 1:
-    raise errors.UserError(f'{where}: the split of {builder.name} is empty')
+  info = builders.split_info(builder, split, where)
   try:
     found = Split(*_arrays(builder, split, info.file_instructions))
   except (OSError, RuntimeError, ValueError) as error:

@@ -49,6 +49,26 @@ def prepare(
   return builder
 
 
+def ready(name: str, data_dir: str | None = None) -> Any:
+  """Returns the TFDS builder of a prepared dataset, without a download.
+
+  The first use prepares a dataset that comes with an installed package.
+
+  Args:
+    name: A name in TFDS.
+    data_dir: The folder of the datasets; None for the default of TFDS.
+
+  Raises:
+    UserError: If the dataset is unknown, not prepared, or not readable.
+  """
+  builder = builders.find(name, data_dir)
+  own = builders.OWN.get(builder.name)
+  if own and own.is_bundled and not builder.data_path.exists():
+    builder = prepare(builder.name, data_dir)
+  builders.check_prepared(builder, data_dir)
+  return builder
+
+
 def _writer(name: str, data_dir: str | None) -> Any:
   return builders.OWN[name].load()(
     data_dir=builders.expand(data_dir), file_format='array_record'

@@ -45,7 +45,7 @@ def raw_mnist():
 
 @pytest.fixture
 def write(tmp_path):
-  """Returns `write(official_builder, splits)`, which returns the data_dir.
+  """Returns `write(official_builder, splits, num_shards)` -> the data_dir.
 
   It writes what is given under the name, version and features of a builder of
   TFDS, in the way that TFDS does, from PIL images.
@@ -53,7 +53,7 @@ def write(tmp_path):
   import tensorflow_datasets as tfds
   from tensorflow_datasets.core import registered
 
-  def write(official, splits):
+  def write(official, splits, num_shards=None):
     class Writer(official):
       name = official.name
 
@@ -67,7 +67,9 @@ def write(tmp_path):
       data_dir=tmp_path / 'data', file_format='array_record'
     ).download_and_prepare(
       download_dir=tmp_path / 'downloads',
-      download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+      download_config=tfds.download.DownloadConfig(
+        try_download_gcs=False, num_shards=num_shards
+      ),
     )
     return str(tmp_path / 'data')
 
@@ -96,3 +98,31 @@ def small_mnist(write):
   ]
   data_dir = write(mnist.MNIST, {'train': examples[:30], 'test': examples[30:]})
   return data_dir, images[:30], labels[:30]
+
+
+@pytest.fixture
+def small_cifar10(write):
+  """Returns (data_dir, images, labels): noise in the shape of CIFAR-10.
+
+  The images and labels are those of train, 40 in three files, as stored. Test
+  has 10 examples.
+  """
+  import tensorflow_datasets as tfds
+  from PIL import Image
+  from tensorflow_datasets.image_classification import cifar
+
+  rng = np.random.default_rng(0)
+  examples = [
+    {
+      'id': f'{k}',
+      'image': Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)),
+      'label': k % 10,
+    }
+    for k in range(50)
+  ]
+  splits = {'train': examples[:40], 'test': examples[40:]}
+  data_dir = write(cifar.Cifar10, splits, num_shards=3)
+  builder = tfds.builder('cifar10', data_dir=data_dir)
+  stored = builder.as_data_source(split='train').__getitems__(range(40))
+  images = np.stack([example['image'] for example in stored])
+  return data_dir, images, np.array([e['label'] for e in stored], np.int32)

@@ -63,6 +63,9 @@ KEYS = {
     ' `model.norm`.'
   ),
   'model.dense': 'The dense layers: a part.',
+  'model.stem': (
+    'The first layer, of a network that has a choice (`patch_cnn`): a part.'
+  ),
   'optimizer': 'The optimizer: a part.',
   'optimizer.name': 'The name of the optimizer.',
   'optimizer.learning_rate': 'The learning rate, before the schedule.',

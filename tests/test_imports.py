@@ -21,7 +21,8 @@ ROOMS = {
   'probes': {'norms', 'preconditioning'},
   'training': {
     *('norms', 'layers', 'models', 'data', 'optim', 'probes'),
-    *('comparison', 'hooks', 'experiment', 'workdir', '__version__'),
+    *('comparison', 'fitting', 'hooks', 'experiment', 'workdir'),
+    '__version__',
   },
   'sweeps': {'comparison', 'overrides', 'workdir'},
   'reports': {'comparison', 'results', 'workdir'},
@@ -29,6 +30,7 @@ ROOMS = {
   'workdir': set(),
   'errors': set(),
   'hooks': set(),
+  'fitting': set(),
   '__init__': {'results'},
   'check': {'cli', 'config_files', 'training'},
   'cli': {'config_files', 'overrides'},

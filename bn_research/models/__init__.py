@@ -14,7 +14,9 @@ from bn_research.models import (
   dense,
   mlp,
   normalization,
+  patch_cnn,
   resnet,
+  stems,
   vgg,
   vit,
   wide_resnet,
@@ -23,6 +25,7 @@ from bn_research.models import (
 MODELS: dict[str, Callable[..., nnx.Module]] = {
   'mlp': mlp.MLP,
   'cnn': cnn.CNN,
+  'patch_cnn': patch_cnn.PatchCNN,
   'resnet': resnet.resnet,
   'resnet_imagenet': resnet.resnet_imagenet,
   'wide_resnet': wide_resnet.wide_resnet,
@@ -30,6 +33,13 @@ MODELS: dict[str, Callable[..., nnx.Module]] = {
   'vit': vit.ViT,
 }
 """Networks by name, as classes or as functions with the same arguments."""
+
+# Factories of layers, which a model takes as arguments: a table of names, and
+# the name that stands for the layer of a model without the argument.
+_LAYERS: dict[str, tuple[Mapping[str, Any], str]] = {
+  'dense': (dense.LAYERS, 'dense'),
+  'stem': (stems.STEMS, 'learned'),
+}
 
 
 def create(
@@ -45,8 +55,8 @@ def create(
       model. `norm` is a section for `normalization.create`. The optional
       `norms` has a section like `norm` for each layer with a different norm,
       by the name of the layer. The optional `dense` has the `name` and the
-      options of the dense layers. An option with the value None keeps the
-      default.
+      options of the dense layers, and the optional `stem` those of the first
+      layer. An option with the value None keeps the default.
     input_shape: The shape of an example.
     num_classes: Number of logits.
     key: A `jax.random.key`, possibly traced. The construction of a model is
@@ -57,17 +67,15 @@ def create(
 
   Raises:
     UserError: If a name or an option is unknown, if a value is wrong, if
-      `norms` has the name of no layer, or if the model does not use the norm or
-      the dense layer of the config.
+      `norms` has the name of no layer, or if the model does not use the norm,
+      the dense layer or the stem of the config.
   """
-  # A model of the user need not have the arguments `norm` and `dense`. Without
-  # the checks below, a run would train in silence without the requested norm.
+  # A model of the user need not have arguments such as `norm`. Without the
+  # checks below, a run would train in silence without the requested norm.
   options = dict(config)
   _check_taken(options)
   norm = _Norms(options.pop('norm'), options.pop('norms', None) or {})
-  name, dense_options = registry.split(options.pop('dense', None))
-  section = {'name': name or 'dense', **dense_options}
-  made = _Counted(registry.create('config.model.dense', dense.LAYERS, section))
+  made = {key: _Counted(key, options.pop(key, None)) for key in _LAYERS}
   model = registry.create(
     'config.model',
     MODELS,
@@ -75,26 +83,27 @@ def create(
     input_shape=tuple(input_shape),
     num_classes=num_classes,
     norm=norm,
-    dense=made,
+    **made,
     rngs=nnx.Rngs(key),
   )
   norm.check_all_used()
-  if section['name'] != 'dense' and not made.count:
-    raise errors.UserError(
-      'config.model.dense is given, and the model made no such layer'
-    )
+  for factory in made.values():
+    factory.check_used()
   return model
 
 
 def _check_taken(config: Mapping[str, Any]) -> None:
-  """Raises a UserError if the model lacks a requested `norm` or `dense`."""
+  """Raises a UserError if the model lacks an argument for a requested part."""
   name = config.get('name')
   factory = registry.find('config.model', MODELS, name)
   parameters = registry.parameters_of('config.model', factory, name)
   asked = {
     'norm': registry.split(config['norm'])[0] not in (None, 'none')
     or bool(config.get('norms')),
-    'dense': registry.split(config.get('dense'))[0] not in (None, 'dense'),
+    **{
+      key: registry.split(config.get(key))[0] not in (None, usual)
+      for key, (_, usual) in _LAYERS.items()
+    },
   }
   for key, is_asked in asked.items():
     if is_asked and not registry.takes(parameters, key):
@@ -105,15 +114,28 @@ def _check_taken(config: Mapping[str, Any]) -> None:
 
 
 class _Counted:
-  """A factory that counts the calls."""
+  """The factory of a section such as `config.model.dense`; counts the calls."""
 
-  def __init__(self, factory: Callable[..., Any]):
-    self._factory = factory
-    self.count = 0
+  def __init__(self, key: str, section: Any):
+    table, usual = _LAYERS[key]
+    name, options = registry.split(section)
+    self._where = f'config.model.{key}'
+    self._is_asked = name not in (None, usual)
+    self._factory: Callable[..., Any] = registry.create(
+      self._where, table, {'name': name or usual, **options}
+    )
+    self._count = 0
 
   def __call__(self, *args: Any, **options: Any) -> Any:
-    self.count += 1
+    self._count += 1
     return self._factory(*args, **options)
+
+  def check_used(self) -> None:
+    """Raises a UserError if the layer of the config is at no place."""
+    if self._is_asked and not self._count:
+      raise errors.UserError(
+        f'{self._where} is given, and the model made no such layer'
+      )
 
 
 class _Norms:

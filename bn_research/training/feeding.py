@@ -46,7 +46,8 @@ class Memory:
       UserError: If a batch, a split or a probe does not fit the dataset.
     """
     self._size, self._seed = config['batch_size'], config['seed']
-    self._num_examples = len(dataset.train.images)
+    self._images = dataset.train.images
+    self._num_examples = len(self._images)
     self.indices(0, 1)  # Raises a UserError for a batch that does not fit.
     self._put = functools.partial(mesh_lib.replicate, mesh=mesh)
     self.key = self._put(jax.random.key(self._seed))
@@ -76,6 +77,13 @@ class Memory:
       self._num_examples, self._size, self._seed, start, stop
     )
 
+  def sample(self, count: int) -> np.ndarray:
+    """Returns at most `count` training images, at equal distances, on the host.
+
+    Equal distances cover all classes of a split that is sorted by class.
+    """
+    return self._images[_spaced(self._num_examples, count)]
+
   def _split(
     self, dataset: data.Dataset, name: str, num_devices: int
   ) -> tuple[Examples, jax.Array]:
@@ -95,14 +103,17 @@ def _numbers(split: data.Split) -> int:
 
 
 def _spread(key: str, split: data.Split, count: int) -> tuple[np.ndarray, ...]:
-  """Returns examples at equal distances in a split.
-
-  Equal distances cover all classes of a split that is sorted by class.
-  """
+  """Returns the examples of a probe, at equal distances in a split."""
   if count > len(split.images):
     raise errors.UserError(
       f'config.probes.{key}.num_examples={count}, but there are'
       f' {len(split.images)} training examples'
     )
-  chosen = np.arange(count) * len(split.images) // count
+  chosen = _spaced(len(split.images), count)
   return split.images[chosen], split.labels[chosen]
+
+
+def _spaced(length: int, count: int) -> np.ndarray:
+  """Returns `count` indices at equal distances, or all if there are fewer."""
+  count = min(count, length)
+  return np.arange(count) * length // count

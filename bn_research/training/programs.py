@@ -6,9 +6,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 
-from bn_research import data, optim, probes
+from bn_research import data, fitting, optim, probes
 from bn_research.training import (
   compiling,
   configuration,
@@ -68,7 +69,8 @@ class Programs:
 
   def init(self) -> state.TrainState:
     """Returns the training state before the first step."""
-    return self._init(self._data.key)[1]
+    train_state = self._init(self._data.key)[1]
+    return train_state if self._fit is None else self._fit(train_state)
 
   def train(
     self, train_state: state.TrainState, start: int, stop: int
@@ -160,11 +162,32 @@ class Programs:
       'graphdef': graphdef,
       'to_input': data.input_function(config['data'], dataset.train.images),
     }
+    self._compile_fit(parts)
     # Evaluation and probes measure the network on the images as stored.
     augment = data.augmentation.create(config['data'], dataset.train.images)
     self._compile_steps(optimizer, {**parts, 'augment': augment})
     self._compile_evaluation(dataset.num_classes, parts)
     self._compile_probes(optimizer, parts)
+
+  def _compile_fit(self, parts: dict[str, Any]) -> None:
+    """Compiles the fit of layers to training images, if a layer has a fit."""
+    self._fit: Callable[..., Any] | None = None
+    model = nnx.merge(
+      parts['graphdef'], self.abstract.params, self.abstract.rest
+    )
+    count = fitting.num_examples(model)
+    if not count:
+      return
+    images = self._data.sample(count)
+    compiled = self._compiler.ahead(
+      functools.partial(state.fitted, **parts),
+      self.abstract,
+      self._compiler.like(jax.ShapeDtypeStruct(images.shape, images.dtype)),
+    )
+    # The images leave the devices after the call.
+    self._fit = lambda train_state: compiled(
+      train_state, mesh_lib.replicate(images, self._mesh)
+    )
 
   def _compile_steps(self, optimizer: Any, parts: dict[str, Any]) -> None:
     given = self.abstract, self._data.train

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from bn_research import models
+from bn_research import fitting, models
 
 
 class TrainState(NamedTuple):
@@ -106,3 +106,27 @@ def create(
     sums=dict.fromkeys(averaged, zero),
   )
   return graphdef, state
+
+
+def fitted(
+  state: TrainState,
+  images: jax.Array,
+  *,
+  graphdef: nnx.GraphDef,
+  to_input: Callable[[jax.Array], jax.Array],
+) -> TrainState:
+  """Returns the state with the layers fitted to training images.
+
+  Args:
+    state: The training state before the first step.
+    images: Stored images of the training split, uint8 (num_examples, ...).
+    graphdef: The graph definition of the model.
+    to_input: The function from stored images to the inputs of the network.
+
+  Returns:
+    The state with new variables in `rest`. Parameters stay.
+  """
+  model = nnx.merge(graphdef, state.params, state.rest, copy=True)
+  fitting.fit(model, to_input(images))
+  rest = nnx.as_pure(nnx.state(model, nnx.Not(nnx.Param)))
+  return state._replace(rest=rest)

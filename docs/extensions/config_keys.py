@@ -18,7 +18,7 @@ from bn_research import (
   registry,
 )
 from bn_research.data import augmentation, normalizing
-from bn_research.models import dense
+from bn_research.models import dense, stems
 from bn_research.optim import optimizers
 from bn_research.reports import measures, panels
 
@@ -29,9 +29,10 @@ PARTS: dict[str, tuple[Mapping[str, Any], tuple[str, ...]]] = {
   'data.normalize': (normalizing.NORMALIZERS, ('x',)),
   'model': (
     models.MODELS,
-    ('input_shape', 'num_classes', 'norm', 'dense', 'rngs'),
+    ('input_shape', 'num_classes', 'norm', 'dense', 'stem', 'rngs'),
   ),
   'model.dense': (dense.LAYERS, ()),
+  'model.stem': (stems.STEMS, ()),
   'model.norm': (norms.NAMES | norms.COMBINATIONS, ()),
   **{f'model.norm.{axis}': (table, ()) for axis, table in norms.AXES.items()},
   'model.norm.OPTION': (norms.SCHEDULES, ()),

@@ -64,3 +64,15 @@ def moments(rows):
   """Returns count, mean and comoment of the rows of a matrix."""
   apart = rows - rows.mean(0)
   return len(rows), rows.mean(0), apart.T @ apart
+
+
+def whitening(rows, epsilon):
+  """Returns W = (Λ + ε)^-½ Uᵀ of S = U Λ Uᵀ, by descending Λ, and the mean.
+
+  The largest component of each row of W is positive.
+  """
+  mean = rows.mean(0)
+  values, vectors = np.linalg.eigh(np.cov(rows.T, ddof=0))
+  root = (vectors / np.sqrt(values + epsilon)).T[::-1]
+  largest = root[np.arange(len(root)), np.abs(root).argmax(1)]
+  return root * np.sign(largest)[:, None], mean

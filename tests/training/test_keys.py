@@ -29,6 +29,13 @@ BASES = {
   'whitened': {'data.normalize.name': 'whiten'},
   'whitening': {'model.norm.name': 'batch_whitening'},
   'plain': {'model.norm.name': 'none'},
+  'patches': {
+    'model.name': 'patch_cnn',
+    'model.widths': (4,),
+    'model.init_scale': None,
+    'model.stem.name': 'whitened_patches',
+    'probes.activations': None,
+  },
 }
 TRAINING = [
   ('base', 'seed', 1),
@@ -57,6 +64,11 @@ TRAINING = [
   ('prong', 'model.dense.epsilon', 0.1),
   ('prong', 'model.dense.decay', 0.5),
   ('prong', 'model.dense.relative', True),
+  ('patches', 'model.stem', 'learned'),
+  ('patches', 'model.stem.kernel_size', 3),
+  ('patches', 'model.stem.epsilon', 0.1),
+  ('patches', 'model.stem.num_examples', 20),
+  ('patches', 'model.stem.bias', False),
   ('without', 'optimizer', 'adam'),
   ('base', 'optimizer.learning_rate', 0.4),
   ('base', 'optimizer.momentum', 0.8),

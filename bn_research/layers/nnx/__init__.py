@@ -49,12 +49,15 @@ from bn_research.layers.nnx.per_example import (
   LayerNorm,
   RMSNorm,
 )
+from bn_research.layers.nnx.whitened_patches import Fitted, WhitenedPatches
 
 __all__ = [
   'BatchNorm',
+  'Fitted',
   'GroupNorm',
   'InstanceNorm',
   'LayerNorm',
   'Norm',
   'RMSNorm',
+  'WhitenedPatches',
 ]

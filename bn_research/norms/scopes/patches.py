@@ -89,7 +89,7 @@ class Patches(Scope):
 
   def _require_positive(self, name: str) -> None:
     value = getattr(self, name)
-    sizes = self._per_axis(value)
+    sizes = self.per_axis(value)
     is_whole = all(isinstance(size, int) and size >= 1 for size in sizes)
     if not (sizes and is_whole and len(sizes) == len(self.kernel_size)):
       raise ValueError(
@@ -101,7 +101,7 @@ class Patches(Scope):
     padding: Any = self.padding
     if isinstance(padding, str):
       known = ('VALID', 'SAME', 'SAME_LOWER')
-      dilates = max(self._per_axis(self.input_dilation)) > 1
+      dilates = max(self.per_axis(self.input_dilation)) > 1
       if padding not in (known[:1] if dilates else known):
         raise ValueError(
           f'padding={padding!r} with input_dilation={self.input_dilation} must '
@@ -153,6 +153,12 @@ class Patches(Scope):
     whole = jax.tree.map(rows.spread, whole)
     return whole, whole
 
+  def per_axis(self, value: PerAxis) -> tuple[int, ...]:
+    """Returns a number for each axis of space, from one number or several."""
+    if isinstance(value, tuple):
+      return value
+    return (value,) * len(self.kernel_size)
+
   def extract(self, x: jax.Array, fill: Any = 0) -> jax.Array:
     """Returns the patches of activations.
 
@@ -169,7 +175,7 @@ class Patches(Scope):
     """
     self._require_space(x.shape)
     x = meshes.whole_rows(x)
-    distances, padding = self._per_axis(self.input_dilation), self._pads(x)
+    distances, padding = self.per_axis(self.input_dilation), self._pads(x)
     filling = [
       (before, after, distance - 1)
       for (before, after), distance in zip(padding, distances, strict=True)
@@ -182,8 +188,8 @@ class Patches(Scope):
         f'x of shape {x.shape} is smaller than a patch of {self}; give larger '
         'activations, a smaller kernel_size, or padding.'
       )
-    steps = self._per_axis(self.kernel_dilation)
-    strides = self._per_axis(self.strides)
+    steps = self.per_axis(self.kernel_dilation)
+    strides = self.per_axis(self.strides)
     # Slices copy exactly. A product with a kernel of zeros and ones would make
     # NaN of infinity, and is rounded on some accelerators.
     parts = []
@@ -197,14 +203,9 @@ class Patches(Scope):
       parts.append(padded[(slice(None), *cuts)])
     return jnp.concatenate(parts, axis=-1)
 
-  def _per_axis(self, value: PerAxis) -> tuple[int, ...]:
-    if isinstance(value, tuple):
-      return value
-    return (value,) * len(self.kernel_size)
-
   def _extents(self) -> list[int]:
     """Returns the extent of a patch, with dilation, along each axis."""
-    steps = self._per_axis(self.kernel_dilation)
+    steps = self.per_axis(self.kernel_dilation)
     return [
       (size - 1) * step + 1
       for size, step in zip(self.kernel_size, steps, strict=True)
@@ -213,14 +214,14 @@ class Patches(Scope):
   def _pads(self, x: jax.Array) -> Sequence[tuple[int, int]]:
     if not isinstance(self.padding, str):
       return self.padding
-    strides = self._per_axis(self.strides)
+    strides = self.per_axis(self.strides)
     return lax.padtype_to_pads(
       x.shape[1:-1], self._extents(), strides, self.padding
     )
 
   def _positions(self, space: Shape) -> list[int]:
     """Returns the number of positions of the kernel along each axis."""
-    extents, strides = self._extents(), self._per_axis(self.strides)
+    extents, strides = self._extents(), self.per_axis(self.strides)
     return [
       (size - extent) // stride + 1
       for size, extent, stride in zip(space, extents, strides, strict=True)

@@ -52,8 +52,10 @@ def check_same_config(
 def _has_schedule(config: Mapping[str, Any]) -> bool:
   """Returns whether the learning rate may depend on the number of steps."""
   schedule = config['optimizer'].get('schedule')
-  name = schedule.get('name') if hasattr(schedule, 'get') else schedule
-  return name not in (None, 'constant')
+  options = schedule if hasattr(schedule, 'get') else {'name': schedule}
+  # A warm-up may be a part of the run.
+  is_constant = options.get('name') in (None, 'constant')
+  return not is_constant or options.get('warmup') is not None
 
 
 def differences(

@@ -67,9 +67,32 @@ KEYS = {
     'The first layer, of a network that has a choice (`patch_cnn`): a part.'
   ),
   'optimizer': 'The optimizer: a part.',
-  'optimizer.name': 'The name of the optimizer.',
+  'optimizer.name': (
+    'The name of the optimizer: one below, or a function of optax such as'
+    ' `lion`.'
+  ),
   'optimizer.learning_rate': 'The learning rate, before the schedule.',
   'optimizer.schedule': 'The schedule of the learning rate: a part.',
+  'optimizer.schedule.warmup': (
+    'The steps of a straight line up to the learning rate, before the schedule'
+    " begins: a number of steps, or a text: '400 steps', '5 epochs', or '5%' of"
+    ' the run.'
+  ),
+  'optimizer.schedule.warmup_from': (
+    'The learning rate at the start of the warm-up, in units of the learning'
+    ' rate at the end of the warm-up; 0 by default.'
+  ),
+  'optimizer.clip': 'How to clip the gradient: a part.',
+  'optimizer.weight_decay': (
+    'λ: the gradient gains λ times the weights, before the optimizer sees the'
+    ' gradient. An optimizer with an option of this name, such as `adamw`,'
+    ' decays the weights itself.'
+  ),
+  'optimizer.decay_mask': (
+    '`kernels` for a decay without biases and without the parameters of norms,'
+    ' by default; or `all`.'
+  ),
+  'optimizer.average': 'An average of the weights: a part.',
   'optimizer.precondition': 'The preconditioner of `sgd`: a part.',
   'eval.num_points': 'The number of evaluations after the one at step 0.',
   'eval.spacing': (

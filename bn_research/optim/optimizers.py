@@ -1,6 +1,6 @@
 """Optimizers by name, with the ranges of their options checked."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import optax
@@ -90,16 +90,21 @@ def adamw(
   b2: float = 0.999,
   eps: float = 1e-8,
   weight_decay: float = 1e-4,
+  mask: Callable[[Any], Any] | None = None,
 ) -> optax.GradientTransformation:
   """Adam with weight decay that the averages do not see.
+
+    ΔW = -learning_rate (Adam's quotient + weight_decay W)
 
   Args:
     learning_rate: The learning rate, or a schedule of optax.
     b1: Weight of the old value in the average of the gradient, in [0, 1).
     b2: Weight of the old value in the average of the square, in [0, 1).
     eps: The number added to the root.
-    weight_decay: The decay of every parameter in a step, in units of the
-      learning rate.
+    weight_decay: The decay of a parameter in a step, in units of the learning
+      rate.
+    mask: A function from the parameters to a tree of bool: which parameters
+      decay. None for all.
 
   Returns:
     The transformation of the gradient.
@@ -111,7 +116,9 @@ def adamw(
   """
   _check_adam(b1, b2, eps)
   ranges.non_negative(weight_decay=weight_decay)
-  return optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay)
+  return optax.adamw(
+    learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=mask
+  )
 
 
 def _check_adam(b1: float, b2: float, eps: float) -> None:

@@ -73,8 +73,7 @@ def _check_model(config: Mapping[str, Any], dataset: data.Dataset) -> None:
 
 
 def _check_optimizer(config: Mapping[str, Any], dataset: data.Dataset) -> None:
-  del dataset
-  optim.create(config['optimizer'], config['num_steps'])
+  optim.of_run(config, len(dataset.train.images))
 
 
 def _check_probes(config: Mapping[str, Any], dataset: data.Dataset) -> None:

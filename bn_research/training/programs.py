@@ -148,7 +148,7 @@ class Programs:
       key: probes.create(key, section)
       for key, section in configuration.probe_sections(self._config).items()
     }
-    optimizer = optim.create(config['optimizer'], config['num_steps'])
+    optimizer = optim.of_run(config, len(dataset.train.images))
     create = state.creator(
       config, dataset.train.images.shape[1:], dataset.num_classes, optimizer
     )

@@ -29,7 +29,7 @@ def model(directory: disk.PathLike) -> Any:
       f'{directory} was written by an older version, which did not note the'
       ' shape of the examples; train again'
     )
-  optimizer = optim.create(config['optimizer'], config['num_steps'])
+  optimizer = optim.of_run(config, dataset['num_train'])
   create = state.creator(
     config, dataset['shape'], dataset['num_classes'], optimizer
   )

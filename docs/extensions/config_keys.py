@@ -19,7 +19,7 @@ from bn_research import (
 )
 from bn_research.data import augmentation, normalizing
 from bn_research.models import dense, stems
-from bn_research.optim import optimizers
+from bn_research.optim import averaging, clipping, optimizers, rates
 from bn_research.reports import measures, panels
 
 # The parts that each section of a config may name, and the arguments that the
@@ -36,8 +36,13 @@ PARTS: dict[str, tuple[Mapping[str, Any], tuple[str, ...]]] = {
   'model.norm': (norms.NAMES | norms.COMBINATIONS, ()),
   **{f'model.norm.{axis}': (table, ()) for axis, table in norms.AXES.items()},
   'model.norm.OPTION': (norms.SCHEDULES, ()),
-  'optimizer': (optim.OPTIMIZERS, ('learning_rate', 'precondition')),
-  'optimizer.schedule': (optim.SCHEDULES, ('learning_rate', 'num_steps')),
+  'optimizer': (optim.OPTIMIZERS, ('learning_rate', 'precondition', 'mask')),
+  'optimizer.schedule': (
+    rates.SCHEDULES,
+    ('learning_rate', 'num_steps', 'clock'),
+  ),
+  'optimizer.clip': (clipping.CLIPS, ()),
+  'optimizer.average': (averaging.AVERAGES, ()),
   'optimizer.precondition': (optimizers.PRECONDITIONS, ()),
   'probes.KEY': (probes.PROBES, ('observation',)),
   'a panel of report()': (panels.PANELS, ()),

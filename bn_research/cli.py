@@ -58,6 +58,14 @@ def define_data_dir() -> flags.FlagHolder:
   )
 
 
+@functools.cache
+def define_dry_run() -> flags.FlagHolder:
+  """Defines the flag --dry_run, for a command that can print its cost."""
+  return flags.DEFINE_bool(
+    'dry_run', False, 'Print the cost of the run, and train nothing.'
+  )
+
+
 def run(main: Callable[[], int | None]) -> NoReturn:
   """Parses the flags, calls `main`, and exits with the result of `main`.
 
@@ -142,10 +150,13 @@ def _checked_parse(argv: Sequence[str]) -> list[str]:
     # With the default verbosity, `app.run` would show the INFO messages of
     # every library.
     logging.set_verbosity(logging.WARNING)
-  for name in ('config', 'workdir'):
+  # A dry run writes nothing.
+  is_dry = 'dry_run' in flags.FLAGS and flags.FLAGS['dry_run'].value
+  for name in ('config',) if is_dry else ('config', 'workdir'):
     if flags.FLAGS[name].value in (None, ''):
       raise errors.UserError(f'--{name} is required; --help shows the flags')
-  disk.check_local(str(flags.FLAGS['workdir'].value))
+  if not is_dry:
+    disk.check_local(str(flags.FLAGS['workdir'].value))
   if len(rest) > 1:
     raise errors.UserError(f'unexpected argument {rest[1]!r}')
   return rest

@@ -7,10 +7,15 @@ The workdir then holds `config.json`, `metrics.jsonl`, `status.json`, probes,
 checkpoints and TensorBoard events. The same command continues an interrupted
 run. `--config.KEY=VALUE` changes a key of the config.
 
+`--dry_run` prints the cost of the run, and trains nothing: parameters, FLOPs,
+memory and collectives. A dry run needs no workdir, no data and no accelerator.
+
 The exit status is 0 if the run is done, or if SIGTERM or Ctrl-C stopped the run
 and the run was saved. The exit status is 2 after a mistake of the user, 3 if
 the loss diverged, and 75 if another process trains in the workdir.
 """
+
+import os
 
 from absl import flags
 
@@ -25,6 +30,7 @@ _CACHE = flags.DEFINE_string(
   "Directory of compiled programs; the user's cache where not given, none where"
   ' empty.',
 )
+_DRY_RUN = cli.define_dry_run()
 
 
 def main() -> int:
@@ -35,6 +41,8 @@ def main() -> int:
   """
   # Until the first step, Ctrl-C loses nothing.
   interrupt.end_the_process()
+  if _DRY_RUN.value:
+    return _print_cost()
   # The import of JAX takes long. With a late import, `--help` and errors in
   # flags do not wait for JAX.
   cli.import_jax()
@@ -52,6 +60,18 @@ def main() -> int:
   reason = f': {status.reason}' if status.reason else ''
   print(f'{directory}: {status.status} at step {status.step:,}{reason}')
   return _DIVERGED if status.status == workdir.DIVERGED else 0
+
+
+def _print_cost() -> int:
+  # The numbers do not depend on the platform, and an accelerator may be busy.
+  os.environ['JAX_PLATFORMS'] = 'cpu'
+  cli.import_jax()
+  from bn_research.training import costs
+
+  print(
+    '\n'.join(costs.lines(costs.estimate(cli.CONFIG.value, _DATA_DIR.value)))
+  )
+  return 0
 
 
 if __name__ == '__main__':

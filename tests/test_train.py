@@ -66,6 +66,20 @@ def wait_for_a_checkpoint(process, directory):
       seen |= {path.name for path in root.iterdir() if path.name.isdigit()}
 
 
+def test_a_dry_run_prints_the_cost_and_writes_nothing(tmp_path):
+  command = [sys.executable, '-m', 'bn_research.train', '--dry_run', CONFIG]
+  command += ['--config.data.name=cifar10', f'--data_dir={tmp_path}/data']
+  command += ['--config.num_devices=4']
+  environment = {**os.environ, 'JAX_PLATFORMS': '', 'JAX_NUM_CPU_DEVICES': '1'}
+  done = subprocess.run(
+    command, capture_output=True, text=True, cwd=ROOT, env=environment
+  )
+  assert (done.returncode, done.stderr) == (0, '')
+  words = done.stdout.split()
+  assert {'cifar10,', 'parameters', 'MFLOP', 'collectives'} <= set(words)
+  assert not list(tmp_path.iterdir())
+
+
 LONG = ('--config.num_steps=4000', '--config.checkpoint_seconds=0.0')
 THREE_PROBES = (
   '--config.probes.gradients.num_points=30',

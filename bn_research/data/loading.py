@@ -100,7 +100,7 @@ def load(
   """
   name, options = registry.split(config)
   options = {k: v for k, v in options.items() if k not in OF_INPUTS}
-  if isinstance(name, str) and re.fullmatch(r'[\w.]+:[A-Za-z_][\w.]*', name):
+  if is_of_the_user(name):
     dataset = _of_the_user(name, options, data_dir)
     for split in splits:
       dataset.split(split)
@@ -203,6 +203,12 @@ def _check_split(what: str, split: Split, num_classes: int) -> None:
     raise errors.UserError(
       f'{what} is empty, or has a label outside of 0 to {num_classes - 1}'
     )
+
+
+def is_of_the_user(name: Any) -> bool:
+  """Returns whether a name of a dataset has the form `module:attribute`."""
+  pattern = r'[\w.]+:[A-Za-z_][\w.]*'
+  return isinstance(name, str) and re.fullmatch(pattern, name) is not None
 
 
 def _read_option(builder: Any, key: str, options: Mapping[str, Any]) -> Split:

@@ -21,12 +21,12 @@ class Collectives(NamedTuple):
   """The collectives of a training step.
 
   Attributes:
-    count: The number of collectives.
+    number: The number of collectives.
     gathered: Bytes of the results of all gathers of statistics.
     reduced: Bytes of the results of all sums of gradients.
   """
 
-  count: int
+  number: int
   gathered: int
   reduced: int
 

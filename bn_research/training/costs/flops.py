@@ -15,7 +15,7 @@ _MOVES = frozenset(
   random_split random_unwrap random_wrap reduce_precision reshape reshard rev
   scatter select_n sharding_constraint slice sort split squeeze stop_gradient
   threefry2x32 transpose
-  """.split()
+  """.split()  # noqa: SIM905
 )
 
 

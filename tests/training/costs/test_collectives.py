@@ -117,7 +117,7 @@ def test_the_formula_is_that_of_the_compiled_step(name, num_devices):
   found = counted(NETWORKS[name], num_devices)
   assert (found.gathered, found.reduced) == expected[1:]
   # XLA may divide the last sum in two.
-  assert expected[0] - 1 <= found.count <= expected[0]
+  assert expected[0] - 1 <= found.number <= expected[0]
 
 
 def test_one_device_has_no_collectives():

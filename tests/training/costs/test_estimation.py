@@ -1,0 +1,102 @@
+"""The cost of whole configs, without data."""
+
+import importlib.util
+import pathlib
+
+import jax
+import pytest
+
+from bn_research import errors, experiment
+from bn_research.training import costs
+from tests.quick import some
+
+CONFIGS = sorted(pathlib.Path('configs').glob('[!_]*.py'))
+RESNET = {
+  'data.name': 'cifar10',
+  'batch_size': 32,
+  'num_steps': 1000,
+  'model': {'name': 'resnet', 'depth': 20, 'norm': {'name': 'batch_norm'}},
+}
+
+
+def module_of(path):
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+VARIANTS = [
+  (path.stem, variant)
+  for path in CONFIGS
+  for variant in module_of(path).VARIANTS
+]
+
+
+@pytest.mark.parametrize(
+  ('stem', 'variant'), some([('ioffe2015_fig1', 'quick')], VARIANTS)
+)
+def test_every_variant_of_every_config_has_a_cost(stem, variant, tmp_path):
+  module = module_of(pathlib.Path(f'configs/{stem}.py'))
+  cost = costs.estimate(module.get_config(variant), str(tmp_path))
+  assert cost.num_parameters > 0
+  assert cost.step_flops > 2 * cost.num_parameters * cost.batch_size
+  assert cost.kept_bytes > 0
+  assert (cost.collectives.number > 0) == (cost.num_devices > 1)
+  assert all(len(line) < 90 for line in costs.lines(cost))
+
+
+def test_a_residual_network_costs_as_published(tmp_path):
+  """He et al. (2016), Table 6: 0.27 M parameters; 41 M products an image."""
+  before = jax.live_arrays()
+  cost = costs.estimate(experiment.config(RESNET), str(tmp_path))
+  assert round(cost.num_parameters / 1e6, 2) == 0.27
+  assert cost.example_flops == pytest.approx(2 * 41e6, rel=0.02)
+  # The first convolution needs no gradient of the images.
+  forward = 32 * cost.example_flops
+  assert 2.9 * forward < cost.step_flops < 3.2 * forward
+  assert cost.kept_with_remat < cost.kept_bytes / 3
+  assert cost.dataset.num_examples is None
+  assert len(jax.live_arrays()) <= len(before) + 2  # keys
+
+
+def test_devices_share_the_work_and_add_collectives(tmp_path):
+  one = costs.estimate(experiment.config(RESNET), str(tmp_path))
+  eight = costs.estimate(
+    experiment.config(RESNET, {'num_devices': 8}), str(tmp_path)
+  )
+  assert eight.step_flops == pytest.approx(one.step_flops, rel=0.01)
+  assert eight.kept_bytes == pytest.approx(one.kept_bytes, rel=0.01)
+  # 19 norms forward and backward, and the gradients of all kernels.
+  assert eight.collectives.number == 2 * 19 + 1
+  assert one.collectives == (0, 0, 0)
+
+
+def test_mistakes_are_told_in_a_line(tmp_path):
+  for change, message in (
+    ({'model.depth': 9}, 'depth=9'),
+    ({'data.name': 'cifar_10'}, 'no such dataset'),
+    ({'model.name': 'resnot'}, 'resnot'),
+  ):
+    config = experiment.config(RESNET, change)
+    with pytest.raises(errors.UserError, match=message) as caught:
+      costs.estimate(config, str(tmp_path))
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ('value', 'expected'),
+  [
+    (0, '0 '),
+    (999, '999 '),
+    (1000, '1 k'),
+    (12_345, '12.3 k'),
+    (999_600, '1 M'),
+    (1.57e15, '1.57 P'),
+    (5e21, '5e+03 E'),
+  ],
+)
+def test_numbers_have_three_digits(value, expected):
+  from bn_research.training.costs import table
+
+  assert table.number(value) == expected

@@ -18,13 +18,15 @@ _STEM = stems.learned()
 class PatchCNN(nnx.Module):
   """The network of Jordan (2024): a stem on patches, and groups of two layers.
 
-    stem:    h <- g(stem(x))
+    stem:    h <- g(Norm(stem(x)))
     group:   h <- g(Norm(maxpool(K₁ * h))),    h <- g(Norm(K₂ * h))
 
   The stem has patches of 2 x 2 pixels and 2 · 4 · channels outputs: 24 for
   colour images. The convolutions of a group are 3 x 3, and the maximum over 2 x
   2 positions halves the image. The maximum over all positions and a dense layer
   without bias, times 1/9, give the logits. The norms learn a bias and no scale.
+  The published network has the norm `none`, only a bias, after the whitened
+  stem.
   For 32 x 32 colour images of 10 classes the network has 1,971,640 parameters,
   with the kernel of the stem.
 
@@ -51,8 +53,8 @@ class PatchCNN(nnx.Module):
     Args:
       input_shape: The shape of an example, (height, width, channels).
       num_classes: Number of logits.
-      norm: The factory of norms. The places are `'group1_norm1'`,
-        `'group1_norm2'` and so on.
+      norm: The factory of norms. The places are `'stem'`,
+        `'group1_norm1'`, `'group1_norm2'` and so on.
       stem: The factory of the first layer, see `stems.StemFactory`.
       rngs: Keys for the initializers.
       widths: Number of channels of each group.
@@ -81,6 +83,9 @@ class PatchCNN(nnx.Module):
         ' give fewer widths, or larger images'
       )
     channels = (self.stem.out_features, *widths)
+    self.norm = norm(
+      'stem', channels[0], use_scale=False, dtype=compute, rngs=rngs
+    )
     self.groups = nnx.List(
       Group(norm, f'group{k}', channels[k - 1], width, compute, rngs)
       for k, width in enumerate(widths, 1)
@@ -105,7 +110,8 @@ class PatchCNN(nnx.Module):
     Returns:
       (batch, num_classes) logits, float32.
     """
-    h = self.nonlinearity(tap('stem/input', self.stem(x)))
+    h = self.norm(self.stem(x), use_running_average=not train)
+    h = self.nonlinearity(tap('stem/input', h))
     for group in self.groups:
       h = group(h, train, tap, self.nonlinearity)
     return self.output(h.max((1, 2))) / 9

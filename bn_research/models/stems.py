@@ -14,8 +14,8 @@ from bn_research.models.convolution import HE
 StemFactory = Callable[..., Any]
 """A function `stem(num_inputs, dtype=dtype, rngs=rngs)` of the channels.
 
-The result is a convolution, whose attribute `out_features` is the number of
-channels of the result.
+The result is a convolution without a bias; the attribute `out_features` is the
+number of channels of the result. The norm after the stem adds the bias.
 """
 
 
@@ -42,6 +42,7 @@ def learned(kernel_size: int = 2) -> StemFactory:
       2 * kernel_size**2 * num_inputs,
       (kernel_size, kernel_size),
       padding='VALID',
+      use_bias=False,
       kernel_init=HE,
       dtype=dtype,
       rngs=rngs,
@@ -54,7 +55,6 @@ def whitened_patches(
   kernel_size: int = 2,
   epsilon: float = 5e-4,
   num_examples: int = 5000,
-  bias: bool = True,
 ) -> StemFactory:
   """Returns a convolution that whitens patches, and is not trained.
 
@@ -67,7 +67,6 @@ def whitened_patches(
     epsilon: The number to add to the variances, in squared units of the input.
     num_examples: The number of training examples to fit to, or all if there are
       fewer.
-    bias: Whether to learn a bias, from 0.
 
   Returns:
     A factory, see `StemFactory`.
@@ -90,7 +89,7 @@ def whitened_patches(
       (kernel_size, kernel_size),
       whiten=whiten,
       num_examples=num_examples,
-      use_bias=bias,
+      use_bias=False,
       dtype=dtype,
     )
 

@@ -82,6 +82,23 @@ def early(
   return float(values[steps <= part * steps[-1]].mean())
 
 
+def reach(run: Run, metric: str, level: float) -> float:
+  """Returns the first measured step with a metric of at least a level.
+
+  Args:
+    run: The run.
+    metric: The name of a metric, for example `test_accuracy`.
+    level: The level to reach.
+
+  Returns:
+    The number of steps, or NaN for a run that never reaches the level. A claim
+    counts a run without a number, and leaves the run out of the comparison.
+  """
+  steps, values = series(run, metric)
+  reached = steps[values >= level]
+  return float(reached[0]) if len(reached) else float('nan')
+
+
 def drift(run: Run, probe: str, array: str) -> float:
   """Returns the drift of a distribution during the training of a run.
 
@@ -137,6 +154,7 @@ def milliseconds_a_layer(run: Run) -> float:
 MEASURES: dict[str, Callable[..., float]] = {
   'final': final,
   'early': early,
+  'reach': reach,
   'drift': drift,
   'milliseconds_a_layer': milliseconds_a_layer,
   'milliseconds_a_step': milliseconds_a_step,

@@ -35,9 +35,9 @@ def test_both_stems_have_the_same_shape():
     for stem in ({'name': None}, WHITENED)
   )
   assert type(learned) is nnx.Conv
-  for name in ('kernel', 'bias'):
-    a, b = getattr(learned, name), getattr(whitened, name)
-    assert a.shape == b.shape
+  assert learned.kernel.shape == whitened.kernel.shape
+  assert learned.out_features == whitened.out_features
+  assert learned.bias is whitened.bias is None
 
 
 def test_the_places_and_the_inputs_of_the_nonlinearities():
@@ -73,7 +73,7 @@ def halved(h):
 def test_the_formula():
   options = {'widths': (4,), 'nonlinearity': 'relu', 'norm': 'none'}
   model = nnx.jit(lambda: make((6, 6, 2), 3, **options))()
-  model.stem.bias.set_value(jnp.arange(16.0) / 10)
+  model.norm.bias.set_value(jnp.arange(16.0) / 10)
   for norm in model.groups[0].norms:
     norm.bias.set_value(jnp.arange(4.0) / 10 - 0.1)
   x = np.random.default_rng(0).normal(size=(3, 6, 6, 2))

@@ -39,6 +39,15 @@ def test_measures_on_numbers_done_by_hand():
   assert measures.early(run, 'm', part=1.0) == pytest.approx(3.1 / 5)
 
 
+def test_the_first_step_that_reaches_a_level():
+  run = run_of([0, 10, 20, 50, 100], [0.0, 0.4, 0.8, 0.7, 1.0])
+  assert measures.reach(run, 'm', level=0.8) == 20
+  assert measures.reach(run, 'm', level=0.81) == 100
+  assert measures.reach(run, 'm', level=0.0) == 0
+  assert np.isnan(measures.reach(run, 'm', level=1.1))
+  assert np.isnan(measures.reach(run_of([0, 1], [np.nan] * 2), 'm', level=0.1))
+
+
 def test_drift_counts_shift_and_width_and_nothing_else():
   still = np.asarray([[-1, 0, 1]] * 4)
   assert measures.drift(run_of(range(4), still), 'p', 'a') == 0

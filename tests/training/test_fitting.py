@@ -127,9 +127,9 @@ def test_a_run_goes_on_to_the_same_bits(
   assert results(cut) == results(whole)
   # Training moves the bias, and neither the kernel nor the shift.
   before = fitted(patches, dataset).rest['stem']
-  stem = bn_research.load(cut).model().stem
+  model = bn_research.load(cut).model()
   for name in ('kernel', 'shift'):
     np.testing.assert_allclose(
-      getattr(stem, name)[...], before[name], rtol=1e-4, atol=1e-4
+      getattr(model.stem, name)[...], before[name], rtol=1e-4, atol=1e-4
     )
-  assert np.abs(stem.bias[...]).min() > 0
+  assert np.abs(model.norm.bias[...]).min() > 0

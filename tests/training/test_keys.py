@@ -84,7 +84,6 @@ TRAINING = [
   ('patches', 'model.stem.kernel_size', 3),
   ('patches', 'model.stem.epsilon', 0.1),
   ('patches', 'model.stem.num_examples', 20),
-  ('patches', 'model.stem.bias', False),
   ('without', 'optimizer', 'adam'),
   ('base', 'optimizer.learning_rate', 0.4),
   ('base', 'optimizer.momentum', 0.8),

@@ -150,8 +150,19 @@ class Group(nnx.Module):
     nonlinearity: nonlinearities.Nonlinearity,
   ) -> jax.Array:
     """Returns the result, (batch, height / 2, width / 2, features)."""
-    h = nnx.max_pool(self.convs[0](h), (2, 2), (2, 2))
+    h = _halved(self.convs[0](h))
     h = self.norms[0](h, use_running_average=not train)
     h = nonlinearity(tap(f'{self.place}/inner', h))
     h = self.norms[1](self.convs[1](h), use_running_average=not train)
     return nonlinearity(tap(f'{self.place}/outer', h))
+
+
+def _halved(h: jax.Array) -> jax.Array:
+  """Returns the maximum over 2 x 2 positions, without a last odd row.
+
+  The derivative of `nnx.max_pool` takes 6 times as long on a CPU.
+  """
+  height, width = (size // 2 * 2 for size in h.shape[1:3])
+  h = h[:, :height, :width]
+  h = jnp.maximum(h[:, ::2], h[:, 1::2])
+  return jnp.maximum(h[:, :, ::2], h[:, :, 1::2])

@@ -47,7 +47,7 @@ def _prepare() -> str:
     '--from',
     dest='source',
     metavar='FOLDER',
-    help='folder of the four original files; downloaded where not given',
+    help='folder of the original files; downloaded where not given',
   )
   given = parser.parse_args(arguments.tidy(sys.argv[1:]))
   builder = prepare.prepare(given.name, given.data_dir, given.source)

@@ -37,6 +37,8 @@ class Own(NamedTuple):
 
 
 OWN = {
+  'cifar10': Own('cifar:Cifar10'),
+  'cifar100': Own('cifar:Cifar100'),
   'digits': Own('digits:Digits', is_bundled=True),
   'fashion_mnist': Own('mnist:FashionMnist'),
   'mnist': Own('mnist:Mnist'),

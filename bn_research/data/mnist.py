@@ -7,10 +7,7 @@ parts of the official builders, for example the checksums.
 """
 
 import gzip
-import http.client
 import pathlib
-import shutil
-import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,67 +16,22 @@ from PIL import Image
 from tensorflow_datasets.core import registered
 from tensorflow_datasets.image_classification import mnist
 
-from bn_research import errors
+from bn_research.data import originals
 
 FILES = {
   'train': ('train-images-idx3-ubyte.gz', 'train-labels-idx1-ubyte.gz'),
   'test': ('t10k-images-idx3-ubyte.gz', 't10k-labels-idx1-ubyte.gz'),
 }
-_FILE_NAMES = tuple(name for names in FILES.values() for name in names)
-_TIMEOUT = 20  # seconds without an answer of the server
 _IMAGE_HEADER, _LABEL_HEADER = 16, 8  # bytes
 
 
-def download(url: str, folder: pathlib.Path) -> None:
-  """Downloads the four files of a dataset.
-
-  Without a network, the downloader of TFDS would retry for minutes. This
-  function fails at the first error.
-
-  Args:
-    url: The address of the files, with a `/` at the end.
-    folder: The destination of the files.
-
-  Raises:
-    UserError: If the download of a file fails.
-  """
-  for name in _FILE_NAMES:
-    try:
-      with (
-        urllib.request.urlopen(url + name, timeout=_TIMEOUT) as response,
-        (folder / name).open('wb') as file,
-      ):
-        shutil.copyfileobj(response, file)
-    except (OSError, http.client.HTTPException) as error:
-      raise errors.UserError(
-        f'cannot download {url}{name}: {error}; fetch the four files by '
-        'other means and give their folder as --from=FOLDER'
-      ) from error
-
-
-def check_complete(folder: pathlib.Path) -> None:
-  """Checks that a folder has the four files of a dataset.
-
-  Args:
-    folder: The folder of the files.
-
-  Raises:
-    UserError: If a file is missing.
-  """
-  missing = [name for name in _FILE_NAMES if not (folder / name).is_file()]
-  if missing:
-    raise errors.UserError(f'no {", ".join(missing)} in {folder}')
-
-
-class _WithoutTensorFlow:
+class _WithoutTensorFlow(originals.FromFiles):
   """Replaces the two methods of the official builder that need TensorFlow."""
 
-  URL: str
+  FORMS = (FILES['train'] + FILES['test'],)
 
   def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-    # The files are already in the `manual_dir` of `prepare`. TFDS compares the
-    # checksums of the files, and downloads nothing.
-    paths = dl_manager.download({name: self.URL + name for name in _FILE_NAMES})
+    paths = self.paths(dl_manager)
     return {
       split: self._generate_examples(*(paths[name] for name in names))
       for split, names in FILES.items()

@@ -7,7 +7,7 @@ import tempfile
 from typing import Any
 
 from bn_research import errors
-from bn_research.data import builders
+from bn_research.data import builders, originals
 
 
 def prepare(
@@ -22,8 +22,7 @@ def prepare(
   Args:
     name: A key of `builders.OWN`.
     data_dir: The folder of the datasets; None for the default of TFDS.
-    source: The folder of the four original files of MNIST or Fashion-MNIST;
-      None to download the files.
+    source: The folder of the original files; None to download the files.
 
   Returns:
     The `tfds.core.DatasetBuilder` that reads the dataset.
@@ -112,10 +111,8 @@ def _files(
         f'{writer.name} comes with an installed package; leave out --from'
       )
     return None
-  from bn_research.data import mnist
-
   if source is None:
-    mnist.download(writer.URL, scratch)
+    originals.download(writer.URL, writer.FORMS[0], scratch)
   folder = scratch if source is None else pathlib.Path(source)
-  mnist.check_complete(folder)
+  writer.files = originals.found(writer.FORMS, folder)
   return folder

@@ -109,7 +109,8 @@ def test_a_validation_split_by_name_and_by_slice(tmp_path):
     ('mnist:9.9.9', r'version 9\.9\.9, only: 3\.0\.1'),
     ('mnist/letters', "data.name='mnist/letters': BuilderConfig letters"),
     ('mnist', r'mnist 3\.0\.1 is not .*-m bn_research.data mnist --data_dir=/'),
-    ('cifar10', 'is not prepared .* tfds build cifar10 --file_format=array_r'),
+    ('kmnist', 'is not prepared .* tfds build kmnist --file_format=array_rec'),
+    ('cifar10', r'3\.0\.2 is not .*-m bn_research.data cifar10 --data_dir=/'),
   ],
 )
 def test_nothing_is_there(name, match, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 
 from bn_research import data, errors
 from bn_research.data import __main__ as command
-from bn_research.data import mnist, prepare
+from bn_research.data import mnist, originals, prepare
 
 
 @contextlib.contextmanager
@@ -41,8 +41,8 @@ def test_download(tmp_path):
   _write_files(tmp_path / 'raw')
   (tmp_path / 'copy').mkdir()
   with _served(tmp_path / 'raw') as url:
-    mnist.download(url, tmp_path / 'copy')
-  mnist.check_complete(tmp_path / 'copy')
+    originals.download(url, mnist.Mnist.FORMS[0], tmp_path / 'copy')
+  assert originals.found(mnist.Mnist.FORMS, tmp_path / 'copy')
   for path in (tmp_path / 'raw').iterdir():
     assert (tmp_path / 'copy' / path.name).read_bytes() == path.read_bytes()
 
@@ -109,7 +109,7 @@ def test_a_server_without_the_files(tmp_path):
     _served(tmp_path) as url,
     pytest.raises(errors.UserError, match=r'cannot download .*404'),
   ):
-    mnist.download(url, tmp_path)
+    originals.download(url, mnist.Mnist.FORMS[0], tmp_path)
 
 
 def test_files_that_are_missing(tmp_path):
@@ -131,8 +131,8 @@ def test_files_that_are_others(name, tmp_path):
 
 
 def test_what_only_tfds_prepares(tmp_path):
-  with pytest.raises(errors.UserError, match=r'TensorFlow.*tfds build cifar10'):
-    prepare.prepare('cifar10', str(tmp_path))
+  with pytest.raises(errors.UserError, match=r'TensorFlow.*tfds build kmnist'):
+    prepare.prepare('kmnist', str(tmp_path))
 
 
 def test_half_written_is_told_and_left_alone(tmp_path):

@@ -16,7 +16,7 @@ ROOMS = {
   'layers': {'norms'},
   'preconditioning': {'norms', 'layers', 'hooks'},
   'models': {'norms', 'layers', 'preconditioning'},
-  'data': set(),
+  'data': {'norms'},
   'optim': {'preconditioning'},
   'probes': {'norms', 'preconditioning'},
   'training': {

@@ -26,7 +26,7 @@ from bn_research.reports import measures, panels
 # program gives in place of the config.
 PARTS: dict[str, tuple[Mapping[str, Any], tuple[str, ...]]] = {
   'data.augment.KEY': (augmentation.PARTS, ('images',)),
-  'data.normalize': (normalizing.NORMALIZERS, ('x',)),
+  'data.normalize': (normalizing.NORMALIZERS, ('inputs',)),
   'model': (
     models.MODELS,
     ('input_shape', 'num_classes', 'norm', 'dense', 'stem', 'rngs'),

@@ -23,7 +23,8 @@ def record_inputs(
 ) -> dict[str, norms.Moments]:
   """Makes dense and convolution layers record the moments of the inputs.
 
-  If a layer is called several times, the moments of all inputs are joined.
+  If a layer is called several times, the moments of all inputs are joined. A
+  model with an attribute `remat` records without rematerialization.
 
   Args:
     model: The model, which is changed in place and records in all later calls.
@@ -39,7 +40,11 @@ def record_inputs(
     count and mean (d,), and co-moment (1, d, d), for d inputs of a kernel.
   """
   found: dict[str, norms.Moments] = {}
-  for path, layer in nnx.iter_modules(model):
+  modules: Any = nnx.iter_modules(model)
+  for path, layer in modules:
+    # The moments could not leave a block that the backward pass computes again.
+    if getattr(layer, 'remat', False):
+      layer.remat = False
     if _can_note(layer) and (of is None or isinstance(layer, of)):
       note = _note_in(found, '/'.join(map(str, path)))
       _listen(layer, note, axis_name)

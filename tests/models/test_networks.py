@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax import nnx
 
-from bn_research import errors, norms, probes
+from bn_research import errors, norms, preconditioning, probes
 from bn_research.layers.nnx import reestimation
 from bn_research.probes.activations import Activations
 from bn_research.training import state as state_lib
@@ -207,6 +207,25 @@ def test_a_tap_sees_through_rematerialization():
   x = jax.ShapeDtypeStruct((4, 8, 8, 3), jnp.float32)
   found = jax.eval_shape(measure, x)
   assert {f'{name}/unit' for name in names - {'logits'}} < set(found)
+
+
+def test_inputs_are_recorded_without_rematerialization():
+  shapes = []
+  for remat in (False, True):
+    model = networks.abstract((8, 8, 3), name='resnet', depth=8, remat=remat)
+    graphdef, state = nnx.split(model)
+
+    def call(state, x, graphdef=graphdef):
+      model = nnx.merge(graphdef, state, copy=True)
+      found = preconditioning.record_inputs(model)
+      model(x, train=True)
+      return found
+
+    x = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
+    found = jax.eval_shape(call, state, x)
+    shapes.append({name: moments.mean.shape for name, moments in found.items()})
+  assert shapes[0] == shapes[1]
+  assert shapes[0]['blocks/1/layers/1/conv'] == (9 * 32,)
 
 
 @pytest.mark.slow

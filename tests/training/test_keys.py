@@ -16,6 +16,11 @@ from tests.training.conftest import CONFIG
 
 pytestmark = pytest.mark.usefixtures('loaded')
 
+_RESIDUAL = {
+  'model.width': 2,
+  'optimizer.learning_rate': 0.05,
+  **dict.fromkeys(('model.widths', 'model.nonlinearity', 'model.init_scale')),
+}
 BASES = {
   'base': {},
   'scoped': {'model.norm.scope.name': 'batch'},
@@ -52,6 +57,9 @@ BASES = {
     'model.stem.name': 'whitened_patches',
     'probes.activations': None,
   },
+  'cnn': {'model.name': 'cnn', 'model.init_scale': None},
+  'resnet': _RESIDUAL | {'model.name': 'resnet', 'model.depth': 8},
+  'wide': _RESIDUAL | {'model.name': 'wide_resnet', 'model.depth': 10},
 }
 TRAINING = [
   ('base', 'seed', 1),
@@ -75,6 +83,15 @@ TRAINING = [
   ('whitening', 'model.norm.floor', 0.5),
   ('whitening', 'model.norm.every', 2),
   ('whitening', 'model.norm.refinements', 1),
+  ('cnn', 'model.widths', (12, 9)),
+  ('cnn', 'model.nonlinearity', 'tanh'),
+  ('cnn', 'model.dtype', 'bfloat16'),
+  ('resnet', 'model.width', 3),
+  ('resnet', 'model.preactivation', True),
+  ('resnet', 'model.zero_init', True),
+  ('resnet', 'model.norms.stage2_block1_norm2', 'none'),
+  ('wide', 'model.factor', 9),
+  ('wide', 'model.dropout', 0.3),
   ('base', 'model.dense', 'prong'),
   ('prong', 'model.dense.every', 4),
   ('prong', 'model.dense.epsilon', 0.1),

@@ -26,6 +26,8 @@ SMALL = {
 OPTIONS = {
   'group_norm': {'num_groups': 2},
   'evonorm_s0': {'num_groups': 2},
+  'decorrelated_batch_norm': {'group_size': 2},
+  'group_whitening': {'num_groups': 2},
   'virtual_batch_norm': {'reference_size': 4},
 }
 

@@ -18,7 +18,6 @@ _IMAGENET = {
   101: (bottleneck, (3, 4, 23, 3)),
   152: (bottleneck, (3, 8, 36, 3)),
 }
-_STEMS = ('imagenet', 'cifar')
 
 
 def resnet(
@@ -95,7 +94,7 @@ def resnet_imagenet(
   rngs: nnx.Rngs,
   depth: int = 50,
   width: int = 64,
-  stem: str = 'imagenet',
+  small_images: bool = False,
   preactivation: bool = False,
   zero_init: bool = False,
   dtype: str = 'float32',
@@ -105,8 +104,8 @@ def resnet_imagenet(
 
   Four stages have `width` to 8 `width` channels, and with 50 layers or more 4
   times as many at the ends of blocks. The shortcut between different shapes is
-  a 1 x 1 convolution. ResNet-18 with `stem='cifar'` is the usual network of
-  this family for images of 32 x 32 pixels.
+  a 1 x 1 convolution. ResNet-18 with `small_images=True` is the usual network
+  of this family for images of 32 x 32 pixels.
 
   Args:
     input_shape: The shape of an example, (height, width, channels).
@@ -115,8 +114,9 @@ def resnet_imagenet(
     rngs: Keys for the initializers.
     depth: Number of layers with weights: 18, 34, 50, 101 or 152.
     width: Number of channels of the stem.
-    stem: 'imagenet' for a 7 x 7 convolution and a maximum, which together
-      divide height and width by 4; 'cifar' for a 3 x 3 convolution.
+    small_images: Whether the stem is a 3 x 3 convolution, for images of 32 x 32
+      pixels. Otherwise the stem is a 7 x 7 convolution and a maximum, which
+      together divide height and width by 4.
     preactivation: Whether norm and nonlinearity are before each convolution, as
       in He et al. (2016b), in place of after.
     zero_init: Whether the scale of the last norm of each block is zero at
@@ -142,14 +142,11 @@ def resnet_imagenet(
       f'depth={depth}; choose {", ".join(map(str, _IMAGENET))}; the name'
       " 'resnet' has the depths 6n + 2"
     )
-  if stem not in _STEMS:
-    raise ValueError(f'stem={stem!r}; choose {" or ".join(_STEMS)}')
   ranges.whole(1, 2**16, width=width)
-  is_large = stem == 'imagenet'
   interface.check_images(
-    f'resnet_imagenet with stem={stem!r}',
+    f'resnet_imagenet with small_images={small_images}',
     *(input_shape, num_classes),
-    least=32 if is_large else 8,
+    least=8 if small_images else 32,
   )
   layers, counts = _IMAGENET[depth]
   return ResidualNetwork(
@@ -161,7 +158,7 @@ def resnet_imagenet(
     stages=[(n, width * 2**stage) for stage, n in enumerate(counts)],
     layers=layers,
     projects=True,
-    large_stem=is_large,
+    large_stem=not small_images,
     preactivation=preactivation,
     zero_init=zero_init,
     dtype=dtype,

@@ -18,7 +18,7 @@ from tests.quick import some
 SMALL = {
   'cnn': {'widths': (4, 4, 8)},
   'resnet': {'depth': 8, 'width': 4},
-  'resnet_imagenet': {'depth': 18, 'width': 4, 'stem': 'cifar'},
+  'resnet_imagenet': {'depth': 18, 'width': 4, 'small_images': True},
   'wide_resnet': {'depth': 10, 'factor': 2, 'width': 2, 'dropout': 0.3},
   'vgg': {'depth': 11, 'width': 4, 'hidden': 8},
 }

@@ -72,7 +72,7 @@ def test_wide_networks_have_the_published_sizes(depth, factor, millions):
 
 
 def test_the_usual_network_for_cifar_has_the_usual_size():
-  model = networks.abstract(name='resnet_imagenet', depth=18, stem='cifar')
+  model = networks.abstract(name='resnet_imagenet', depth=18, small_images=True)
   assert networks.num_parameters(model) == 11_173_962
 
 
@@ -299,10 +299,9 @@ def test_a_scale_of_zero_makes_blocks_the_identity():
       'zero_init=True needs preactivation=False',
     ),
     ({'name': 'resnet_imagenet', 'depth': 20}, "20; .* name 'resnet' has"),
-    ({'name': 'resnet_imagenet', 'stem': 'small'}, "'small'; choose imagenet"),
     (
       {'name': 'resnet_imagenet', 'shape': (28, 28, 1)},
-      "stem='imagenet' needs images of at least 32 x 32",
+      'small_images=False needs images of at least 32 x 32',
     ),
     ({'name': 'wide_resnet', 'depth': 20}, r'depth=20; choose 6n \+ 4'),
     ({'name': 'wide_resnet', 'factor': 0}, 'factor=0; choose'),

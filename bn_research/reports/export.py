@@ -18,8 +18,9 @@ def write(
   runs: Sequence[Run],
   findings: Sequence[Finding],
   folder: disk.PathLike,
+  others: Mapping[str, Rows] | None = None,
 ) -> list[pathlib.Path]:
-  """Writes a table of the runs and, if any, a table of the claims.
+  """Writes a table of the runs, of the claims if any, and further tables.
 
   Args:
     kind: A key of `KINDS`.
@@ -27,11 +28,16 @@ def write(
       in which the runs differ, and the last value of each metric.
     findings: The findings about the claims. Each finding is a row.
     folder: The directory of the files.
+    others: Further tables by name.
 
   Returns:
     The paths of the files.
   """
-  tables = {'runs': _of_runs(Runs(runs)), 'claims': _of_findings(findings)}
+  tables = {
+    'runs': _of_runs(Runs(runs)),
+    'claims': _of_findings(findings),
+    **(others or {}),
+  }
   suffix, format_ = KINDS[kind]
   written = []
   for name, rows in tables.items():

@@ -66,15 +66,11 @@ class Figure:
   width_ratios: Sequence[float] | None = None
 
   def __post_init__(self):
-    if not re.fullmatch(r'[\w.-]*\w[\w.-]*', str(self.name)):
-      raise ValueError(
-        f'the figure name {self.name!r} is no name of a file; use letters,'
-        ' digits, - and _'
-      )
+    check_name('figure', self.name)
     if not self.series or not self.panels:
       raise ValueError(f'the figure {self.name!r} has no series, or no panel')
     for spec in self.series:
-      _check_series(spec)
+      check_series(spec)
     labels = [spec['label'] for spec in self.series]
     for label in labels:
       if labels.count(label) > 1:
@@ -114,7 +110,7 @@ class Figure:
       ) from error
 
     series = [
-      _series(spec, runs, absent, i) for i, spec in enumerate(self.series)
+      select(spec, runs, absent, i) for i, spec in enumerate(self.series)
     ]
     panels = [_panel(spec) for spec in self.panels]
     with matplotlib.rc_context(_STYLE), _refusals_of_matplotlib(self.name):
@@ -134,8 +130,26 @@ class Figure:
       return [_save(canvas, directory / f'{self.name}.{f}') for f in _METADATA]
 
 
-def _check_series(spec: Any) -> None:
-  """Raises a ValueError if the description of a series is incomplete."""
+def check_name(kind: str, name: Any) -> None:
+  """Raises a ValueError if a name is no name of a file.
+
+  Args:
+    kind: The kind of the named thing, for the message.
+    name: The name in a config.
+  """
+  if not re.fullmatch(r'[\w.-]*\w[\w.-]*', str(name)):
+    raise ValueError(
+      f'the {kind} name {name!r} is no name of a file; use letters, digits, -'
+      ' and _'
+    )
+
+
+def check_series(spec: Any) -> None:
+  """Raises a ValueError if the description of a series is incomplete.
+
+  Args:
+    spec: The description of a series in a config.
+  """
   if (
     not isinstance(spec, Mapping)
     or not isinstance(spec.get('label'), str)
@@ -186,14 +200,29 @@ def _panel(spec: Mapping[str, Any]) -> panels_lib.Panel:
   return panel
 
 
-def _series(spec, runs, absent, index) -> panels_lib.Series:
-  """Returns the series of a description, with the style for an index."""
+def select(
+  spec: Mapping[str, Any],
+  runs: Sequence[Run],
+  absent: Sequence[Absent],
+  index: int = 0,
+) -> drawing.Series:
+  """Returns the series of a description, with the style for an index.
+
+  Args:
+    spec: The description: a dict with `label` and `where`.
+    runs: The runs of an experiment.
+    absent: The planned runs without numbers.
+    index: The number of the series, for the style.
+
+  Raises:
+    UserError: If no run, finished or planned, is of the series.
+  """
   where = spec['where']
   matching = Runs(runs).select(where)
   planned = [run.reason for run in absent if matches(run.config, where)]
   if not matching and not planned:
     raise errors.UserError(f'no run is of the series {spec["label"]!r}')
-  return panels_lib.Series(
+  return drawing.Series(
     spec['label'],
     [run for run in matching if run.is_done],
     [run for run in matching if not run.is_done],

@@ -82,6 +82,20 @@ def early(
   return float(values[steps <= part * steps[-1]].mean())
 
 
+def best(run: Run, metric: str) -> float:
+  """Returns the largest value of a metric in a run.
+
+  The largest of many measurements on a test split is too high: the choice of
+  the measurement is a choice on this split. Papers print this number.
+
+  Args:
+    run: The run.
+    metric: The name of a metric, for example `test_accuracy`.
+  """
+  _, values = series(run, metric)
+  return float(values.max())
+
+
 def reach(run: Run, metric: str, level: float) -> float:
   """Returns the first measured step with a metric of at least a level.
 
@@ -154,6 +168,7 @@ def milliseconds_a_layer(run: Run) -> float:
 MEASURES: dict[str, Callable[..., float]] = {
   'final': final,
   'early': early,
+  'best': best,
   'reach': reach,
   'drift': drift,
   'milliseconds_a_layer': milliseconds_a_layer,

@@ -8,7 +8,7 @@ from typing import Any
 import rich.console
 
 from bn_research import errors, registry
-from bn_research.reports import claims, export, figures, runs
+from bn_research.reports import claims, export, figures, runs, summary
 
 FOLDER = 'report'
 # The number of columns of the table, if the output is not a terminal.
@@ -25,10 +25,10 @@ def write(
   """Draws the figures, checks the claims, and prints paths and results.
 
   Args:
-    report: The result of `report()` of a config: a dict with `figures` and
-      `claims`, which are both optional. `figures` is a list of dicts with the
-      fields of `figures.Figure`. `claims` is a list of dicts with the fields of
-      `claims.Claim`.
+    report: The result of `report()` of a config: a dict with `figures`,
+      `tables` and `claims`, which are all optional. `figures` is a list of
+      dicts with the fields of `figures.Figure`, `tables` of `summary.Table`,
+      and `claims` of `claims.Claim`.
     directory: The directory of the runs. The files are written to the folder
       `report` in this directory.
     points: The configs of the runs in the experiment.
@@ -42,11 +42,13 @@ def write(
   """
   if not isinstance(report, Mapping):
     raise errors.UserError(
-      f'report() returned {report!r}; return a dict with figures and claims'
+      f'report() returned {report!r}; return a dict with figures, tables and'
+      ' claims'
     )
-  if unknown := report.keys() - {'figures', 'claims'}:
+  if unknown := report.keys() - {'figures', 'tables', 'claims'}:
     raise errors.UserError(
-      f'report() returns {min(unknown)!r}; it may return figures and claims'
+      f'report() returns {min(unknown)!r}; it may return figures, tables and'
+      ' claims'
     )
   for key, value in report.items():
     if not isinstance(value, list | tuple):
@@ -67,6 +69,11 @@ def write(
   for name in names:
     if names.count(name) > 1:
       raise errors.UserError(f'report(): two figures have the name {name!r}')
+  tables = [
+    registry.call('report()', summary.Table, 'table', spec)
+    for spec in report.get('tables', ())
+  ]
+  summary.check_names(tables)
   statements = [
     registry.call('report()', claims.Claim, 'claim', spec)
     for spec in report.get('claims', ())
@@ -79,12 +86,15 @@ def write(
     for path in figure.draw(found, pathlib.Path(directory, FOLDER), absent):
       print(path)
   findings = [claims.check(claim, found, absent) for claim in statements]
+  filled = {table.name: table.fill(found, absent) for table in tables}
   for kind in exports:
     folder = pathlib.Path(directory, FOLDER)
-    for path in export.write(kind, found, findings, folder):
+    for path in export.write(kind, found, findings, folder, filled):
       print(path)
+  console = rich.console.Console(
+    width=None if sys.stdout.isatty() else _PLAIN_WIDTH
+  )
+  for rows in filled.values():
+    console.print(summary.of_terminal(rows))
   if findings:
-    console = rich.console.Console(
-      width=None if sys.stdout.isatty() else _PLAIN_WIDTH
-    )
     console.print(claims.table(findings))

@@ -7,6 +7,9 @@ from flax import nnx
 
 from bn_research.models.interface import Tap, untapped
 
+# Statistics are small, and a repetition would repeat their collectives.
+_KEEP_STATISTICS = jax.checkpoint_policies.save_only_these_names('statistics')
+
 
 def in_turn(
   blocks: Iterable[nnx.Module],
@@ -19,9 +22,9 @@ def in_turn(
   """Applies blocks, one after the other.
 
   With rematerialization, the backward pass computes the activations inside of a
-  block a second time. Between the passes, only the inputs of the blocks stay in
-  memory. Numbers are the same up to rounding, and each block moves running
-  moments once.
+  block a second time. Between the passes, only the inputs of the blocks and the
+  statistics of norms stay in memory. Numbers are the same up to rounding, each
+  block moves running moments once, and no collective is repeated.
 
   Args:
     blocks: Modules, called as `block(h, train, tap)`.
@@ -38,7 +41,7 @@ def in_turn(
   """
   call = _call
   if remat and tap is untapped:
-    call = nnx.remat(_call, static_argnums=(2, 3))
+    call = nnx.remat(_call, static_argnums=(2, 3), policy=_KEEP_STATISTICS)
   for block in blocks:
     h = call(block, h, train, tap)
   return h

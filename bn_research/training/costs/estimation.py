@@ -77,7 +77,7 @@ def _estimate(
 ) -> Cost:
   section, size = config['model'], config['batch_size']
   network = _Network(section, dataset, size)
-  optimizer = optim.create(config['optimizer'], config['num_steps'])
+  optimizer = _optimizer(config, dataset)
   create = state.creator(config, dataset.shape, dataset.num_classes, optimizer)
   graphdef, start = jax.eval_shape(create, jax.random.key(0))
   return Cost(
@@ -99,6 +99,17 @@ def _estimate(
       network.loss, network.model, network.params, *network.given
     ),
   )
+
+
+def _optimizer(
+  config: Mapping[str, Any], dataset: describing.Description
+) -> Any:
+  if dataset.num_examples is not None:
+    return optim.of_run(config, dataset.num_examples)
+  # Without the number of examples, an epoch has no length. The cost does not
+  # depend on the learning rate.
+  section = {**config['optimizer'], 'schedule': None}
+  return optim.create(section, config['num_steps'])
 
 
 class _Network:

@@ -107,6 +107,8 @@ def counted(model, num_devices):
     )
 
 
+NETWORKS['resnet, remat'] = {**NETWORKS['resnet, batch norm'], 'remat': True}
+
 QUICK = [('mlp, batch norm', 8), ('mlp, IterNorm', 2)]
 ROWS = [(name, n) for name in NETWORKS for n in (2, 4, 8)]
 

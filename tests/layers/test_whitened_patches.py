@@ -58,7 +58,8 @@ def test_the_patches_become_white_with_both_signs(size, strides, padding):
   layer = fitted(x, size, strides=strides, padding=padding)
   y = np.asarray(layer(jnp.asarray(x)), np.float64)
   right = expected(x, size, strides, padding)
-  np.testing.assert_allclose(y, right, atol=3e-3)
+  # In float32, axes whose variances differ by 2e-4 mix a little.
+  np.testing.assert_allclose(y, right, atol=6e-3)
   d = layer.out_features // 2
   np.testing.assert_allclose(y[..., d:], -y[..., :d], atol=1e-4)
   # ε takes the share ε / (λ + ε) of the unit variance of an axis.

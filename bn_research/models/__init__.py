@@ -12,6 +12,7 @@ from bn_research.layers import nnx as layers
 from bn_research.models import (
   cnn,
   dense,
+  inception_bn,
   mlp,
   normalization,
   patch_cnn,
@@ -30,6 +31,7 @@ MODELS: dict[str, Callable[..., nnx.Module]] = {
   'resnet_imagenet': resnet.resnet_imagenet,
   'wide_resnet': wide_resnet.wide_resnet,
   'vgg': vgg.VGG,
+  'inception_bn': inception_bn.InceptionBN,
   'vit': vit.ViT,
 }
 """Networks by name, as classes or as functions with the same arguments."""

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from flax.typing import Dtype
+from flax.typing import Dtype, Initializer
 
 from bn_research.models.interface import NormFactory
 
@@ -22,6 +22,7 @@ def convolution(
   kernel: int = 3,
   *,
   strides: int = 1,
+  kernel_init: Initializer = HE,
   dtype: Dtype = jnp.float32,
   rngs: nnx.Rngs,
 ) -> nnx.Conv:
@@ -33,6 +34,7 @@ def convolution(
     kernel: Height and width of the kernel, odd. Zeros surround the image: half
       a kernel on each side.
     strides: The distance between the positions of the kernel, along each axis.
+    kernel_init: Initializer of the kernel.
     dtype: Type of the computation. The kernel is float32.
     rngs: Keys for the initializers.
   """
@@ -43,7 +45,7 @@ def convolution(
     strides=strides,
     padding=kernel // 2,
     use_bias=False,
-    kernel_init=HE,
+    kernel_init=kernel_init,
     dtype=dtype,
     rngs=rngs,
   )
@@ -65,6 +67,7 @@ class ConvNorm(nnx.Module):
     kernel: int = 3,
     *,
     strides: int = 1,
+    kernel_init: Initializer = HE,
     dtype: Dtype = jnp.float32,
     rngs: nnx.Rngs,
     **options: Any,
@@ -78,12 +81,19 @@ class ConvNorm(nnx.Module):
       features: Number of channels of the result.
       kernel: Height and width of the kernel, odd.
       strides: The distance between the positions of the kernel.
+      kernel_init: Initializer of the kernel.
       dtype: Type of the computation and of the result.
       rngs: Keys for the initializers.
       **options: Further arguments of the norm, for example `scale_init`.
     """
     self.conv = convolution(
-      num_inputs, features, kernel, strides=strides, dtype=dtype, rngs=rngs
+      num_inputs,
+      features,
+      kernel,
+      strides=strides,
+      kernel_init=kernel_init,
+      dtype=dtype,
+      rngs=rngs,
     )
     self.norm = norm(place, features, dtype=dtype, rngs=rngs, **options)
 

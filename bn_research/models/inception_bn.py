@@ -5,10 +5,16 @@ from collections.abc import Sequence
 import jax
 from flax import nnx
 
-from bn_research import ranges, registry
+from bn_research import ranges
 from bn_research.models import nonlinearities
 from bn_research.models.convolution import logits
-from bn_research.models.inception_modules import Maker, Mixed, Row, Stem
+from bn_research.models.inception_modules import (
+  ENTRIES,
+  Maker,
+  Mixed,
+  Row,
+  Stem,
+)
 from bn_research.models.interface import (
   NormFactory,
   Tap,
@@ -31,8 +37,6 @@ FIGURE_5 = {
   '5a': Row(352, (192, 320), (160, 224), 'avg', 128),
   '5b': Row(352, (192, 320), (192, 224), 'max', 128),
 }
-# By the name of a stem: the number of pixels for a position in the last module.
-_STEMS = {'separable': 32, 'plain': 32, 'small': 4}
 
 
 class InceptionBN(nnx.Module):
@@ -50,7 +54,7 @@ class InceptionBN(nnx.Module):
   576. The option `pool_proj_4c_4d` chooses between both. The outputs of 3c and
   4e are printed with the height and width before the stride.
 
-  The initial weights, zeros on both sides of an image as padding, and the stem
+  The initial weights, zeros on both sides of an image as padding, and the entry
   'small' are choices of this project.
 
   Source: Ioffe and Szegedy (2015), Figure 5; Section 3.2, for the places of the
@@ -64,7 +68,7 @@ class InceptionBN(nnx.Module):
     num_classes: int,
     norm: NormFactory,
     rngs: nnx.Rngs,
-    stem: str = 'separable',
+    entry: str = 'separable',
     width: float = 1.0,
     pool_proj_4c_4d: int = 96,
     nonlinearity: str = 'relu',
@@ -84,7 +88,7 @@ class InceptionBN(nnx.Module):
         `'mixed3a_double_reduce'`, `'mixed3a_double_1'`, `'mixed3a_double_2'`
         and `'mixed3a_pool'`.
       rngs: Keys for the initializers and for dropout.
-      stem: 'separable' for the published 7 x 7 convolution, separable with a
+      entry: 'separable' for the published 7 x 7 convolution, separable with a
         depth multiplier of 8; 'plain' for a full 7 x 7 convolution; 'small' for
         small images: a 3 x 3 convolution without a stride, and no poolings
         before the modules.
@@ -102,21 +106,22 @@ class InceptionBN(nnx.Module):
         module again, in place of keeping the activations in memory.
 
     Raises:
-      UserError: If the stem or the nonlinearity is unknown.
-      ValueError: If an option is out of range, or if the image is too small.
+      UserError: If the nonlinearity is unknown.
+      ValueError: If the entry is unknown, if an option is out of range, or if
+        the image is too small.
     """
-    least = registry.find('config.model.stem', _STEMS, stem)
-    name = f'inception_bn with stem={stem!r}'
-    check_images(name, input_shape, num_classes, least=least)
+    if entry not in ENTRIES:
+      raise ValueError(f'entry={entry!r}; choose {" or ".join(ENTRIES)}')
+    name = f'inception_bn with entry={entry!r}'
+    check_images(name, input_shape, num_classes, least=ENTRIES[entry].least)
     ranges.positive(width=width)
     if pool_proj_4c_4d not in (96, 128):
       raise ValueError(f'pool_proj_4c_4d={pool_proj_4c_4d}; choose 96 or 128')
-    if not 0 <= dropout < 1:
-      raise ValueError(f'dropout={dropout}; choose a number in [0, 1)')
+    ranges.weight_of_old(dropout=dropout)
     g = nonlinearities.find(nonlinearity)
     make = Maker(norm, g, width, compute_type(dtype), rngs)
     self.remat = remat
-    self.stem = Stem(make, input_shape[-1], stem, local_response_norm)
+    self.stem = Stem(make, input_shape[-1], entry, local_response_norm)
     num_channels = make.channels(192)
     modules = []
     for name, row in FIGURE_5.items():

@@ -21,6 +21,32 @@ _KERNEL = nnx.initializers.variance_scaling(2.0, 'fan_in', 'truncated_normal')
 _DEPTH_MULTIPLIER = 8
 
 
+class Entry(NamedTuple):
+  """The first layer, and the size of the images for which the layer is made.
+
+  Attributes:
+    kernel: Height and width of the kernel of the first layer.
+    strides: The distance between the positions of this kernel.
+    pools: Whether the entry has poolings.
+    least: The smallest height and width of an image, in pixels. The smallest
+      image has a single position in the last module.
+  """
+
+  kernel: int
+  strides: int
+  pools: bool
+  least: int
+
+
+# The separable convolution is a convolution of 7 x 7 for each channel, with a
+# stride of 2, before the layer of 1 x 1.
+ENTRIES = {
+  'separable': Entry(1, 1, True, 32),
+  'plain': Entry(7, 2, True, 32),
+  'small': Entry(3, 1, False, 4),
+}
+
+
 class Row(NamedTuple):
   """A row of the table of modules: numbers of channels, and a pooling.
 
@@ -113,16 +139,13 @@ class Stem(nnx.Module):
   """
 
   def __init__(
-    self, make: Maker, num_inputs: int, kind: str, local_response_norm: bool
+    self, make: Maker, num_inputs: int, entry: str, local_response_norm: bool
   ):
-    """Initializes the weights; for the kinds see `InceptionBN`."""
-    self.has_pools = kind != 'small'
+    """Initializes the weights; for the arguments see `InceptionBN`."""
+    kernel, strides, self.has_pools, _ = ENTRIES[entry]
     self.has_response_norms = local_response_norm
     self.depthwise = nnx.data(None)
-    kernel, strides = {'separable': (1, 1), 'plain': (7, 2), 'small': (3, 1)}[
-      kind
-    ]
-    if kind == 'separable':
+    if entry == 'separable':
       # No nonlinearity follows, hence the default initializer of Flax.
       self.depthwise = nnx.Conv(
         num_inputs,

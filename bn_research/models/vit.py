@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bn_research import ranges, registry
+from bn_research import ranges
 from bn_research.models.convolution import logits
 from bn_research.models.interface import (
   NormFactory,
@@ -92,17 +92,19 @@ class ViT(nnx.Module):
         block again, in place of keeping the activations in memory.
 
     Raises:
-      UserError: If the placement is unknown.
       ValueError: If a size is not a positive whole number, if the patches do
         not tile the image, if the number of heads does not divide the width, or
-        if the type is unknown.
+        if the placement or the type is unknown.
     """
     ranges.whole(1, 2**16, width=width, depth=depth, patch_size=patch_size)
     ranges.whole(1, 2**16, num_heads=num_heads, mlp_ratio=mlp_ratio)
     if width % num_heads:
       raise ValueError(f'num_heads={num_heads} does not divide width={width}')
     check_images('vit', input_shape, num_classes, least=patch_size)
-    around = registry.find('config.model.placement', _PLACEMENTS, placement)
+    if placement not in _PLACEMENTS:
+      names = ' or '.join(_PLACEMENTS)
+      raise ValueError(f'placement={placement!r}; choose {names}')
+    around = _PLACEMENTS[placement]
     computed = compute_type(dtype)
     num_tokens, num_values = _patches(input_shape, patch_size)
     norm = functools.partial(norm, dtype=computed, rngs=rngs)

@@ -307,7 +307,7 @@ def test_rematerialization_changes_memory_only():
     ({'depth': 0}, 'depth=0; choose'),
     ({'patch_size': 0}, 'patch_size=0; choose'),
     ({'mlp_ratio': -1}, 'mlp_ratio=-1; choose'),
-    ({'placement': 'per'}, r"placement='per' is unknown \(did you mean"),
+    ({'placement': 'per'}, 'placement=.per.; choose pre or post or peri'),
     ({'dtype': 'float16'}, "dtype='float16'; choose float32 or bfloat16"),
   ],
 )

@@ -1,7 +1,7 @@
 """The parts of the Inception network: a stem, and modules of four branches."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -253,11 +253,28 @@ def pooled(x: jax.Array, kind: str, strides: int) -> jax.Array:
   Returns:
     (batch, height / strides, width / strides, channels), rounded up.
   """
-  shape = {
-    'window_shape': (3, 3),
-    'strides': (strides, strides),
-    'padding': ((1, 1), (1, 1)),
-  }
   if kind == 'max':
-    return nnx.max_pool(x, **shape)
-  return nnx.avg_pool(x, **shape, count_include_pad=False)
+    return _over_windows(jnp.maximum, x, -jnp.inf, strides)
+  ones = jnp.ones((1, *x.shape[1:3], 1), x.dtype)
+  count = _over_windows(jnp.add, ones, 0, strides)
+  return _over_windows(jnp.add, x, 0, strides) / count
+
+
+def _over_windows(
+  combine: Callable[[jax.Array, jax.Array], jax.Array],
+  x: jax.Array,
+  border: float,
+  strides: int,
+) -> jax.Array:
+  """Combines the positions of each window of 3 x 3, first rows, then columns.
+
+  Slices, because the backward pass of XLA's own pooling is slow on a CPU.
+  """
+  padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=border)
+  for axis in (1, 2):
+    size = x.shape[axis]
+    parts = (
+      jax.lax.slice_in_dim(padded, i, i + size, strides, axis) for i in range(3)
+    )
+    padded = functools.reduce(combine, parts)
+  return padded

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,10 @@ from bn_research.models.interface import NormFactory, Tap
 
 # With a scale of zero in the last norm, a block begins as the identity. The
 # scale exists for every norm, also for a norm that learns no scale otherwise.
-_ZERO = {'use_scale': True, 'scale_init': nnx.initializers.zeros}
+_ZERO: dict[str, Any] = {
+  'use_scale': True,
+  'scale_init': nnx.initializers.zeros,
+}
 
 
 class Layer(NamedTuple):

@@ -8,6 +8,7 @@ from flax import nnx
 
 from bn_research import errors, models
 from bn_research.models import vit
+from tests.models import networks
 from tests.quick import some, star
 
 TINY = {
@@ -218,81 +219,25 @@ def test_the_network_is_its_formula(placement, qk_norm):
   )
 
 
-def loss_and_grads(model, x):
-  labels = jnp.arange(len(x)) % 5
-
-  def loss_of(model):
-    log_p = jax.nn.log_softmax(model(x, train=True))
-    return -jnp.take_along_axis(log_p, labels[:, None], 1).mean()
-
-  return nnx.value_and_grad(loss_of)(model)
-
-
-@pytest.mark.parametrize(
-  ('norm', 'placement', 'qk_norm'),
-  [
-    ('batch_norm', 'pre', True),
-    ('rms_norm', 'post', False),
-    ('dynamic_tanh', 'peri', True),
-  ],
-)
-def test_a_step_trains(norm, placement, qk_norm):
-  model = made(norm={'name': norm}, placement=placement, qk_norm=qk_norm)
-  x = images(10)
-
-  @nnx.jit
-  def step(model):
-    loss, grads = loss_and_grads(model, x)
-    params = nnx.state(model, nnx.Param)
-    nnx.update(model, jax.tree.map(lambda p, g: p - 0.01 * g, params, grads))
-    return loss, grads
-
-  (before, grads), (after, _) = step(model), step(model)
-  for path, grad in jax.tree_util.tree_leaves_with_path(grads):
-    assert np.isfinite(grad).all(), path
-    # The softmax ignores a bias of all keys, unless a norm follows.
-    if 'key' not in str(path):
-      assert np.abs(grad).max() > 0, path
-  assert after < before
+@pytest.mark.parametrize('remat', [True, False])
+def test_each_block_is_rematerialized(remat):
+  model = nnx.eval_shape(lambda: make(depth=2, remat=remat))
+  graphdef, state = nnx.split(model)
+  program = jax.make_jaxpr(
+    lambda state, x: nnx.merge(graphdef, state, copy=True)(x, train=True)
+  )(state, images())
+  names = [equation.primitive.name for equation in program.eqns]
+  assert sum(name.startswith('remat') for name in names) == 2 * remat
 
 
-def test_in_bfloat16_parameters_statistics_and_logits_are_float32():
-  x = images(8)
-  types = {}
-
-  def tap(name, value):
-    types[name] = value.dtype
-    return value
-
-  logits = {}
-  for dtype in ('float32', 'bfloat16'):
-    model = made(norm={'name': 'batch_norm'}, qk_norm=True, dtype=dtype)
-    logits[dtype] = nnx.jit(lambda m, x: m(x, train=True))(model, x)
-    jax.eval_shape(lambda x, m=model: m(x, train=False, tap=tap), x)
-    assert set(types.values()) == {jnp.dtype(dtype)}
-    for leaf in jax.tree.leaves(nnx.state(model)):
-      assert leaf.dtype == jnp.float32
-  assert logits['bfloat16'].dtype == jnp.float32
-  spread = logits['float32'].std()
-  error = np.abs(logits['bfloat16'] - logits['float32']).max()
-  assert 0 < error < 0.1 * spread
-
-
-def test_rematerialization_changes_memory_only():
-  x = images(6)
-  results = []
-  for remat in (False, True):
-    model = made(norm={'name': 'batch_norm'}, remat=remat)
-    graphdef, state = nnx.split(model)
-    program = jax.make_jaxpr(
-      lambda s, g=graphdef: nnx.merge(g, s, copy=True)(x, train=True)
-    )(state)
-    names = (equation.primitive.name for equation in program.eqns)
-    assert sum(name.startswith('remat') for name in names) == remat
-    loss, grads = nnx.jit(loss_and_grads)(model, x)
-    results.append((loss, grads, nnx.state(model, nnx.BatchStat)))
-  for plain, again in zip(*map(jax.tree.leaves, results), strict=True):
-    np.testing.assert_allclose(again, plain, rtol=1e-4, atol=1e-6)
+def test_bfloat16_is_close():
+  x = images()
+  plain, rounded = (
+    np.asarray(networks.fast_jit(lambda x, m=m: m(x, train=False))(x))
+    for m in (made(qk_norm=True, dtype=t) for t in ('float32', 'bfloat16'))
+  )
+  assert rounded.dtype == np.float32
+  assert 0 < np.abs(plain - rounded).max() < 0.1 * plain.std()
 
 
 @pytest.mark.parametrize(

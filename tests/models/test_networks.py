@@ -19,7 +19,7 @@ SMALL = {
   'cnn': {'widths': (4, 4, 8)},
   'resnet': {'depth': 8, 'width': 4},
   'resnet_imagenet': {'depth': 18, 'width': 4, 'small_images': True},
-  'wide_resnet': {'depth': 10, 'factor': 2, 'width': 2, 'dropout': 0.3},
+  'wide_resnet': {'depth': 10, 'factor': 2, 'width': 2},
   'vgg': {'depth': 11, 'width': 4, 'hidden': 8},
   'inception_bn': {'entry': 'small', 'width': 1 / 16},
   'vit': {'depth': 1, 'width': 8, 'qk_norm': True, 'placement': 'peri'},
@@ -155,9 +155,10 @@ def test_statistics_of_bfloat16_are_precise():
 )
 def test_rematerialization_changes_no_number(network):
   found = []
-  state = networks.fast_jit(stepper(network, 'batch_norm')[1])()
+  changes = {'dropout': 0.3} if network == 'wide_resnet' else {}
+  state = networks.fast_jit(stepper(network, 'batch_norm', **changes)[1])()
   for remat in (False, True):
-    take = stepper(network, 'batch_norm', remat=remat)[2]
+    take = stepper(network, 'batch_norm', remat=remat, **changes)[2]
     new = networks.fast_jit(lambda state, take=take: take(state)[0])(state)
     found.append({'loss': new.loss, 'grads': new.grads, 'rest': new.rest})
   # Both passes draw the same units for dropout. The counts of updates are a

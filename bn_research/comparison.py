@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from bn_research import disk, dotted, errors, workdir
+from bn_research import disk, dotted, errors, experiment, workdir
 
 # Keys that may change when a run continues, because the curve stays the same.
 _FREE = ('num_devices', 'checkpoint_seconds')
@@ -66,7 +66,8 @@ def differences(
   """Compares the config of a run with a requested config.
 
   A missing key equals a key with the value None, because both stand for the
-  default of a factory.
+  default of a factory. A key of `experiment.ADDED` that is missing has the
+  value there.
 
   Args:
     there: The config in the workdir.
@@ -77,7 +78,9 @@ def differences(
   Returns:
     For each differing dotted key, a text with both values.
   """
-  there, here = dotted.flatten(there), dotted.flatten(here)
+  there, here = (
+    {**experiment.ADDED, **dotted.flatten(one)} for one in (there, here)
+  )
   # A text in the place of a part is short for the name of the part.
   for one, other in ((there, here), (here, there)):
     for key in [key for key in one if f'{key}.name' in other]:

@@ -23,6 +23,9 @@ from bn_research import overrides, registry
 
 Changes = Mapping[str, Any]
 
+ADDED = {'label_smoothing': 0.0, 'microbatches': 1, 'eval.weights': 'last'}
+"""Keys that configs of older versions lack, with the value that is meant."""
+
 KEYS = {
   'seed': (
     'The seed of the initial parameters, of the order of the examples and of'
@@ -31,6 +34,15 @@ KEYS = {
   'num_steps': 'The number of training steps.',
   'batch_size': 'The number of examples of a step, over all devices together.',
   'num_devices': 'The number of devices, which divides `batch_size`.',
+  'microbatches': (
+    'The number of parts in which a step computes the gradient, one after'
+    ' another, to save memory. Statistics of a batch are then of a part.'
+  ),
+  'label_smoothing': (
+    'ε in [0, 1): the loss of the training takes the label with the weight'
+    ' 1 - ε, and all classes with the weight ε together. The loss of the'
+    ' evaluation takes the label alone.'
+  ),
   'data': 'The dataset: a part. A dataset of a user takes further options.',
   'data.name': (
     '`digits`, `mnist`, a name in TFDS for images of one shape, or'
@@ -108,6 +120,10 @@ KEYS = {
     ' takes a forward pass over the split for each normalization, at every row,'
     ' and changes nothing without a population, as in layer norm.'
   ),
+  'eval.weights': (
+    'The weights of the evaluation: the `last`, or the `average` of'
+    ' `optimizer.average`. Averaged weights need `reestimated` moments.'
+  ),
   'eval.step_norms': (
     'The norms of gradient, update and parameters in a row: of the `last` step,'
     ' or the `mean` over the steps since the row before.'
@@ -142,6 +158,8 @@ def base() -> ml_collections.ConfigDict:
       'num_steps': 1000,
       'batch_size': 60,
       'num_devices': 1,
+      'microbatches': ADDED['microbatches'],
+      'label_smoothing': ADDED['label_smoothing'],
       'data': {'name': 'digits', 'train': 'train', 'test': 'test'},
       'model': {'name': 'mlp', 'norm': {'name': 'none'}},
       'optimizer': {'name': 'sgd', 'learning_rate': 0.1},
@@ -150,6 +168,7 @@ def base() -> ml_collections.ConfigDict:
         'spacing': 'linear',
         'splits': ('test',),
         'population': 'running',
+        'weights': ADDED['eval.weights'],
         'step_norms': 'last',
       },
       'probes': {},

@@ -48,6 +48,16 @@ class Hook(Protocol):
       A pytree, for example an empty dict, which the forward pass fills.
     """
 
+  def merged(self, noted: Any) -> Any:
+    """Returns the notes of a mini-batch from the notes of micro-batches.
+
+    A hook without this method refuses micro-batches.
+
+    Args:
+      noted: The result of `listen`, filled by each micro-batch. Each array has
+        the micro-batches along a new first axis.
+    """
+
   def before_update(
     self,
     descent: Descent,
@@ -91,6 +101,26 @@ class Brought:
   def listen(self, model: nnx.Module) -> list[Any]:
     """Calls the method `listen` of each hook, and returns all results."""
     return [hook.listen(model) for hook in self._hooks]
+
+  def merged(self, noted: list[Any]) -> list[Any]:
+    """Calls the method `merged` of each hook, and returns all results.
+
+    Raises:
+      ValueError: If a hook has no such method.
+    """
+    for hook in self._hooks:
+      if not hasattr(hook, 'merged'):
+        raise ValueError(
+          f'{type(hook).__name__} has no method merged for micro-batches; set'
+          ' config.microbatches to 1'
+        )
+    pairs = zip(self._hooks, noted, strict=True)
+    return [hook.merged(found) for hook, found in pairs]
+
+  @property
+  def moves_parameters(self) -> bool:
+    """Whether a hook moves the parameters to new coordinates."""
+    return any(getattr(hook, 'moves_parameters', False) for hook in self._hooks)
 
   def before_update(
     self, descent: Descent, noted: list[Any], **parts: Any

@@ -34,7 +34,7 @@ ROOMS = {
   '__init__': {'results'},
   'check': {'cli', 'config_files', 'training'},
   'cli': {'config_files', 'overrides'},
-  'comparison': {'workdir'},
+  'comparison': {'experiment', 'workdir'},
   'config_files': set(),
   'experiment': {'overrides'},
   'overrides': set(),

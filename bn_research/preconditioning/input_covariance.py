@@ -45,6 +45,10 @@ class GiveInputMoments:
     # the moments of the original input.
     return recording.record_inputs(model, of=recording.PLAIN_LAYERS)
 
+  def merged(self, noted: dict[str, norms.Moments]) -> dict[str, norms.Moments]:
+    """Returns the moments of a mini-batch from those of micro-batches."""
+    return recording.merged(noted)
+
   def before_update(
     self,
     descent: hooks.Descent,

@@ -1,5 +1,6 @@
 """Records moments of the inputs of layers during a forward pass."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -49,6 +50,22 @@ def record_inputs(
       note = _note_in(found, '/'.join(map(str, path)))
       _listen(layer, note, axis_name)
   return found
+
+
+def merged(noted: dict[str, norms.Moments]) -> dict[str, norms.Moments]:
+  """Returns the moments of a mini-batch from the moments of micro-batches.
+
+  Args:
+    noted: The result of `record_inputs`, with the micro-batches along a new
+      first axis of each array.
+  """
+
+  def joined(moments: norms.Moments) -> norms.Moments:
+    count = len(moments.mean)
+    each = [jax.tree.map(lambda x, i=i: x[i], moments) for i in range(count)]
+    return functools.reduce(norms.joined, each)
+
+  return {name: joined(moments) for name, moments in noted.items()}
 
 
 def _can_note(layer: nnx.Module) -> bool:

@@ -27,10 +27,16 @@ class Refresh:
   `momentum`.
   """
 
+  moves_parameters = True
+
   def listen(self, model: nnx.Module) -> dict[str, norms.Moments]:
     """Makes the layers record the moments of inputs, by name of the layer."""
     classes = tuple({type(layer) for layer in _layers(model).values()})
     return recording.record_inputs(model, of=classes)
+
+  def merged(self, noted: dict[str, norms.Moments]) -> dict[str, norms.Moments]:
+    """Returns the moments of a mini-batch from those of micro-batches."""
+    return recording.merged(noted)
 
   def before_update(
     self,

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from bn_research import data, models, optim, probes, registry
-from bn_research.training import configuration, step
+from bn_research.training import configuration, losses
 
 
 def check(
@@ -63,7 +63,7 @@ def _check_model(config: Mapping[str, Any], dataset: data.Dataset) -> None:
   def call(key: jax.Array) -> jax.Array:
     model: Any = models.create(config['model'], shape, dataset.num_classes, key)
     logits = model(jnp.zeros((config['batch_size'], *shape)), train=True)
-    step.check_logits(logits, config['batch_size'], dataset.num_classes)
+    losses.check_logits(logits, config['batch_size'], dataset.num_classes)
     return logits
 
   # `eval_shape` traces the call and computes nothing, so a check is fast for a

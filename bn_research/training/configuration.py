@@ -21,11 +21,13 @@ _WHOLE_NUMBERS = {
   'num_steps': (1, _INT32),
   'batch_size': (1, _INT32),
   'num_devices': (1, _INT32),
+  'microbatches': (1, _INT32),
   'eval.num_points': (1, 10**6),
 }
 _CHOICES = {
   'eval.population': ('running', 'reestimated'),
   'eval.step_norms': ('last', 'mean'),
+  'eval.weights': ('last', 'average'),
 }
 _OF_A_PROBE = {'num_examples': (1, _INT32), 'num_points': (1, 10**6)}
 
@@ -51,6 +53,7 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
   # None leaves an option to the default, and the default is no probe.
   if resolved.get('probes', {}) is None:
     resolved['probes'] = {}
+  _add_missing(resolved)
   base = _plain(experiment.base())
   _name_parts(resolved, base)
   registry.check_keys('the config', resolved, base)
@@ -70,6 +73,9 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     raise errors.UserError(
       f'checkpoint_seconds={flat["checkpoint_seconds"]}; choose at least 0'
     )
+  with registry.mistakes_in('the config'):
+    ranges.weight_of_old(label_smoothing=flat['label_smoothing'])
+  _check_microbatches(resolved)
   _check_splits(resolved['eval']['splits'])
   for key, choices in _CHOICES.items():
     if flat[key] not in choices:
@@ -92,6 +98,34 @@ def _name_parts(config: dict[str, Any], base: Mapping[str, Any]) -> None:
         config[key] = {'name': config[key]}
       if isinstance(config.get(key), dict):
         _name_parts(config[key], part)
+
+
+def _add_missing(config: dict[str, Any]) -> None:
+  """Adds the keys that a config of an older version lacks."""
+  for key, value in experiment.ADDED.items():
+    section: Any = config
+    *parents, name = key.split('.')
+    for parent in parents:
+      section = section.get(parent)
+    if isinstance(section, dict):
+      section.setdefault(name, value)
+
+
+def _check_microbatches(config: Mapping[str, Any]) -> None:
+  """Raises a UserError for micro-batches that do not fit."""
+  count, size = config['microbatches'], config['batch_size']
+  if count > 1 and size % (count * config['num_devices']):
+    raise errors.UserError(
+      f'microbatches={count} on num_devices={config["num_devices"]} does not'
+      f' divide batch_size={size}; each device needs as many examples in each'
+      ' micro-batch'
+    )
+  average = config['optimizer'].get('average')
+  if config['eval']['weights'] == 'average' and average is None:
+    raise errors.UserError(
+      "config.eval.weights='average' needs an average; set"
+      ' config.optimizer.average, for example to ema'
+    )
 
 
 def _check_splits(splits: Any) -> None:

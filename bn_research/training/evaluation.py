@@ -1,5 +1,7 @@
 """Evaluates a model on all examples of a split, and calls probes."""
 
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,8 +11,10 @@ import optax
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from bn_research import probes
+from bn_research import errors, probes
 from bn_research.layers.nnx import reestimation
+from bn_research.optim import averaging
+from bn_research.training import gradients, losses
 from bn_research.training import step as step_lib
 from bn_research.training.state import TrainState
 
@@ -79,10 +83,10 @@ def evaluate(
     batch = jax.lax.with_sharding_constraint(batch, PartitionSpec('data'))
     labels = examples.labels[batch]
     logits = model(to_input(examples.images[batch]), train=False)
-    step_lib.check_logits(logits, len(batch), num_classes)
+    losses.check_logits(logits, len(batch), num_classes)
     is_real = batch >= 0
     correct = (logits.argmax(-1) == labels) & is_real
-    loss = jnp.where(is_real, step_lib.losses(logits, labels), 0)
+    loss = jnp.where(is_real, losses.losses(logits, labels), 0)
     return correct.sum(), loss.sum()
 
   # A loop keeps the activations of only a single batch in memory.
@@ -158,6 +162,40 @@ def reestimate(
   return nnx.as_pure(nnx.state(model, nnx.Not(nnx.Param)))
 
 
+def averaged(state: TrainState) -> TrainState:
+  """Returns the state with the average of the weights, if there is one."""
+  found = averaging.find(state.opt_state)
+  if found is None:
+    return state
+  params = jax.tree.map(
+    lambda leaf, mean: mean.astype(leaf.dtype), state.params, found.average
+  )
+  return state._replace(params=params)
+
+
+def check_weights(config: Mapping[str, Any], model: nnx.Module) -> None:
+  """Checks that the evaluated weights have statistics of their own.
+
+  Args:
+    config: The resolved config.
+    model: The model.
+
+  Raises:
+    UserError: If averaged weights would be evaluated with the running moments
+      of other weights.
+  """
+  section = config['eval']
+  if (
+    section['weights'] == 'average'
+    and section['population'] != 'reestimated'
+    and reestimation.measures(model)
+  ):
+    raise errors.UserError(
+      "config.eval.weights='average': the running moments belong to the last"
+      " weights; set config.eval.population='reestimated'"
+    )
+
+
 def probe(
   state: TrainState,
   examples: step_lib.Examples,
@@ -166,6 +204,7 @@ def probe(
   graphdef: nnx.GraphDef,
   optimizer: optax.GradientTransformationExtraArgs,
   to_input: step_lib.ToInput,
+  rule: gradients.Rule = gradients.PLAIN,
 ) -> dict[str, jax.Array]:
   """Calls a probe on the training state, without a change of the state.
 
@@ -176,6 +215,7 @@ def probe(
     graphdef: The graph definition of the model.
     optimizer: The optimizer.
     to_input: The function from stored images to the inputs of the network.
+    rule: How the training computes the gradient.
 
   Returns:
     The measured arrays by name.
@@ -190,7 +230,7 @@ def probe(
   # need no step.
   def take_step() -> probes.Step:
     return step_lib.train_step(
-      state, x, labels, graphdef=graphdef, optimizer=optimizer
+      state, x, labels, graphdef=graphdef, optimizer=optimizer, rule=rule
     )
 
   return probes.measure(
@@ -202,7 +242,9 @@ def probe(
       params=state.params,
       rest=state.rest,
       opt_state=state.opt_state,
-      losses=step_lib.losses,
+      losses=functools.partial(
+        losses.losses, label_smoothing=rule.label_smoothing
+      ),
       # A call in training mode changes running statistics, and must change only
       # the statistics of a copy.
       make_model=lambda *states: nnx.merge(graphdef, *states, copy=True),

@@ -15,6 +15,7 @@ from bn_research.training import (
   configuration,
   evaluation,
   feeding,
+  gradients,
   loops,
   state,
   step,
@@ -117,6 +118,8 @@ class Programs:
     self, train_state: state.TrainState
   ) -> dict[str, dict[str, float]]:
     """Returns `'accuracy'` and `'loss'` on each split of `config.eval`."""
+    if self._config['eval']['weights'] == 'average':
+      train_state = evaluation.averaged(train_state)
     if self._reestimate is not None:
       # Only this evaluation uses the measured moments: training continues with
       # the running moments.
@@ -165,16 +168,20 @@ class Programs:
     self._compile_fit(parts)
     # Evaluation and probes measure the network on the images as stored.
     augment = data.augmentation.create(config['data'], dataset.train.images)
-    self._compile_steps(optimizer, {**parts, 'augment': augment})
+    rule = self._compile_steps(optimizer, {**parts, 'augment': augment})
     self._compile_evaluation(dataset.num_classes, parts)
-    self._compile_probes(optimizer, parts)
+    self._compile_probes(optimizer, {**parts, 'rule': rule})
+
+  def _abstract_model(self, parts: Mapping[str, Any]) -> nnx.Module:
+    """Returns the model, with shapes in the place of arrays."""
+    return nnx.merge(
+      parts['graphdef'], self.abstract.params, self.abstract.rest
+    )
 
   def _compile_fit(self, parts: dict[str, Any]) -> None:
     """Compiles the fit of layers to training images, if a layer has a fit."""
     self._fit: Callable[..., Any] | None = None
-    model = nnx.merge(
-      parts['graphdef'], self.abstract.params, self.abstract.rest
-    )
+    model = self._abstract_model(parts)
     count = fitting.num_examples(model)
     if not count:
       return
@@ -189,9 +196,14 @@ class Programs:
       train_state, mesh_lib.replicate(images, self._mesh)
     )
 
-  def _compile_steps(self, optimizer: Any, parts: dict[str, Any]) -> None:
+  def _compile_steps(
+    self, optimizer: Any, parts: dict[str, Any]
+  ) -> gradients.Rule:
     given = self.abstract, self._data.train
     size = self._config['batch_size']
+    rule = gradients.rule_of(self._config)
+    gradients.check_populations(rule, self._abstract_model(parts))
+    parts = {**parts, 'rule': rule}
     self._train: Callable[..., Any]
     # The donation lets XLA write the new parameters over the old parameters.
     trace = functools.partial(self._compiler.trace, donate_argnums=0)
@@ -202,6 +214,7 @@ class Programs:
       self._compiler.int32(),
     )
     if loops.is_slow_on_device(steps.jaxpr, self._compiler.platform):
+      rule = parts['rule'] = rule._replace(unroll=True)
       one = trace(
         functools.partial(step.next_step, optimizer=optimizer, **parts),
         *given,
@@ -220,10 +233,12 @@ class Programs:
         *given,
         self._compiler.int32(size),
       )
+    return rule
 
   def _compile_evaluation(
     self, num_classes: int, parts: dict[str, Any]
   ) -> None:
+    evaluation.check_weights(self._config, self._abstract_model(parts))
     self._evaluate = {
       split: self._compiler.ahead(
         functools.partial(

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from bn_research import fitting, models
+from bn_research import errors, fitting, hooks, models
+from bn_research.optim import averaging
 
 
 class TrainState(NamedTuple):
@@ -95,12 +96,22 @@ def create(
   model = models.create(config, input_shape, num_classes, key)
   graphdef, *states = nnx.split(model, nnx.Param, ...)
   params, rest = map(nnx.as_pure, states)
+  opt_state = optimizer.init(params)
+  if (
+    averaging.find(opt_state) is not None
+    and hooks.Brought(model, opt_state).moves_parameters
+  ):
+    raise errors.UserError(
+      'config.optimizer.average: the coordinates of the weights move, as in'
+      ' prong, and weights in different coordinates have no average; set'
+      ' config.optimizer.average to None'
+    )
   zero = jnp.zeros((), jnp.float32)
   state = TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
     rest=rest,
-    opt_state=optimizer.init(params),
+    opt_state=opt_state,
     loss=zero,
     loss_sum=zero,
     sums=dict.fromkeys(averaged, zero),

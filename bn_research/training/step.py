@@ -10,6 +10,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from bn_research import hooks, probes
+from bn_research.training import gradients
 from bn_research.training.state import SCALARS, TrainState
 
 
@@ -31,51 +32,6 @@ ToInput = Callable[[jax.Array], jax.Array]
 Augment = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def check_logits(
-  logits: jax.Array, num_examples: int, num_classes: int | None = None
-) -> None:
-  """Checks the shape of the output of a model.
-
-  Args:
-    logits: The output of the model.
-    num_examples: The size of the mini-batch.
-    num_classes: The number of classes; None accepts any number.
-
-  Raises:
-    ValueError: If the shape is not (num_examples, num_classes).
-  """
-  if not isinstance(logits, jax.Array) or not jnp.issubdtype(
-    logits.dtype, jnp.floating
-  ):
-    kind = getattr(logits, 'dtype', type(logits).__name__)
-    raise ValueError(f'the model returned {kind}; return an array of floats')
-  is_right = logits.ndim == 2 and len(logits) == num_examples
-  if not is_right or num_classes not in (None, logits.shape[1]):
-    shape = f'({num_examples}, {num_classes or "num_classes"})'
-    raise ValueError(
-      f'the model returned logits of shape {logits.shape}; return {shape}'
-    )
-
-
-def losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """Computes the cross-entropy of each example: -log softmax(logits)[label].
-
-  Args:
-    logits: Outputs of the network, floating (batch, num_classes).
-    labels: Classes, int32 (batch,).
-
-  Returns:
-    Losses in nats, (batch,).
-
-  Raises:
-    ValueError: If the shape of the logits is not (batch, num_classes).
-  """
-  check_logits(logits, len(labels))
-  # A narrow type would round the loss; the state of a run has a float32 loss.
-  logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-  return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-
-
 def train_step(
   state: TrainState,
   images: jax.Array,
@@ -83,6 +39,7 @@ def train_step(
   *,
   graphdef: nnx.GraphDef,
   optimizer: optax.GradientTransformationExtraArgs,
+  rule: gradients.Rule = gradients.PLAIN,
 ) -> probes.Step:
   """Takes a training step along the gradient of the mean loss of a batch.
 
@@ -92,6 +49,7 @@ def train_step(
     labels: Classes, int32 (batch,).
     graphdef: The graph definition of the model.
     optimizer: The optimizer.
+    rule: How the gradient is computed.
 
   Returns:
     The step: the loss, the gradient, the updates, and the new parameters,
@@ -99,17 +57,9 @@ def train_step(
   """
   model = nnx.merge(graphdef, state.params, state.rest)
   brought = hooks.Brought(model, state.opt_state)
-
-  def loss_fn(params: nnx.State) -> tuple[jax.Array, Any]:
-    # Without a copy, the variables of the outer trace would receive arrays of
-    # this inner trace.
-    model: Any = nnx.merge(graphdef, params, state.rest, copy=True)
-    noted = brought.listen(model)
-    loss = losses(model(images, train=True), labels).mean()
-    return loss, (nnx.as_pure(nnx.state(model, nnx.Not(nnx.Param))), noted)
-
-  grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-  (loss, (rest, noted)), grads = grad_fn(state.params)
+  loss, rest, noted, grads = gradients.gradient(
+    state.params, state.rest, images, labels, brought, graphdef, rule
+  )
   # The hooks may move the model to new coordinates. A probe compares the model
   # before and after the step, and needs both models in the same coordinates.
   # The hooks therefore also move the model before the step. The training loop
@@ -179,7 +129,7 @@ def on_batch(
     to_input: The function from stored images to the inputs of the network.
     augment: None, or a random change of stored images: a function of a key and
       of the images. The key depends on the seed and on the step only.
-    **parts: The arguments `graphdef` and `optimizer` of `train_step`.
+    **parts: The further arguments of `train_step`.
 
   Returns:
     The result of `train_step`.

@@ -10,6 +10,7 @@ from flax import nnx
 from bn_research import errors, norms, preconditioning, probes
 from bn_research.layers.nnx import reestimation
 from bn_research.probes.activations import Activations
+from bn_research.training import losses
 from bn_research.training import state as state_lib
 from bn_research.training import step as step_lib
 from tests.models import networks
@@ -205,7 +206,7 @@ def test_a_tap_sees_through_rematerialization():
       params=params,
       rest=rest,
       opt_state=(),
-      losses=step_lib.losses,
+      losses=losses.losses,
       make_model=lambda *states: nnx.merge(graphdef, *states, copy=True),
       take_step=lambda: None,
     )

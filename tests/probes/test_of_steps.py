@@ -11,7 +11,7 @@ from flax import nnx
 
 from bn_research import errors, models, optim, probes
 from bn_research.probes import layers
-from bn_research.training import evaluation, state, step
+from bn_research.training import evaluation, losses, state, step
 
 RATE = 2.0
 RNG = np.random.default_rng(0)
@@ -245,7 +245,7 @@ def test_layers_are_in_the_order_of_their_use():
     params=nnx.as_pure(params),
     rest=nnx.as_pure(rest),
     opt_state=(),
-    losses=step.losses,
+    losses=losses.losses,
     make_model=lambda *states: nnx.merge(graphdef, *states, copy=True),
     take_step=lambda: None,
   )

@@ -13,6 +13,8 @@ CONFIG = {
   'num_steps': 60,
   'batch_size': 16,
   'num_devices': 1,
+  'microbatches': 1,
+  'label_smoothing': 0.0,
   'data': {'name': 'blobs', 'train': 'train', 'test': 'test'},
   'model': {
     'name': 'mlp',
@@ -27,6 +29,7 @@ CONFIG = {
     'spacing': 'linear',
     'splits': ('test',),
     'population': 'running',
+    'weights': 'last',
     'step_norms': 'last',
   },
   'probes': {

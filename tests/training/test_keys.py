@@ -34,6 +34,22 @@ BASES = {
   'straight': {'optimizer.schedule.name': 'linear'},
   'cycle': {'optimizer.schedule.name': 'one_cycle'},
   'warm': {'optimizer.schedule.warmup': 4},
+  'averaged': {
+    'optimizer.average.name': 'ema',
+    'eval.population': 'reestimated',
+  },
+  'evaluated': {
+    'optimizer.average.name': 'ema',
+    'eval.population': 'reestimated',
+    'eval.weights': 'average',
+  },
+  'ramped': {
+    'model.norm.momentum.name': 'ramp',
+    'model.norm.momentum.initial': 0.0,
+    'model.norm.momentum.final': 0.9,
+    'model.norm.momentum.start': 2,
+    'model.norm.momentum.stop': 8,
+  },
   'decays': {'optimizer.weight_decay': 0.1},
   'short': {
     'optimizer.clip.name': 'global_norm',
@@ -66,6 +82,8 @@ BASES = {
 TRAINING = [
   ('base', 'seed', 1),
   ('base', 'batch_size', 8),
+  ('base', 'microbatches', 4),
+  ('base', 'label_smoothing', 0.1),
   ('base', 'data.binarize', 0.5),
   ('base', 'data.normalize', 'standardize'),
   ('whitened', 'data.normalize.epsilon', 0.5),
@@ -152,9 +170,15 @@ TRAINING = [
 ]
 EVALUATION = [
   ('base', 'model.norm.momentum', 0.5),
+  ('ramped', 'model.norm.momentum.initial', 0.5),
+  ('ramped', 'model.norm.momentum.final', 0.5),
+  ('ramped', 'model.norm.momentum.start', 6),
+  ('ramped', 'model.norm.momentum.stop', 20),
   ('base', 'model.norm.unbiased', False),
   ('base', 'model.norm.population', 'cumulative'),
   ('base', 'eval.population', 'reestimated'),
+  ('averaged', 'eval.weights', 'average'),
+  ('evaluated', 'optimizer.average.decay', 0.5),
   ('base', 'eval.splits', ('test', 'train')),
   ('base', 'eval.num_points', 3),
 ]

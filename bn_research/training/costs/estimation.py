@@ -11,7 +11,13 @@ from flax import nnx
 
 from bn_research import data, models, optim, registry
 from bn_research.data import describing
-from bn_research.training import configuration, state, step
+from bn_research.training import (
+  configuration,
+  gradients,
+  losses,
+  state,
+  step,
+)
 from bn_research.training.costs import collectives, flops, memory
 
 
@@ -77,6 +83,9 @@ def _estimate(
 ) -> Cost:
   section, size = config['model'], config['batch_size']
   network = _Network(section, dataset, size)
+  # Only one micro-batch at a time keeps activations.
+  part = size // config['microbatches']
+  kept = network if part == size else _Network(section, dataset, part)
   optimizer = _optimizer(config, dataset)
   create = state.creator(config, dataset.shape, dataset.num_classes, optimizer)
   graphdef, start = jax.eval_shape(create, jax.random.key(0))
@@ -93,8 +102,8 @@ def _estimate(
     ),
     example_flops=network.inference() / size,
     step_flops=_of_step(config, dataset, graphdef, start, optimizer),
-    kept_bytes=network.kept(),
-    kept_with_remat=_kept_with_remat(section, dataset, size),
+    kept_bytes=kept.kept(),
+    kept_with_remat=_kept_with_remat(section, dataset, part),
     collectives=collectives.of_step(
       network.loss, network.model, network.params, *network.given
     ),
@@ -138,7 +147,7 @@ class _Network:
   ) -> tuple[jax.Array, Any]:
     """Returns the loss of a batch, and the further variables after the call."""
     model: Any = nnx.merge(self._graphdef, params, rest, copy=True)
-    mean = step.losses(model(x, train=True), labels).mean()
+    mean = losses.losses(model(x, train=True), labels).mean()
     return mean, nnx.as_pure(nnx.state(model, nnx.Not(nnx.Param)))
 
   def kept(self) -> int:
@@ -176,6 +185,7 @@ def _of_step(
       data.to_input, binarize=config['data'].get('binarize')
     ),
     augment=data.augmentation.create(config['data'], images),
+    rule=gradients.rule_of(config),
   )
   abstract: Any = (
     jax.ShapeDtypeStruct((size, *dataset.shape), jnp.uint8),

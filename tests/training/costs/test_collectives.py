@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from bn_research import data, experiment, models, optim
-from bn_research.training import configuration, mesh, state, step
+from bn_research.training import configuration, losses, mesh, state, step
 from bn_research.training.costs import collectives
 from tests.quick import some
 
@@ -94,7 +94,7 @@ def counted(model, num_devices):
 
   def loss(params, rest, x, labels):
     network = nnx.merge(graphdef, params, rest, copy=True)
-    return step.losses(network(x, train=True), labels).mean()
+    return losses.losses(network(x, train=True), labels).mean()
 
   x = jax.ShapeDtypeStruct((BATCH, *SHAPE), np.float32)
   labels = jax.ShapeDtypeStruct((BATCH,), np.int32)

@@ -16,7 +16,9 @@ def series(
 
   Args:
     run: The run.
-    metric: The name of a metric in `metrics.jsonl`, or None.
+    metric: The name of a metric in `metrics.jsonl`, or None. The name of an
+      accuracy with `error` in the place of `accuracy`, for example
+      `test_error`, stands for 1 - accuracy.
     probe: The key of a probe, if `metric` is None.
     array: The name of an array of the probe: (k,), a number for each of k
       steps.
@@ -35,8 +37,10 @@ def series(
       ' a metric, or a probe and an array'
     )
   if metric is not None:
-    steps, values = run.columns('step', metric)
-    return steps, values
+    is_error = metric.endswith('_error')
+    name = metric.removesuffix('error') + 'accuracy' if is_error else metric
+    steps, values = run.columns('step', name)
+    return steps, 1 - values if is_error else values
   steps, values = run.probe(str(probe), str(array))
   if len(values) != len(steps):
     raise errors.UserError(

@@ -39,6 +39,13 @@ def test_measures_on_numbers_done_by_hand():
   assert measures.early(run, 'm', part=1.0) == pytest.approx(3.1 / 5)
 
 
+def test_an_error_is_what_an_accuracy_lacks():
+  run = run_of([0, 10, 20], [0.0, 0.4, 0.75])
+  assert measures.final(run, 'test_error') == 0.25
+  assert measures.best(run, 'test_error') == 1.0
+  assert measures.best(run, 'test_accuracy') == 0.75
+
+
 def test_the_first_step_that_reaches_a_level():
   run = run_of([0, 10, 20, 50, 100], [0.0, 0.4, 0.8, 0.7, 1.0])
   assert measures.reach(run, 'm', level=0.8) == 20

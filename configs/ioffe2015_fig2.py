@@ -1,0 +1,204 @@
+"""Figures 2 and 3 of the Batch Normalization paper, scaled down.
+
+S. Ioffe and C. Szegedy, 2015, arXiv:1502.03167, Section 4.2.1: the Inception
+network on ImageNet without and with batch norm. The paper gives for each line
+the learning rate, in multiples of 0.0015, and what changed with it: BN-Baseline
+is Inception with batch norm before each nonlinearity; BN-x5 and BN-x30 train
+with 5 and 30 times the learning rate, which falls 6 times faster, with a fifth
+of the weight decay, without dropout and local response normalization, with
+shuffling within shards and with less distortion of colours; BN-x5-Sigmoid is
+BN-x5 with sigmoids.
+
+The paper does not give the momentum, the weight decay, the rate of the decay of
+the learning rate, the strength of the distortions, or the initial weights. Ours
+are in `SETTING`. Ours are also, for the small variants: CIFAR-10 in 16 x 16
+pixels, an eighth of the channels, the entry of the network for small images
+(Figure 5 begins with a 7 x 7 convolution and divides the image by 8), a
+learning rate of Inception of LEARNING_RATE, and the length of the runs.
+
+    python -m bn_research.sweep --config=configs/ioffe2015_fig2.py:cifar10 \\
+        --workdir=runs/ioffe2015_fig2
+    python -m bn_research.report --config=configs/ioffe2015_fig2.py:cifar10 \\
+        --workdir=runs/ioffe2015_fig2
+
+The report draws Figure 2, and prints the table of Figure 3: the steps to the
+best accuracy of Inception, and the best accuracy.
+
+Variants: `quick`, the 8x8 images of scikit-learn, 60 steps; `cifar10`; `gpu`,
+images of 32 x 32 pixels, half of the channels and 40,000 steps; `pod`, the
+network and the batches of the paper on ImageNet: 32 examples on each of 5
+devices would be one asynchronous step of a replica, here 32 in all.
+"""
+
+from typing import Any
+
+from bn_research import experiment
+
+LEARNING_RATE = 0.0015
+DECAY = 0.3
+WEIGHT_DECAY = 1e-4
+
+INCEPTION: dict[str, Any] = {
+  'model.norm.name': 'none',
+  'model.nonlinearity': 'relu',
+  'model.local_response_norm': True,
+  'model.dropout': 0.4,
+  'optimizer.learning_rate': LEARNING_RATE,
+  'optimizer.weight_decay': WEIGHT_DECAY,
+  'optimizer.schedule.decay': DECAY,
+  'data.stream.distort': 'full',
+  'data.stream.shuffle': 'shards',
+}
+BN_BASELINE = {**INCEPTION, 'model.norm.name': 'batch_norm'}
+
+
+def _accelerated(times, nonlinearity='relu'):
+  return {
+    'model.norm.name': 'batch_norm',
+    'model.nonlinearity': nonlinearity,
+    'model.local_response_norm': False,
+    'model.dropout': 0.0,
+    'optimizer.learning_rate': times * LEARNING_RATE,
+    'optimizer.weight_decay': WEIGHT_DECAY / 5,
+    'optimizer.schedule.decay': DECAY**6,
+    'data.stream.distort': 'reduced',
+    'data.stream.shuffle': 'within_shards',
+  }
+
+
+LINES = {
+  'Inception': INCEPTION,
+  'BN-Baseline': BN_BASELINE,
+  'BN-x5': _accelerated(5),
+  'BN-x30': _accelerated(30),
+  'BN-x5-Sigmoid': _accelerated(5, 'sigmoid'),
+}
+# Figure 3, and Section 4.2.2 (paper).
+PUBLISHED = {
+  'Inception': ('31.0e6', '72.2 %'),
+  'BN-Baseline': ('13.3e6', '72.7 %'),
+  'BN-x5': ('2.1e6', '73.0 %'),
+  'BN-x30': ('2.7e6', '74.8 %'),
+  'BN-x5-Sigmoid': ('never', '69.8 %'),
+}
+SETTING = {
+  **INCEPTION,
+  'batch_size': 32,
+  'model.name': 'inception_bn',
+  'model.entry': 'small',
+  'model.width': 0.125,
+  'optimizer.momentum': 0.9,
+  'optimizer.schedule.name': 'exponential',
+  'data.name': 'cifar10',
+  'data.augment.flip.name': 'flip',
+  'data.stream.image_size': 16,
+  'data.stream.min_area': 0.5,
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+  'quick': {
+    'num_steps': 60,
+    'eval.num_points': 4,
+    'data.name': 'digits',
+    'data.stream.image_size': 8,
+    'model.width': 0.03125,
+  },
+  'cifar10': {
+    'num_steps': 3_000,
+    'eval.num_points': 20,
+    'data.test': 'test[:2000]',
+  },
+  'gpu': {
+    'num_steps': 40_000,
+    'data.stream.image_size': 32,
+    'model.width': 0.5,
+  },
+  'pod': {
+    'num_steps': 31_000_000,
+    'num_devices': 8,
+    'data.name': 'imagenet2012',
+    'data.test': 'validation',
+    'data.stream.image_size': 224,
+    'data.stream.min_area': 0.08,
+    'model.entry': 'separable',
+    'model.width': 1.0,
+  },
+}
+
+
+def get_config(arg='cifar10'):
+  return experiment.config(SETTING, experiment.variant(arg, VARIANTS))
+
+
+def sweep():
+  return [
+    {**line, 'seed': seed} for line in LINES.values() for seed in range(3)
+  ]
+
+
+def report():
+  series = [{'label': label, 'where': where} for label, where in LINES.items()]
+  best = {'name': 'best', 'metric': 'test_accuracy'}
+  steps = {
+    'name': 'reach',
+    'metric': 'test_accuracy',
+    'level': {'series': 'Inception', **best},
+  }
+  early = {
+    'source': 'paper, Figure 2',
+    'published': 'a plot, no number (paper)',
+    'measured': 'mean test accuracy over the first fifth of the steps',
+    'measure': {'name': 'early', 'metric': 'test_accuracy', 'part': 0.2},
+    'expected': 'higher',
+    'that': INCEPTION,
+  }
+  highest = {
+    'source': 'paper, Figure 3',
+    'measured': 'largest test accuracy of a run',
+    'measure': best,
+    'expected': 'higher',
+    'that': INCEPTION,
+  }
+  faster = ('BN-Baseline', 'BN-x5', 'BN-x30')
+  return {
+    'figures': [
+      {
+        'name': 'figure2',
+        'series': series,
+        'size': (5.0, 3.2),
+        'panels': [
+          {
+            'name': 'curves',
+            'metric': 'test_accuracy',
+            'ylabel': 'test accuracy',
+          }
+        ],
+      }
+    ],
+    'tables': [
+      {
+        'name': 'figure3',
+        'series': series,
+        'columns': {'steps to the best of Inception': steps, 'best': best},
+        'published': {
+          label: {
+            'steps to the best of Inception': f'{number} (paper)',
+            'best': f'{accuracy} (paper)',
+          }
+          for label, (number, accuracy) in PUBLISHED.items()
+        },
+      }
+    ],
+    'claims': [
+      {**early, 'claim': f'{label} trains faster', 'this': LINES[label]}
+      for label in faster
+    ]
+    + [
+      {
+        **highest,
+        'claim': f'{label} ends at a higher accuracy',
+        'published': f'{PUBLISHED[label][1]} against 72.2 % (paper)',
+        'this': LINES[label],
+      }
+      for label in faster
+    ],
+  }

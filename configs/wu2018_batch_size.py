@@ -1,0 +1,170 @@
+"""Error against batch size: batch norm needs large batches, others do not.
+
+Y. Wu and K. He, "Group Normalization", 2018, arXiv:1803.08494, Section 4.1.2,
+trains ResNet-50 on ImageNet with 32 to 2 images on each of 8 devices, and a
+learning rate in proportion to the batch: the error of batch norm grows from
+23.6 to 34.7 %, and that of group norm stays at 24.1 to 24.2 % (notes). S.
+Ioffe, "Batch Renormalization", 2017, arXiv:1702.03275, normalizes small batches
+with moments close to the running ones. E. Hoffer, I. Hubara and D. Soudry,
+"Train longer, generalize better", 2017, arXiv:1705.08741, cut a large batch
+into small ghosts.
+
+Here a ResNet-8 or ResNet-20 on CIFAR-10, on a single device, with as many
+examples for every batch size, so that a batch of 2 takes 32 times the steps of
+a batch of 64. The learning rate is 0.1 · batch / 128, and falls in half a
+cosine. The published networks have groups of 16 channels or more; with 16 to 64
+channels, here groups of 8. Ghosts have 16 examples, so a batch of 16 or less is
+one ghost: batch norm.
+
+    python -m bn_research.sweep --config=configs/wu2018_batch_size.py:cifar10 \\
+        --workdir=runs/wu2018_batch_size
+    python -m bn_research.report --config=configs/wu2018_batch_size.py:cifar10 \\
+        --workdir=runs/wu2018_batch_size
+
+Variants: `quick`, the 8x8 images of scikit-learn, 1,280 examples a run;
+`cifar10`, ResNet-8, 100,000 examples, hours on two cores; `gpu`, ResNet-20,
+3 million examples; `pod`, ResNet-50 on ImageNet, 100 epochs.
+"""
+
+from typing import Any
+
+from bn_research import experiment
+
+BATCHES = (2, 4, 8, 16, 32, 64)
+NORMS: dict[str, dict[str, Any]] = {
+  'batch norm': {'model.norm.name': 'batch_norm'},
+  'ghost batch norm': {
+    'model.norm.name': 'batch_norm',
+    'model.norm.group_size': 16,
+  },
+  'batch renorm': {'model.norm.name': 'batch_renorm'},
+  'group norm': {'model.norm.name': 'group_norm', 'model.norm.group_size': 8},
+  'layer norm': {'model.norm.name': 'layer_norm'},
+  'instance norm': {'model.norm.name': 'instance_norm'},
+}
+SETTING = {
+  'model.name': 'resnet',
+  'model.zero_init': True,
+  'model.norm.name': 'batch_norm',
+  'optimizer.momentum': 0.9,
+  'optimizer.weight_decay': 1e-4,
+  'optimizer.decay_mask': 'all',
+  'optimizer.schedule.name': 'cosine',
+  'data.name': 'cifar10',
+  'data.normalize.name': 'standardize',
+  'data.normalize.per': 'channel',
+  'data.augment.pad_crop.padding': 4,
+  'data.augment.flip.name': 'flip',
+  'eval.num_points': 10,
+}
+VARIANTS: dict[str, tuple[int, dict[str, Any]]] = {
+  'quick': (
+    1_280,
+    {
+      'data.name': 'digits',
+      'data.augment': None,
+      'model.depth': 8,
+      'model.width': 8,
+      'eval.num_points': 2,
+    },
+  ),
+  'cifar10': (100_000, {'model.depth': 8}),
+  'gpu': (3_000_000, {'model.depth': 20}),
+  'pod': (
+    128_116_700,
+    {
+      'num_devices': 8,
+      'batch_size': 256,
+      'data': {
+        'name': 'imagenet2012',
+        'train': 'train',
+        'test': 'validation',
+        'stream': {'image_size': 224},
+      },
+      'model.name': 'resnet_imagenet',
+      'model.depth': 50,
+      'eval.num_points': 100,
+    },
+  ),
+}
+
+
+def get_config(arg='cifar10'):
+  examples, changes = experiment.variant(arg, VARIANTS)
+  config = experiment.config(SETTING, {'batch_size': 64}, changes)
+  # Both follow the batch size of a run of the sweep.
+  batch = config.get_ref('batch_size')
+  config.num_steps = examples // batch
+  config.optimizer.learning_rate = batch.to_float() * (0.1 / 128)
+  return config
+
+
+def sweep():
+  # The published sizes are those of each device; `pod` has 8.
+  return [
+    {**norm, 'batch_size': batch, 'seed': seed}
+    for norm in NORMS.values()
+    for batch in BATCHES
+    for seed in range(3)
+  ]
+
+
+def report():
+  error = {'name': 'final', 'metric': 'test_error'}
+  series = [
+    {'label': label, 'where': {'model.norm.group_size': None, **where}}
+    for label, where in NORMS.items()
+  ]
+  claim = {
+    'source': 'Wu and He (2018), Table 2',
+    'measured': 'test error after the last step',
+    'measure': error,
+    'expected': 'higher',
+  }
+
+  def at(label, batch):
+    options = {'model.norm.group_size': None, **NORMS[label]}
+    return {**options, 'batch_size': batch}
+
+  return {
+    'figures': [
+      {
+        'name': 'batch_size',
+        'series': series,
+        'size': (5.0, 3.2),
+        'panels': [
+          {
+            'name': 'settings',
+            'setting': 'batch_size',
+            'measure': error,
+            'xlabel': 'batch size',
+            'ylabel': 'test error',
+          }
+        ],
+      }
+    ],
+    'claims': [
+      {
+        **claim,
+        'claim': 'Batch norm is worse in batches of 2 than of 32',
+        'published': '34.7 against 23.6 % (notes)',
+        'this': at('batch norm', 2),
+        'that': at('batch norm', 32),
+      },
+      {
+        **claim,
+        'claim': 'In batches of 2, batch norm is worse than group norm',
+        'published': '34.7 against 24.1 % (notes)',
+        'this': at('batch norm', 2),
+        'that': at('group norm', 2),
+      },
+      {
+        **claim,
+        'source': 'Ioffe (2017)',
+        'claim': 'In batches of 4, batch norm is worse than batch renorm',
+        'published': 'accuracies of 74.2 against 76.5 % (notes)',
+        'this': at('batch norm', 4),
+        'that': at('batch renorm', 4),
+      },
+    ],
+  }

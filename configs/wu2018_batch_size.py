@@ -18,7 +18,8 @@ one ghost: batch norm.
 
     python -m bn_research.sweep --config=configs/wu2018_batch_size.py:cifar10 \\
         --workdir=runs/wu2018_batch_size
-    python -m bn_research.report --config=configs/wu2018_batch_size.py:cifar10 \\
+    python -m bn_research.report \\
+        --config=configs/wu2018_batch_size.py:cifar10 \\
         --workdir=runs/wu2018_batch_size
 
 Variants: `quick`, the 8x8 images of scikit-learn, 1,280 examples a run;

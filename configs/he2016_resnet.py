@@ -5,8 +5,10 @@ Recognition", 2016, arXiv:1512.03385, Section 4.2: networks of depth 6n + 2 with
 batch norm after each convolution; SGD with momentum 0.9, batches of 128, weight
 decay 0.0001, a learning rate of 0.1 that falls to a tenth after 32,000 and
 48,000 of 64,000 steps; images minus the mean of each pixel, padded by 4 pixels,
-cropped and mirrored. The paper decays all parameters; here norms and biases
-have no decay (`optimizer.decay_mask='all'` for the paper's).
+cropped and mirrored. The paper subtracts the mean only and decays all
+parameters; here images also have unit deviation in each channel, and norms and
+biases have no decay (`data.normalize.name='centre'`, `data.normalize.per=None`
+and `optimizer.decay_mask='all'` for the paper's).
 
     python -m bn_research.train --config=configs/he2016_resnet.py:cifar10 \\
         --workdir=runs/resnet20
@@ -33,7 +35,8 @@ from bn_research import experiment
 SETTING = {
   'batch_size': 128,
   'data.name': 'cifar10',
-  'data.normalize.name': 'centre',
+  'data.normalize.name': 'standardize',
+  'data.normalize.per': 'channel',
   'data.augment.pad_crop.padding': 4,
   'data.augment.flip.name': 'flip',
   'model': {'name': 'resnet', 'depth': 20, 'norm': {'name': 'batch_norm'}},

@@ -14,7 +14,8 @@ from bn_research.data.streams.decoding import Unreadable
 from bn_research.data.streams.options import Options
 from bn_research.data.streams.records import Records
 
-_NUM_DRAWS = windows.NUM_DRAWS + photometric.NUM_DRAWS
+NUM_DRAWS = windows.NUM_DRAWS + photometric.NUM_DRAWS
+"""The number of draws for an image of the training."""
 
 
 class Batch(NamedTuple):
@@ -100,7 +101,7 @@ class Training:
   def __call__(self, step: int) -> Batch:
     """Returns the batch of a step, a function of the seed and the step."""
     generator = order.generator(self.seed, step, orders.DRAWS)
-    draws = self.share.of(generator.random((self.batch_size, _NUM_DRAWS)))
+    draws = self.share.of(generator.random((self.batch_size, NUM_DRAWS)))
     return load(
       self.records,
       self.indices(step),

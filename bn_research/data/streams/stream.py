@@ -147,6 +147,10 @@ class Stream:
     found = prefetching.prefetch(load, 0, len(indices), options.threads)
     return self._counted(split, found)
 
+  def records(self, split: str) -> Records:
+    """Returns the stored examples of a split, a name in `num_examples`."""
+    return self._records[split]
+
   def sample(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns training examples without random changes.
 

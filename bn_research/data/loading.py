@@ -43,6 +43,25 @@ class Dataset:
   version: str = ''
   others: Mapping[str, Split] = dataclasses.field(default_factory=dict)
 
+  @property
+  def input_shape(self) -> tuple[int, ...]:
+    """Height, width and channels of an image."""
+    return self.train.images.shape[1:]
+
+  @property
+  def num_examples(self) -> dict[str, int]:
+    """The number of examples of each split."""
+    splits = {'train': self.train, 'test': self.test, **self.others}
+    return {name: len(split.labels) for name, split in splits.items()}
+
+  def sample(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns images and labels of training examples.
+
+    Args:
+      indices: The numbers of the examples, (count,).
+    """
+    return self.train.images[indices], self.train.labels[indices]
+
   def split(self, name: str) -> Split:
     """Returns a split by name.
 

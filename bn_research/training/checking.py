@@ -7,9 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bn_research import data, models, optim, probes, registry
-from bn_research.training import configuration, losses
+from bn_research.training import configuration, feeding, losses
 
 
 def check(
@@ -29,8 +30,8 @@ def check(
 
   # The cache needs hashable arguments, and the text of a section is hashable.
   @functools.cache
-  def load(section: str, splits: tuple[str, ...]) -> data.Dataset:
-    return data.load(json.loads(section), data_dir, splits)
+  def load(section: str, splits: tuple[str, ...]) -> feeding.Dataset:
+    return feeding.open_dataset(json.loads(section), data_dir, splits)
 
   for config in configs:
     config = configuration.resolve(config)
@@ -47,18 +48,19 @@ def check(
         _PARTS[part](config, dataset)
 
 
-def _check_data(config: Mapping[str, Any], dataset: data.Dataset) -> None:
+def _check_data(config: Mapping[str, Any], dataset: feeding.Dataset) -> None:
   data.batch_indices(  # raises if a mini-batch does not fit
-    len(dataset.train.images), config['batch_size'], 0, 0, 1
+    dataset.num_examples['train'], config['batch_size'], 0, 0, 1
   )
   # Ten images are enough to check the options. A fit to all training images is
   # left to the run.
-  data.input_function(config['data'], dataset.train.images[:10])
-  data.augmentation.create(config['data'], dataset.train.images[:10])
+  images, _ = dataset.sample(np.arange(min(10, dataset.num_examples['train'])))
+  data.input_function(config['data'], images)
+  data.augmentation.create(config['data'], images)
 
 
-def _check_model(config: Mapping[str, Any], dataset: data.Dataset) -> None:
-  shape = dataset.train.images.shape[1:]
+def _check_model(config: Mapping[str, Any], dataset: feeding.Dataset) -> None:
+  shape = dataset.input_shape
 
   def call(key: jax.Array) -> jax.Array:
     model: Any = models.create(config['model'], shape, dataset.num_classes, key)
@@ -72,11 +74,13 @@ def _check_model(config: Mapping[str, Any], dataset: data.Dataset) -> None:
     jax.eval_shape(call, jax.random.key(0))
 
 
-def _check_optimizer(config: Mapping[str, Any], dataset: data.Dataset) -> None:
-  optim.of_run(config, len(dataset.train.images))
+def _check_optimizer(
+  config: Mapping[str, Any], dataset: feeding.Dataset
+) -> None:
+  optim.of_run(config, dataset.num_examples['train'])
 
 
-def _check_probes(config: Mapping[str, Any], dataset: data.Dataset) -> None:
+def _check_probes(config: Mapping[str, Any], dataset: feeding.Dataset) -> None:
   del dataset
   for key, section in configuration.probe_sections(config).items():
     probes.create(key, section)

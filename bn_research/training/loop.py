@@ -9,11 +9,12 @@ from typing import Any
 
 import jax
 
-from bn_research import comparison, data, disk, errors, locking, workdir
+from bn_research import comparison, disk, errors, locking, workdir
 from bn_research.training import (
   checkpoints,
   configuration,
   copies,
+  feeding,
   progress,
   record,
   recorder,
@@ -59,11 +60,13 @@ def train(
       status = _standing(directory, config)
     if status.is_over:
       return status
-  dataset = data.load(config['data'], data_dir, config['eval']['splits'])
+  dataset = feeding.open_dataset(
+    config['data'], data_dir, config['eval']['splits']
+  )
   mesh = mesh_lib.create(config['num_devices'], config['batch_size'])
   with jax.set_mesh(mesh), stopping.on_signals() as stop:
     programs = Programs(config, dataset, mesh)
-    with locking.exclusive(directory):
+    with contextlib.closing(programs), locking.exclusive(directory):
       # Another process may have trained during the compilation.
       status = _standing(directory, config)
       if status.is_over:

@@ -1,6 +1,6 @@
 """The loop over training steps: on the device, or one call of a step."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -37,27 +37,25 @@ def _primitives(value: Any) -> Iterator[str]:
 
 
 def call_each(
-  program: Callable[..., Any],
-  state: Any,
-  examples: Any,
-  indices: np.ndarray,
-  num_steps: int | np.integer,
+  program: Callable[..., Any], state: Any, arguments: Iterable[tuple[Any, ...]]
 ) -> Any:
   """Takes many training steps, at most up to the first non-finite loss.
 
   Args:
-    program: The compiled program of one step: a function of the state, the
-      examples and the indices of a batch.
+    program: The compiled program of one step: a function of the state and of
+      further arguments.
     state: The training state before the first step.
-    examples: The training examples.
-    indices: Indices of the examples of each step, int32 (max_steps, batch).
-    num_steps: Number of rows of `indices` to use.
+    arguments: The further arguments of each step.
 
   Returns:
     The training state after the last step.
   """
-  for batch in indices[:num_steps]:
-    state = program(state, examples, batch)
+  arguments = iter(arguments)
+  given = next(arguments, None)
+  while given is not None:
+    state = program(state, *given)
+    # The next batch is read while the devices compute this step.
+    given = next(arguments, None)
     if not np.isfinite(jax.device_get(state.loss)):
       break
   return state

@@ -19,6 +19,7 @@ from bn_research.training import (
   loops,
   state,
   step,
+  streaming,
 )
 from bn_research.training import mesh as mesh_lib
 
@@ -39,9 +40,9 @@ class Programs:
   """
 
   def __init__(
-    self, config: Mapping[str, Any], dataset: data.Dataset, mesh: Mesh
+    self, config: Mapping[str, Any], dataset: feeding.Dataset, mesh: Mesh
   ):
-    """Copies the data to the devices, and starts to compile the programs.
+    """Brings the data, and starts to compile the programs.
 
     Args:
       config: The resolved config.
@@ -59,7 +60,11 @@ class Programs:
         config['num_steps'], _MAX_STEPS, _MAX_INDICES // config['batch_size']
       ),
     )
-    self._data = feeding.Memory(config, dataset, mesh)
+    self._data: feeding.Memory | streaming.Streamed
+    if isinstance(dataset, data.Stream):
+      self._data = streaming.Streamed(config, dataset, mesh)
+    else:
+      self._data = feeding.Memory(config, dataset, mesh)
     self._compiler = compiling.Compiler(mesh)
     self._compile(dataset)
     self._compiler.close()
@@ -67,6 +72,10 @@ class Programs:
   def wait(self) -> None:
     """Waits until all programs are compiled."""
     self._compiler.wait()
+
+  def close(self) -> None:
+    """Ends the reading of data."""
+    self._data.close()
 
   def init(self) -> state.TrainState:
     """Returns the training state before the first step."""
@@ -88,13 +97,7 @@ class Programs:
       The training state after the last step, or after the first step with a
       non-finite loss.
     """
-    # The program has fixed shapes, and does not read the rows after the last
-    # step.
-    padded = np.zeros((self.max_steps, self._config['batch_size']), np.int32)
-    padded[: stop - start] = self._data.indices(start, stop)
-    return self._train(
-      train_state, self._data.train, padded, np.int32(stop - start)
-    )
+    return self._train(train_state, start, stop)
 
   def scalars(
     self, train_state: state.TrainState, start: int
@@ -111,8 +114,8 @@ class Programs:
     """
     if self._scalars is None:
       return {}
-    batch = self._data.indices(start, start + 1)[0]
-    return self._scalars(train_state, self._data.train, batch)
+    (given,) = self._data.steps(start, start + 1)
+    return self._scalars(train_state, *given)
 
   def evaluate(
     self, train_state: state.TrainState
@@ -126,8 +129,7 @@ class Programs:
       rest = self._reestimate(train_state, self._data.train, *self._data.stacks)
       train_state = train_state._replace(rest=rest)
     results = {
-      split: evaluate(train_state, *self._data.splits[split])
-      for split, evaluate in self._evaluate.items()
+      split: evaluate(train_state) for split, evaluate in self._evaluate.items()
     }
     return jax.tree.map(float, jax.device_get(results))
 
@@ -145,7 +147,7 @@ class Programs:
     sums = {name: zero() for name in train_state.sums}
     return train_state._replace(loss_sum=zero(), sums=sums)
 
-  def _compile(self, dataset: data.Dataset) -> None:
+  def _compile(self, dataset: feeding.Dataset) -> None:
     config = self._config
     self.probes = {
       key: probes.create(key, section)
@@ -153,7 +155,7 @@ class Programs:
     }
     optimizer = optim.of_run(config, len(dataset.train.images))
     create = state.creator(
-      config, dataset.train.images.shape[1:], dataset.num_classes, optimizer
+      config, dataset.input_shape, dataset.num_classes, optimizer
     )
     # `init` runs only once: full optimization takes more time than a faster
     # `init` saves.
@@ -161,13 +163,14 @@ class Programs:
     self._init = self._compiler.ahead(create, self._data.key, options=quickly)
     graphdef, shapes = jax.eval_shape(create, self._data.key)
     self.abstract = jax.tree.map(self._compiler.like, shapes)
+    images = self._data.images
     parts = {
       'graphdef': graphdef,
-      'to_input': data.input_function(config['data'], dataset.train.images),
+      'to_input': data.input_function(config['data'], images),
     }
     self._compile_fit(parts)
     # Evaluation and probes measure the network on the images as stored.
-    augment = data.augmentation.create(config['data'], dataset.train.images)
+    augment = data.augmentation.create(config['data'], images)
     rule = self._compile_steps(optimizer, {**parts, 'augment': augment})
     self._compile_evaluation(dataset.num_classes, parts)
     self._compile_probes(optimizer, {**parts, 'rule': rule})
@@ -199,55 +202,66 @@ class Programs:
   def _compile_steps(
     self, optimizer: Any, parts: dict[str, Any]
   ) -> gradients.Rule:
-    given = self.abstract, self._data.train
-    size = self._config['batch_size']
+    given = self.abstract, *self._data.abstract(self._compiler)
     rule = gradients.rule_of(self._config)
     gradients.check_populations(rule, self._abstract_model(parts))
-    parts = {**parts, 'rule': rule}
-    self._train: Callable[..., Any]
-    # The donation lets XLA write the new parameters over the old parameters.
-    trace = functools.partial(self._compiler.trace, donate_argnums=0)
-    steps = trace(
-      functools.partial(step.train_steps, optimizer=optimizer, **parts),
-      *given,
-      self._compiler.int32(self.max_steps, size),
-      self._compiler.int32(),
-    )
-    if loops.is_slow_on_device(steps.jaxpr, self._compiler.platform):
+    parts = {**parts, 'optimizer': optimizer, 'rule': rule}
+    traced = self._trace_steps(parts)
+    is_slow = loops.is_slow_on_device(traced.jaxpr, self._compiler.platform)
+    if is_slow:
       rule = parts['rule'] = rule._replace(unroll=True)
-      one = trace(
-        functools.partial(step.next_step, optimizer=optimizer, **parts),
-        *given,
-        self._compiler.int32(size),
+    if is_slow or isinstance(self._data, streaming.Streamed):
+      one = self._compiler.ahead(
+        functools.partial(step.next_step, **parts), *given, donate_argnums=0
       )
-      self._train = functools.partial(
-        loops.call_each, self._compiler.compiled(one)
+      self._train: Callable[..., Any] = lambda train_state, start, stop: (
+        loops.call_each(one, train_state, self._data.steps(start, stop))
       )
     else:
-      self._train = self._compiler.compiled(steps)
+      self._train = self._on_device(self._compiler.compiled(traced))
     # With sums in the state, every step computes the norms already.
     self._scalars = None
     if not self.abstract.sums:
       self._scalars = self._compiler.ahead(
-        functools.partial(step.scalars, optimizer=optimizer, **parts),
-        *given,
-        self._compiler.int32(size),
+        functools.partial(step.scalars, **parts), *given
       )
     return rule
+
+  def _trace_steps(self, parts: dict[str, Any]) -> Any:
+    """Traces a loop over steps on the devices, or one step of a stream."""
+    feed, compiler = self._data, self._compiler
+    if isinstance(feed, streaming.Streamed):
+      one = functools.partial(step.next_step, **parts)
+      return compiler.trace(one, self.abstract, *feed.abstract(compiler))
+    # The donation lets XLA write the new parameters over the old parameters.
+    return compiler.trace(
+      functools.partial(step.train_steps, **parts),
+      self.abstract,
+      feed.train,
+      compiler.int32(self.max_steps, self._config['batch_size']),
+      compiler.int32(),
+      donate_argnums=0,
+    )
+
+  def _on_device(self, compiled: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a function of a state and of two steps, for data in memory."""
+    feed = self._data
+    assert isinstance(feed, feeding.Memory)
+    return lambda train_state, start, stop: compiled(
+      train_state,
+      feed.train,
+      feed.rows(start, stop, self.max_steps),
+      np.int32(stop - start),
+    )
 
   def _compile_evaluation(
     self, num_classes: int, parts: dict[str, Any]
   ) -> None:
     evaluation.check_weights(self._config, self._abstract_model(parts))
+    parts_of = {'num_classes': num_classes, **parts}
     self._evaluate = {
-      split: self._compiler.ahead(
-        functools.partial(
-          evaluation.evaluate, num_classes=num_classes, **parts
-        ),
-        self.abstract,
-        *split_data,
-      )
-      for split, split_data in self._data.splits.items()
+      split: self._evaluation_of(split, parts_of)
+      for split in self._config['eval']['splits']
     }
     self._reestimate = None
     if self._data.stacks:
@@ -258,6 +272,26 @@ class Programs:
         *self._data.stacks,
         where='config.eval.population',
       )
+
+  def _evaluation_of(
+    self, split: str, parts: dict[str, Any]
+  ) -> Callable[[state.TrainState], Any]:
+    """Compiles the evaluation of a split."""
+    feed, compiler = self._data, self._compiler
+    if isinstance(feed, feeding.Memory):
+      given = feed.splits[split]
+      whole = compiler.ahead(
+        functools.partial(evaluation.evaluate, **parts), self.abstract, *given
+      )
+      return lambda train_state: whole(train_state, *given)
+    one = compiler.ahead(
+      functools.partial(evaluation.evaluate_batch, **parts),
+      self.abstract,
+      feed.abstract_evaluation(compiler, split),
+    )
+    return lambda train_state: evaluation.means(
+      one(train_state, batch) for batch in feed.evaluation(split)
+    )
 
   def _compile_probes(self, optimizer: Any, parts: dict[str, Any]) -> None:
     self._probe = {

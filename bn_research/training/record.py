@@ -13,11 +13,12 @@ import jax
 import numpy as np
 
 import bn_research
-from bn_research import data, disk, errors, workdir
+from bn_research import disk, errors, workdir
+from bn_research.training import feeding
 
 
 def write(
-  directory: disk.PathLike, config: Mapping[str, Any], dataset: data.Dataset
+  directory: disk.PathLike, config: Mapping[str, Any], dataset: feeding.Dataset
 ) -> dict[str, Any]:
   """Writes `config.json`, and keeps the earlier starts of the run.
 
@@ -68,13 +69,13 @@ def _has_x64() -> bool:
   return jax.dtypes.canonicalize_dtype(np.float64) == np.float64
 
 
-def _described(dataset: data.Dataset) -> dict[str, Any]:
+def _described(dataset: feeding.Dataset) -> dict[str, Any]:
   return {
     'name': dataset.name,
     'version': dataset.version,
-    'num_train': len(dataset.train.labels),
-    'num_test': len(dataset.test.labels),
-    'shape': list(dataset.train.images.shape[1:]),
+    'num_train': dataset.num_examples['train'],
+    'num_test': dataset.num_examples['test'],
+    'shape': list(dataset.input_shape),
     'num_classes': dataset.num_classes,
   }
 

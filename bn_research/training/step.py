@@ -15,7 +15,7 @@ from bn_research.training.state import SCALARS, TrainState
 
 
 class Examples(NamedTuple):
-  """Stored examples on the devices.
+  """Stored examples on the devices: arrays, or shapes for a compilation.
 
   Attributes:
     images: Stored images, uint8 (num_examples, ...).
@@ -23,8 +23,8 @@ class Examples(NamedTuple):
     key: The key of the augmentation; None for examples that no step augments.
   """
 
-  images: jax.Array
-  labels: jax.Array
+  images: Any
+  labels: Any
   key: Any = None
 
 
@@ -114,7 +114,7 @@ def next_state(state: TrainState, new: probes.Step) -> TrainState:
 def on_batch(
   state: TrainState,
   examples: Examples,
-  batch: jax.Array,
+  batch: jax.Array | None = None,
   *,
   to_input: ToInput,
   augment: Augment | None = None,
@@ -125,7 +125,8 @@ def on_batch(
   Args:
     state: The training state before the step.
     examples: The training examples.
-    batch: Indices of the examples in the batch, int32 (batch,).
+    batch: Indices of the examples in the batch, int32 (batch,); None if
+      `examples` is the batch.
     to_input: The function from stored images to the inputs of the network.
     augment: None, or a random change of stored images: a function of a key and
       of the images. The key depends on the seed and on the step only.
@@ -134,16 +135,21 @@ def on_batch(
   Returns:
     The result of `train_step`.
   """
-  # Each device computes with a part of the batch.
-  batch = jax.lax.with_sharding_constraint(batch, PartitionSpec('data'))
-  images = examples.images[batch]
+  images, labels, key = examples
+  if batch is not None:
+    # Each device computes with a part of the batch.
+    batch = jax.lax.with_sharding_constraint(batch, PartitionSpec('data'))
+    images, labels = images[batch], labels[batch]
   if augment is not None:
-    images = augment(jax.random.fold_in(examples.key, state.step), images)
-  return train_step(state, to_input(images), examples.labels[batch], **parts)
+    images = augment(jax.random.fold_in(key, state.step), images)
+  return train_step(state, to_input(images), labels, **parts)
 
 
 def scalars(
-  state: TrainState, examples: Examples, batch: jax.Array, **parts: Any
+  state: TrainState,
+  examples: Examples,
+  batch: jax.Array | None = None,
+  **parts: Any,
 ) -> dict[str, jax.Array]:
   """Returns the norms of the next step, without a new state.
 
@@ -155,7 +161,8 @@ def scalars(
   Args:
     state: The training state before the step.
     examples: The training examples.
-    batch: Indices of the examples in the batch, int32 (batch,).
+    batch: Indices of the examples in the batch, int32 (batch,); None if
+      `examples` is the batch.
     **parts: The further arguments of `on_batch`.
 
   Returns:
@@ -165,14 +172,18 @@ def scalars(
 
 
 def next_step(
-  state: TrainState, examples: Examples, batch: jax.Array, **parts: Any
+  state: TrainState,
+  examples: Examples,
+  batch: jax.Array | None = None,
+  **parts: Any,
 ) -> TrainState:
   """Takes one training step.
 
   Args:
     state: The training state before the step.
     examples: The training examples.
-    batch: Indices of the examples in the batch, int32 (batch,).
+    batch: Indices of the examples in the batch, int32 (batch,); None if
+      `examples` is the batch.
     **parts: The further arguments of `on_batch`.
 
   Returns:

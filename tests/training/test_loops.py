@@ -93,11 +93,11 @@ def test_a_run_goes_on_to_the_same_bits(
   training.train(conv_config, whole)
   call, steps = loops.call_each, []
 
-  def stop_at_31(program, state, examples, indices, num_steps):
+  def stop_at_31(program, state, arguments):
     if steps and state.step > 30:
       raise KeyboardInterrupt
-    steps.append(num_steps)
-    return call(program, state, examples, indices, num_steps)
+    steps.append(int(state.step))
+    return call(program, state, arguments)
 
   with monkeypatch.context() as patch:
     patch.setattr(loops, 'call_each', stop_at_31)
@@ -121,5 +121,6 @@ def test_the_first_loss_that_is_not_finite_ends_the_steps():
   indices = np.asarray([1.0, 2.0, np.inf, 3.0])
   for num_steps, expected in ((2, 2), (3, 3), (4, 3)):
     state = State((0, np.float32(0)))
-    state = loops.call_each(program, state, None, indices, num_steps)
+    arguments = ((None, index) for index in indices[:num_steps])
+    state = loops.call_each(program, state, arguments)
     assert state.step == expected

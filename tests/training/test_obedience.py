@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from bn_research import data, errors, training, workdir
-from bn_research.training import checkpoints, recorder
-from bn_research.training.programs import Programs, _spread
+from bn_research.training import checkpoints, feeding, recorder
+from bn_research.training.programs import Programs
 
 pytestmark = pytest.mark.usefixtures('loaded')
 
@@ -119,8 +119,14 @@ def test_a_row_that_is_lost_at_the_step_of_the_checkpoint_is_missed(
     recorder.Recorder(config, tmp_path, Nothing(), 60)
 
 
-def test_a_probe_sees_examples_of_all_classes():
+def test_a_probe_sees_examples_of_all_classes(config):
   images = np.zeros((100, 1, 1, 1), np.uint8)
   labels = np.repeat(np.arange(4, dtype=np.int32), 25)  # sorted by class
-  _, found = _spread('p', data.Split(images, labels), 8)
-  np.testing.assert_array_equal(found, [0, 0, 1, 1, 2, 2, 3, 3])
+  split = data.Split(images, labels)
+  config['probes']['activations']['num_examples'] = 8
+  found = feeding.probe_examples(
+    config, data.Dataset('sorted', split, split, 4), lambda arrays: arrays
+  )
+  np.testing.assert_array_equal(
+    found['activations'].labels, [0, 0, 1, 1, 2, 2, 3, 3]
+  )

@@ -1,7 +1,7 @@
 """A dataset whose images are read while a run trains."""
 
 import contextlib
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -33,6 +33,8 @@ class Stream:
     version: The version of the dataset in TFDS.
     num_classes: The number of classes.
     input_shape: Height, width and channels of an image in a batch.
+    evaluation_shape: The shape of `input_shape`, behind the number of windows
+      if an evaluation takes several windows of an image.
     num_examples: The number of examples of each split.
     unreadable: The number and the reason of each unreadable example so far, for
       each split.
@@ -69,6 +71,9 @@ class Stream:
     if options.image_size is not None:
       sides = [options.image_size] * 2
     self.input_shape = (*sides, channels)
+    self.evaluation_shape = self.input_shape
+    if options.crops > 1:
+      self.evaluation_shape = (options.crops, *self.input_shape)
     self._options, self._share = options, share
     self._records = {
       key: Records(builder, split, where)
@@ -79,7 +84,7 @@ class Stream:
 
   def batches(
     self, batch_size: int, seed: int, start: int, stop: int
-  ) -> Iterator[Batch]:
+  ) -> Generator[Batch, None, None]:
     """Yields the training batches of the steps `start` to `stop` - 1.
 
     The batch of a step is a function of the seed and of the step. The order of
@@ -117,7 +122,9 @@ class Stream:
       ),
     )
 
-  def evaluation(self, split: str, indices: np.ndarray) -> Iterator[Batch]:
+  def evaluation(
+    self, split: str, indices: np.ndarray
+  ) -> Generator[Batch, None, None]:
     """Yields batches of a split without random changes.
 
     Args:
@@ -186,7 +193,7 @@ class Stream:
 
   def _counted(
     self, split: str, batches: Generator[Batch, None, None]
-  ) -> Iterator[Batch]:
+  ) -> Generator[Batch, None, None]:
     """Yields batches, and counts the examples that are unreadable."""
     records, known = self._records[split], self.unreadable[split]
     # A split without a readable example is never allowed.

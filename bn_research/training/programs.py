@@ -153,7 +153,7 @@ class Programs:
       key: probes.create(key, section)
       for key, section in configuration.probe_sections(self._config).items()
     }
-    optimizer = optim.of_run(config, len(dataset.train.images))
+    optimizer = optim.of_run(config, dataset.num_examples['train'])
     create = state.creator(
       config, dataset.input_shape, dataset.num_classes, optimizer
     )

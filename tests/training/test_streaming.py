@@ -1,6 +1,7 @@
 """A run on a stream is the run on the same dataset in memory."""
 
 import copy
+import json
 import logging
 import os
 import signal
@@ -175,8 +176,6 @@ if __name__ == '__main__':
 
 @pytest.mark.slow
 def test_a_stream_goes_on_after_kill(data_dir, tmp_path, trained, results):
-  import json
-
   changes = {'num_steps': 4000, 'checkpoint_seconds': 0.0}
   stream = {'image_size': 3, 'distort': 'reduced', 'workers': 1}
   config = copy.deepcopy({**SMALL, **changes})
@@ -240,6 +239,7 @@ def measured(directory):
   }
 
 
+@pytest.mark.slow
 def test_the_first_loss_that_is_not_finite_ends_a_run(trained):
   changes = {'optimizer': {'name': 'sgd', 'learning_rate': 3e38}}
   stream = trained('stream', changes, shuffle='examples')

@@ -6,7 +6,10 @@ from typing import Any
 from bn_research import disk, dotted, errors, experiment, workdir
 
 # Keys that may change when a run continues, because the curve stays the same.
-_FREE = ('num_devices', 'checkpoint_seconds')
+_FREE = (
+  *('num_devices', 'checkpoint_seconds'),
+  *(f'data.stream.{key}' for key in ('threads', 'workers', 'max_corrupt')),
+)
 
 
 def check_same_config(

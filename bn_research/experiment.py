@@ -44,10 +44,7 @@ KEYS = {
     ' evaluation takes the label alone.'
   ),
   'data': 'The dataset: a part. A dataset of a user takes further options.',
-  'data.name': (
-    '`digits`, `mnist`, a name in TFDS for images of one shape, or'
-    ' `module:attribute`.'
-  ),
+  'data.name': ('`digits`, `mnist`, a name in TFDS, or `module:attribute`.'),
   'data.train': 'The split of TFDS for the training, such as `train[:50000]`.',
   'data.test': 'The split of TFDS that `eval.splits` calls `test`.',
   'data.binarize': (
@@ -61,6 +58,10 @@ KEYS = {
   ),
   'data.normalize': (
     'A normalization of the inputs, fitted on the training split: a part.'
+  ),
+  'data.stream': (
+    'A section of options: a dataset of TFDS is read while the run trains, and'
+    ' need not fit the memory.'
   ),
   'model': 'The network: a part.',
   'model.name': 'The name of the network.',

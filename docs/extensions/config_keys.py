@@ -17,7 +17,7 @@ from bn_research import (
   probes,
   registry,
 )
-from bn_research.data import augmentation, normalizing
+from bn_research.data import augmentation, normalizing, streams
 from bn_research.models import dense, stems
 from bn_research.optim import averaging, clipping, optimizers, rates
 from bn_research.reports import measures, panels
@@ -27,6 +27,7 @@ from bn_research.reports import measures, panels
 PARTS: dict[str, tuple[Mapping[str, Any], tuple[str, ...]]] = {
   'data.augment.KEY': (augmentation.PARTS, ('images',)),
   'data.normalize': (normalizing.NORMALIZERS, ('inputs',)),
+  'data.stream': ({'stream': streams.Options}, ()),
   'model': (
     models.MODELS,
     ('input_shape', 'num_classes', 'norm', 'dense', 'stem', 'rngs'),

@@ -267,6 +267,15 @@ def test_a_probe_of_more_examples_than_there_are(trained):
     trained('stream', changes, shuffle='examples')
 
 
+def test_a_run_goes_on_with_other_threads(trained):
+  first = trained('run', {'num_steps': 4}, shuffle='examples', threads=1)
+  found = trained('run', {'num_steps': 8}, shuffle='examples', max_corrupt=99)
+  assert found == first
+  assert workdir.read_status(found).step == 8
+  with pytest.raises(errors.UserError, match=r'data\.stream\.shuffle=examples'):
+    trained('run', {'num_steps': 8}, shuffle='shards')
+
+
 class Linear(nnx.Module):
   def __init__(self, kernel):
     self.kernel = nnx.Param(kernel)

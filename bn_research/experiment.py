@@ -44,7 +44,7 @@ KEYS = {
     ' evaluation takes the label alone.'
   ),
   'data': 'The dataset: a part. A dataset of a user takes further options.',
-  'data.name': ('`digits`, `mnist`, a name in TFDS, or `module:attribute`.'),
+  'data.name': '`digits`, `mnist`, a name in TFDS, or `module:attribute`.',
   'data.train': 'The split of TFDS for the training, such as `train[:50000]`.',
   'data.test': 'The split of TFDS that `eval.splits` calls `test`.',
   'data.binarize': (

@@ -99,6 +99,8 @@ class Streamed:
   def close(self) -> None:
     """Ends the reading of batches."""
     self._batches.close()
+    # A batch of a worker process is in memory that both processes share.
+    self._step, self._batch = -1, Examples(None, None)
 
   @property
   def _most(self) -> int:

@@ -58,44 +58,44 @@ SETTING = {
   'data.augment.flip.name': 'flip',
   'eval.num_points': 10,
 }
-VARIANTS: dict[str, tuple[int, dict[str, Any]]] = {
-  'quick': (
-    1_280,
-    {
-      'data.name': 'digits',
-      'data.augment': None,
-      'model.depth': 8,
-      'model.width': 8,
-      'eval.num_points': 2,
+EXAMPLES = {
+  'quick': 1_280,
+  'cifar10': 100_000,
+  'gpu': 3_000_000,
+  'pod': 128_116_700,
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+  'quick': {
+    'data.name': 'digits',
+    'data.augment': None,
+    'model.depth': 8,
+    'model.width': 8,
+    'eval.num_points': 2,
+  },
+  'cifar10': {'model.depth': 8},
+  'gpu': {'model.depth': 20},
+  'pod': {
+    'num_devices': 8,
+    'batch_size': 256,
+    'data': {
+      'name': 'imagenet2012',
+      'train': 'train',
+      'test': 'validation',
+      'stream': {'image_size': 224},
     },
-  ),
-  'cifar10': (100_000, {'model.depth': 8}),
-  'gpu': (3_000_000, {'model.depth': 20}),
-  'pod': (
-    128_116_700,
-    {
-      'num_devices': 8,
-      'batch_size': 256,
-      'data': {
-        'name': 'imagenet2012',
-        'train': 'train',
-        'test': 'validation',
-        'stream': {'image_size': 224},
-      },
-      'model.name': 'resnet_imagenet',
-      'model.depth': 50,
-      'eval.num_points': 100,
-    },
-  ),
+    'model.name': 'resnet_imagenet',
+    'model.depth': 50,
+    'eval.num_points': 100,
+  },
 }
 
 
 def get_config(arg='cifar10'):
-  examples, changes = experiment.variant(arg, VARIANTS)
+  changes = experiment.variant(arg, VARIANTS)
   config = experiment.config(SETTING, {'batch_size': 64}, changes)
   # Both follow the batch size of a run of the sweep.
   batch = config.get_ref('batch_size')
-  config.num_steps = examples // batch
+  config.num_steps = EXAMPLES[arg] // batch
   config.optimizer.learning_rate = batch.to_float() * (0.1 / 128)
   return config
 

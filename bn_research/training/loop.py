@@ -262,14 +262,11 @@ class Run:
     Returns:
       The scalars of the last step if a row of metrics is due, else nothing.
     """
-    train, start = self._programs.train, self.step
+    given = self._state, self.step, end
     if not self._recorder.has_row(end):
-      self._state = train(self._state, start, end)
+      self._state = self._programs.train(*given)
       return {}
-    if start < end - 1:
-      self._state = train(self._state, start, end - 1)
-    scalars = self._programs.scalars(self._state, end - 1)
-    self._state = train(self._state, end - 1, end)
+    self._state, scalars = self._programs.train_to_row(*given)
     return scalars
 
   def _save(self) -> None:

@@ -38,24 +38,25 @@ def _primitives(value: Any) -> Iterator[str]:
 
 def call_each(
   program: Callable[..., Any], state: Any, arguments: Iterable[tuple[Any, ...]]
-) -> Any:
+) -> tuple[Any, dict[str, Any]]:
   """Takes many training steps, at most up to the first non-finite loss.
 
   Args:
     program: The compiled program of one step: a function of the state and of
-      further arguments.
+      further arguments, with the new state and the norms of the step.
     state: The training state before the first step.
     arguments: The further arguments of each step.
 
   Returns:
-    The training state after the last step.
+    The training state after the last step, and the norms of the last step.
   """
+  norms: dict[str, Any] = {}
   arguments = iter(arguments)
   given = next(arguments, None)
   while given is not None:
-    state = program(state, *given)
+    state, norms = program(state, *given)
     # The next batch is read while the devices compute this step.
     given = next(arguments, None)
     if not np.isfinite(jax.device_get(state.loss)):
       break
-  return state
+  return state, norms

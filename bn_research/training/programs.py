@@ -97,25 +97,30 @@ class Programs:
       The training state after the last step, or after the first step with a
       non-finite loss.
     """
-    return self._train(train_state, start, stop)
+    return self._train(train_state, start, stop)[0]
 
-  def scalars(
-    self, train_state: state.TrainState, start: int
-  ) -> dict[str, jax.Array]:
-    """Returns the norms of gradient, updates and parameters of the next step.
+  def train_to_row(
+    self, train_state: state.TrainState, start: int, stop: int
+  ) -> tuple[state.TrainState, dict[str, jax.Array]]:
+    """Takes the training steps before a row of metrics.
 
     Args:
-      train_state: The training state after `start` steps.
-      start: The number of completed steps.
+      train_state: The training state, as for `train`.
+      start: The first step.
+      stop: The step after the last step, as for `train`.
 
     Returns:
-      The result of `step.norms_of`. If the state contains sums of the norms, an
-      empty dict.
+      The result of `train`, and the norms of gradient, updates and parameters
+      of the last step from `step.norms_of`. If the state contains sums of the
+      norms, the dict is empty.
     """
     if self._scalars is None:
-      return {}
-    (given,) = self._data.steps(start, start + 1)
-    return self._scalars(train_state, *given)
+      return self._train(train_state, start, stop)
+    if start < stop - 1:
+      train_state = self.train(train_state, start, stop - 1)
+    (given,) = self._data.steps(stop - 1, stop)
+    scalars = self._scalars(train_state, *given)
+    return self.train(train_state, stop - 1, stop), scalars
 
   def evaluate(
     self, train_state: state.TrainState
@@ -210,17 +215,17 @@ class Programs:
     is_slow = loops.is_slow_on_device(traced.jaxpr, self._compiler.platform)
     if is_slow:
       rule = parts['rule'] = rule._replace(unroll=True)
+    self._scalars = None
     if is_slow or isinstance(self._data, streaming.Streamed):
       one = self._compiler.ahead(
-        functools.partial(step.next_step, **parts), *given, donate_argnums=0
+        functools.partial(step.measured_step, **parts), *given, donate_argnums=0
       )
       self._train: Callable[..., Any] = lambda train_state, start, stop: (
         loops.call_each(one, train_state, self._data.steps(start, stop))
       )
-    else:
-      self._train = self._on_device(self._compiler.compiled(traced))
+      return rule
+    self._train = self._on_device(self._compiler.compiled(traced))
     # With sums in the state, every step computes the norms already.
-    self._scalars = None
     if not self.abstract.sums:
       self._scalars = self._compiler.ahead(
         functools.partial(step.scalars, **parts), *given
@@ -231,7 +236,7 @@ class Programs:
     """Traces a loop over steps on the devices, or one step of a stream."""
     feed, compiler = self._data, self._compiler
     if isinstance(feed, streaming.Streamed):
-      one = functools.partial(step.next_step, **parts)
+      one = functools.partial(step.measured_step, **parts)
       return compiler.trace(one, self.abstract, *feed.abstract(compiler))
     # The donation lets XLA write the new parameters over the old parameters.
     return compiler.trace(
@@ -247,11 +252,14 @@ class Programs:
     """Returns a function of a state and of two steps, for data in memory."""
     feed = self._data
     assert isinstance(feed, feeding.Memory)
-    return lambda train_state, start, stop: compiled(
-      train_state,
-      feed.train,
-      feed.rows(start, stop, self.max_steps),
-      np.int32(stop - start),
+    return lambda train_state, start, stop: (
+      compiled(
+        train_state,
+        feed.train,
+        feed.rows(start, stop, self.max_steps),
+        np.int32(stop - start),
+      ),
+      {},
     )
 
   def _compile_evaluation(

@@ -108,7 +108,7 @@ class Recorder:
     Args:
       state: The state after `step` steps.
       step: The number of steps.
-      scalars: The result of `Programs.scalars` for the last step.
+      scalars: The norms of the last step, from `Programs.train_to_row`.
 
     Raises:
       Diverged: If the loss on the test split is not finite.

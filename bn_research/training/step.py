@@ -192,6 +192,31 @@ def next_step(
   return next_state(state, on_batch(state, examples, batch, **parts))
 
 
+def measured_step(
+  state: TrainState,
+  examples: Examples,
+  batch: jax.Array | None = None,
+  **parts: Any,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """Takes one training step, and measures the step.
+
+  With one call for each step, a second program for the norms alone would be a
+  second compilation, which takes a minute for a deep network.
+
+  Args:
+    state: The training state before the step.
+    examples: The training examples.
+    batch: The argument `batch` of `on_batch`.
+    **parts: The further arguments of `on_batch`.
+
+  Returns:
+    The training state after the step, and the result of `norms_of`. The dict is
+    empty if the state has sums of the norms.
+  """
+  new = on_batch(state, examples, batch, **parts)
+  return next_state(state, new), {} if state.sums else norms_of(new)
+
+
 def train_steps(
   state: TrainState,
   examples: Examples,

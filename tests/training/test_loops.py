@@ -116,11 +116,12 @@ def test_the_first_loss_that_is_not_finite_ends_the_steps():
 
   def program(state, examples, batch):
     del examples
-    return State((state.step + 1, np.float32(batch)))
+    return State((state.step + 1, np.float32(batch))), {'norm': batch}
 
   indices = np.asarray([1.0, 2.0, np.inf, 3.0])
   for num_steps, expected in ((2, 2), (3, 3), (4, 3)):
     state = State((0, np.float32(0)))
     arguments = ((None, index) for index in indices[:num_steps])
-    state = loops.call_each(program, state, arguments)
+    state, norms = loops.call_each(program, state, arguments)
     assert state.step == expected
+    assert norms == {'norm': indices[expected - 1]}

@@ -16,9 +16,8 @@ from bn_research.training import (
   evaluation,
   feeding,
   gradients,
-  loops,
   state,
-  step,
+  stepping,
   streaming,
 )
 from bn_research.training import mesh as mesh_lib
@@ -97,7 +96,7 @@ class Programs:
       The training state after the last step, or after the first step with a
       non-finite loss.
     """
-    return self._train(train_state, start, stop)[0]
+    return self._steps.train(train_state, start, stop)
 
   def train_to_row(
     self, train_state: state.TrainState, start: int, stop: int
@@ -114,13 +113,7 @@ class Programs:
       of the last step from `step.norms_of`. If the state contains sums of the
       norms, the dict is empty.
     """
-    if self._scalars is None:
-      return self._train(train_state, start, stop)
-    if start < stop - 1:
-      train_state = self.train(train_state, start, stop - 1)
-    (given,) = self._data.steps(stop - 1, stop)
-    scalars = self._scalars(train_state, *given)
-    return self.train(train_state, stop - 1, stop), scalars
+    return self._steps.train_to_row(train_state, start, stop)
 
   def evaluate(
     self, train_state: state.TrainState
@@ -176,9 +169,17 @@ class Programs:
     self._compile_fit(parts)
     # Evaluation and probes measure the network on the images as stored.
     augment = data.augmentation.create(config['data'], images)
-    rule = self._compile_steps(optimizer, {**parts, 'augment': augment})
+    rule = gradients.rule_of(config)
+    gradients.check_populations(rule, self._abstract_model(parts))
+    self._steps = stepping.create(
+      self._compiler,
+      self._data,
+      self.abstract,
+      self.max_steps,
+      {**parts, 'optimizer': optimizer, 'augment': augment, 'rule': rule},
+    )
     self._compile_evaluation(dataset.num_classes, parts)
-    self._compile_probes(optimizer, {**parts, 'rule': rule})
+    self._compile_probes(optimizer, {**parts, 'rule': self._steps.rule})
 
   def _abstract_model(self, parts: Mapping[str, Any]) -> nnx.Module:
     """Returns the model, with shapes in the place of arrays."""
@@ -202,64 +203,6 @@ class Programs:
     # The images leave the devices after the call.
     self._fit = lambda train_state: compiled(
       train_state, mesh_lib.replicate(images, self._mesh)
-    )
-
-  def _compile_steps(
-    self, optimizer: Any, parts: dict[str, Any]
-  ) -> gradients.Rule:
-    given = self.abstract, *self._data.abstract(self._compiler)
-    rule = gradients.rule_of(self._config)
-    gradients.check_populations(rule, self._abstract_model(parts))
-    parts = {**parts, 'optimizer': optimizer, 'rule': rule}
-    traced = self._trace_steps(parts)
-    is_slow = loops.is_slow_on_device(traced.jaxpr, self._compiler.platform)
-    if is_slow:
-      rule = parts['rule'] = rule._replace(unroll=True)
-    self._scalars = None
-    if is_slow or isinstance(self._data, streaming.Streamed):
-      one = self._compiler.ahead(
-        functools.partial(step.measured_step, **parts), *given, donate_argnums=0
-      )
-      self._train: Callable[..., Any] = lambda train_state, start, stop: (
-        loops.call_each(one, train_state, self._data.steps(start, stop))
-      )
-      return rule
-    self._train = self._on_device(self._compiler.compiled(traced))
-    # With sums in the state, every step computes the norms already.
-    if not self.abstract.sums:
-      self._scalars = self._compiler.ahead(
-        functools.partial(step.scalars, **parts), *given
-      )
-    return rule
-
-  def _trace_steps(self, parts: dict[str, Any]) -> Any:
-    """Traces a loop over steps on the devices, or one step of a stream."""
-    feed, compiler = self._data, self._compiler
-    if isinstance(feed, streaming.Streamed):
-      one = functools.partial(step.measured_step, **parts)
-      return compiler.trace(one, self.abstract, *feed.abstract(compiler))
-    # The donation lets XLA write the new parameters over the old parameters.
-    return compiler.trace(
-      functools.partial(step.train_steps, **parts),
-      self.abstract,
-      feed.train,
-      compiler.int32(self.max_steps, self._config['batch_size']),
-      compiler.int32(),
-      donate_argnums=0,
-    )
-
-  def _on_device(self, compiled: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a function of a state and of two steps, for data in memory."""
-    feed = self._data
-    assert isinstance(feed, feeding.Memory)
-    return lambda train_state, start, stop: (
-      compiled(
-        train_state,
-        feed.train,
-        feed.rows(start, stop, self.max_steps),
-        np.int32(stop - start),
-      ),
-      {},
     )
 
   def _compile_evaluation(

@@ -1,0 +1,156 @@
+"""The steps of a run as compiled programs: many steps a call, or one."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from bn_research.training import (
+  feeding,
+  gradients,
+  loops,
+  state,
+  step,
+  streaming,
+)
+from bn_research.training.compiling import Compiler
+
+Taken = tuple[state.TrainState, dict[str, jax.Array]]
+
+
+def create(
+  compiler: Compiler,
+  feed: feeding.Memory | streaming.Streamed,
+  abstract: state.TrainState,
+  max_steps: int,
+  parts: Mapping[str, Any],
+) -> 'OnDevice | OneByOne':
+  """Starts to compile the steps of a run, in the form that fits the program.
+
+  The form depends on the program, on the platform and on the kind of data, and
+  never on a clock, because the two forms round differently.
+
+  Args:
+    compiler: The compiler.
+    feed: The data.
+    abstract: Shapes, dtypes and shardings of the training state.
+    max_steps: The largest number of steps in a call of `train`.
+    parts: The keyword arguments of `step.on_batch`.
+  """
+  rule = parts['rule']
+  if isinstance(feed, feeding.Memory):
+    loop = OnDevice(compiler, feed, abstract, max_steps, parts)
+    if not loops.is_slow_on_device(loop.traced.jaxpr, compiler.platform):
+      loop.compile(compiler)
+      return loop
+    rule = rule._replace(unroll=True)
+  return OneByOne(compiler, feed, abstract, {**parts, 'rule': rule})
+
+
+class OnDevice:
+  """Steps in a loop on the devices, for data in memory.
+
+  Attributes:
+    rule: The rule of the gradient.
+    traced: The traced loop.
+  """
+
+  def __init__(
+    self,
+    compiler: Compiler,
+    feed: feeding.Memory,
+    abstract: state.TrainState,
+    max_steps: int,
+    parts: Mapping[str, Any],
+  ):
+    """Traces the loop; see `create`."""
+    self._feed, self._abstract, self._parts = feed, abstract, parts
+    self._max_steps = max_steps
+    self.rule: gradients.Rule = parts['rule']
+    (_, batch) = feed.abstract(compiler)
+    # The donation lets XLA write the new parameters over the old parameters.
+    self.traced = compiler.trace(
+      functools.partial(step.train_steps, **parts),
+      abstract,
+      feed.train,
+      compiler.int32(max_steps, *batch.shape),
+      compiler.int32(),
+      donate_argnums=0,
+    )
+
+  def compile(self, compiler: Compiler) -> None:
+    """Starts to compile the loop, and a program of the norms of a step.
+
+    Args:
+      compiler: The compiler.
+    """
+    self._loop = compiler.compiled(self.traced)
+    self._norms: Any = None
+    # With sums in the state, every step computes the norms already.
+    if not self._abstract.sums:
+      self._norms = compiler.ahead(
+        functools.partial(step.scalars, **self._parts),
+        self._abstract,
+        *self._feed.abstract(compiler),
+      )
+
+  def train(
+    self, train_state: state.TrainState, start: int, stop: int
+  ) -> state.TrainState:
+    """Takes steps; see `Programs.train`."""
+    rows = self._feed.rows(start, stop, self._max_steps)
+    return self._loop(
+      train_state, self._feed.train, rows, np.int32(stop - start)
+    )
+
+  def train_to_row(
+    self, train_state: state.TrainState, start: int, stop: int
+  ) -> Taken:
+    """Takes steps; see `Programs.train_to_row`."""
+    if self._norms is None:
+      return self.train(train_state, start, stop), {}
+    if start < stop - 1:
+      train_state = self.train(train_state, start, stop - 1)
+    (given,) = self._feed.steps(stop - 1, stop)
+    norms = self._norms(train_state, *given)
+    return self.train(train_state, stop - 1, stop), norms
+
+
+class OneByOne:
+  """Steps as one call for each step, with the norms of the step.
+
+  Attributes:
+    rule: The rule of the gradient.
+  """
+
+  def __init__(
+    self,
+    compiler: Compiler,
+    feed: feeding.Memory | streaming.Streamed,
+    abstract: state.TrainState,
+    parts: Mapping[str, Any],
+  ):
+    """Starts to compile the step; see `create`."""
+    self._feed = feed
+    self.rule: gradients.Rule = parts['rule']
+    self._step = compiler.ahead(
+      functools.partial(step.measured_step, **parts),
+      abstract,
+      *feed.abstract(compiler),
+      donate_argnums=0,
+    )
+
+  def train(
+    self, train_state: state.TrainState, start: int, stop: int
+  ) -> state.TrainState:
+    """Takes steps; see `Programs.train`."""
+    return self.train_to_row(train_state, start, stop)[0]
+
+  def train_to_row(
+    self, train_state: state.TrainState, start: int, stop: int
+  ) -> Taken:
+    """Takes steps; see `Programs.train_to_row`."""
+    arguments = self._feed.steps(start, stop)
+    return loops.call_each(self._step, train_state, arguments)

@@ -30,6 +30,14 @@ class Collectives(NamedTuple):
   gathered: int
   reduced: int
 
+  def times(self, count: int) -> 'Collectives':
+    """Returns the collectives of `count` micro-batches, one after another.
+
+    Args:
+      count: The number of micro-batches.
+    """
+    return Collectives(*(count * number for number in self))
+
 
 def mesh_of(num_devices: int) -> AbstractMesh:
   """Returns the mesh of a run, for a trace without devices."""

@@ -83,9 +83,10 @@ def _estimate(
 ) -> Cost:
   section, size = config['model'], config['batch_size']
   network = _Network(section, dataset, size)
-  # Only one micro-batch at a time keeps activations.
-  part = size // config['microbatches']
-  kept = network if part == size else _Network(section, dataset, part)
+  # Only one micro-batch at a time keeps activations, and each micro-batch has
+  # its own collectives.
+  count = config['microbatches']
+  part = _Network(section, dataset, size // count) if count > 1 else network
   optimizer = _optimizer(config, dataset)
   create = state.creator(config, dataset.shape, dataset.num_classes, optimizer)
   graphdef, start = jax.eval_shape(create, jax.random.key(0))
@@ -102,11 +103,11 @@ def _estimate(
     ),
     example_flops=network.inference() / size,
     step_flops=_of_step(config, dataset, graphdef, start, optimizer),
-    kept_bytes=kept.kept(),
-    kept_with_remat=_kept_with_remat(section, dataset, part),
+    kept_bytes=part.kept(),
+    kept_with_remat=_kept_with_remat(section, dataset, size // count),
     collectives=collectives.of_step(
-      network.loss, network.model, network.params, *network.given
-    ),
+      part.loss, part.model, part.params, *part.given
+    ).times(count),
   )
 
 

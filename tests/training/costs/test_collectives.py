@@ -9,7 +9,14 @@ import pytest
 from flax import nnx
 
 from bn_research import data, experiment, models, optim
-from bn_research.training import configuration, losses, mesh, state, step
+from bn_research.training import (
+  configuration,
+  gradients,
+  losses,
+  mesh,
+  state,
+  step,
+)
 from bn_research.training.costs import collectives
 from tests.quick import some
 
@@ -60,7 +67,7 @@ def parts_of(model, num_devices):
   return config, optimizer, graphdef, start
 
 
-def compiled(model, num_devices):
+def compiled(model, num_devices, **parts):
   """Returns the count, and bytes of gathers and sums, of the compiled step."""
   _, optimizer, graphdef, start = parts_of(model, num_devices)
   devices = mesh.create(num_devices, BATCH)
@@ -76,6 +83,7 @@ def compiled(model, num_devices):
     graphdef=graphdef,
     optimizer=optimizer,
     to_input=data.to_input,
+    **parts,
   )
   given = (start, step.Examples(images, labels), batch)
   with jax.set_mesh(devices):
@@ -120,6 +128,21 @@ def test_the_formula_is_that_of_the_compiled_step(name, num_devices):
   assert (found.gathered, found.reduced) == expected[1:]
   # XLA may divide the last sum in two.
   assert expected[0] - 1 <= found.number <= expected[0]
+
+
+@pytest.mark.parametrize(
+  ('unroll', 'factor'),
+  # The body of a loop stands only once in the text of a program.
+  [(True, 1), pytest.param(False, 2, marks=pytest.mark.slow)],
+)
+def test_each_micro_batch_has_its_collectives(unroll, factor):
+  model = NETWORKS['mlp, batch norm']
+  rule = gradients.Rule(microbatches=2, unroll=unroll)
+  number, *sizes = compiled(model, 2, rule=rule)
+  found = counted(model, 2).times(2)
+  assert found[1:] == tuple(factor * size for size in sizes)
+  # XLA may join the last sums of unrolled micro-batches.
+  assert found.number - 1 <= factor * number <= found.number
 
 
 def test_one_device_has_no_collectives():

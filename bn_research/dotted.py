@@ -1,6 +1,6 @@
 """Configs as flat dicts with dotted keys, as in `--config.key=value`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 
@@ -21,3 +21,17 @@ def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
     else:
       flat[key] = value
   return flat
+
+
+def empty_sections(config: Mapping[str, Any], at: str = '') -> Iterator[str]:
+  """Yields the dotted key of each section without keys.
+
+  Args:
+    config: A nested config, with text keys.
+    at: The dotted key of `config`, with a dot at the end.
+  """
+  for key, value in config.items():
+    if isinstance(value, Mapping):
+      if not value:
+        yield f'{at}{key}'
+      yield from empty_sections(value, f'{at}{key}.')

@@ -46,6 +46,7 @@ def apply(
   """
   # A change of a whole section becomes a change of each key, as by flags. Keys
   # outside of the change then keep the values.
+  _check_no_empty(config, changes, where)
   changes = dotted.flatten(changes)
   for key, value in changes.items():
     key = meant(config, key, changes, value)
@@ -65,6 +66,23 @@ def apply(
         f'{where} gives {key!r} the value {value!r}, of another type than the'
         ' config has there'
       ) from error
+
+
+def _check_no_empty(
+  config: config_dict.ConfigDict, changes: Mapping[str, Any], where: str
+) -> None:
+  """Raises a UserError for a new section without keys.
+
+  Such a section would have no key to change, and a part without options, for
+  example `flip`, would be left out in silence.
+  """
+  for key in dotted.empty_sections(changes):
+    if not isinstance(at(config, key), config_dict.ConfigDict):
+      name = key.rpartition('.')[2]
+      raise errors.UserError(
+        f'{where} gives {key!r} an empty section; give a key of the section,'
+        f' such as {key}.name={name!r}'
+      )
 
 
 def check_value(where: str, key: str, value: Any) -> None:

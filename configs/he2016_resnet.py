@@ -74,6 +74,7 @@ VARIANTS = {
     'num_steps': 112_590,
     'batch_size': 1_024,
     'num_devices': 8,
+    'data.augment.pad_crop': None,
     'data': {
       'name': 'imagenet2012',
       'train': 'train',

@@ -99,3 +99,22 @@ def test_what_a_file_can_hold_is_a_value():
 def test_a_variant_that_is_not_there_is_named():
   with pytest.raises(ValueError, match="'x'; there are a, b"):
     experiment.variant('x', {'a': {}, 'b': {}})
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'data.augment': {'flip': {}}},
+    {'data.augment': {'pad_crop': {'padding': 2}, 'flip': {}}},
+    {'optimizer.average': {}},
+  ],
+)
+def test_a_section_without_keys_is_refused(changes):
+  """A part without options would be left out in silence."""
+  with pytest.raises(errors.UserError, match='empty section') as caught:
+    experiment.config(changes)
+  assert '\n' not in str(caught.value)
+
+
+def test_a_section_that_is_there_may_be_given_without_keys():
+  assert experiment.config({'probes': {}}) == experiment.base()

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from bn_research import errors, registry
-from bn_research.data import builders, loading
+from bn_research.data import builders, loading, streams
 
 
 class Description(NamedTuple):
@@ -49,10 +49,12 @@ def describe(
     )
   builder = builders.find(name, data_dir)
   features = builder.info.features
-  stream = options.get('stream') or {}
-  num_classes = builders.check_features(name, features, bool(stream))
+  size = None
+  if options.get('stream') is not None:
+    size = streams.options_of(config).image_size
+  num_classes = builders.check_features(name, features, size is not None)
   shape = tuple(features['image'].shape)
-  if size := stream.get('image_size'):
+  if size is not None:
     shape = (size, size, shape[-1])
   if None in shape:
     raise errors.UserError(
@@ -60,5 +62,7 @@ def describe(
     )
   count = None
   if builder.info.splits:
-    count = builder.info.splits[options.get('train', 'train')].num_examples
+    split = str(options.get('train', 'train'))
+    where = f'config.data.train={split!r}'
+    count = builders.split_info(builder, split, where).num_examples
   return Description(name, shape, num_classes, count)

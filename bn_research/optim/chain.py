@@ -35,7 +35,14 @@ def around(
   def build(**options: Any) -> optax.GradientTransformation:
     given = signatures.popped(options, own, parts)
     chosen = given.get('decay_mask')
-    if chosen and not masks and 'weight_decay' not in given:
+    decays_all = 'weight_decay' in own and not masks
+    if decays_all and options.get('weight_decay') and chosen != 'all':
+      raise ValueError(
+        f'{name!r} decays all parameters, also of norms and biases; give'
+        " decay_mask='all', or another optimizer"
+      )
+    is_given = 'weight_decay' in given or decays_all
+    if chosen and not masks and not is_given:
       raise ValueError(f'decay_mask={chosen!r} needs a weight_decay')
     before, after = parts(**given)
     mask = decay.mask_of(chosen or 'kernels')

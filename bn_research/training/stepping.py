@@ -46,6 +46,11 @@ def create(
       loop.compile(compiler)
       return loop
     rule = rule._replace(unroll=True)
+  elif rule.microbatches > 1:
+    given = abstract, *feed.abstract(compiler)
+    one = compiler.trace(functools.partial(step.measured_step, **parts), *given)
+    is_slow = loops.is_slow_on_device(one.jaxpr, compiler.platform)
+    rule = rule._replace(unroll=is_slow)
   return OneByOne(compiler, feed, abstract, {**parts, 'rule': rule})
 
 

@@ -360,3 +360,11 @@ def test_an_optimizer_of_the_user_gets_the_parts(user_module):
     same(descend(name=f'my_parts:{name}', weight_decay=0.3)[0], wanted)
   # The own option of the optimizer, and no clipping.
   same(descend(name='my_parts:other', clip=1)[0], expected(sgd()))
+
+
+def test_an_optimizer_that_decays_norms_too_says_so():
+  section = {'name': 'novograd', 'learning_rate': 0.1, 'weight_decay': 0.5}
+  with pytest.raises(errors.UserError, match="decay_mask='all'"):
+    optim.create(section, 10)
+  for accepted in ({'decay_mask': 'all'}, {'weight_decay': 0.0}):
+    assert optim.create({**section, **accepted}, 10)

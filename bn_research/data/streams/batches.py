@@ -155,7 +155,13 @@ class Evaluation:
     if self.crops is not None and self.crops > 1:
       shape = (self.crops, *shape)
     indices = self.share.of(self.indices[number])
-    change = lambda image, place: self._change(image).reshape(shape)
+
+    def change(image: Any, place: int) -> np.ndarray:
+      del place
+      found = self._change(image)
+      # `load` compares the shape of an image as stored, which may be wrong.
+      return found if self.crops is None else found.reshape(shape)
+
     return load(self.records, indices, shape, change, self.num_tries)
 
   def _change(self, image: Any) -> np.ndarray:

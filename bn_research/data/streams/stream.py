@@ -223,6 +223,28 @@ class Stream:
     )
 
 
+def options_of(config: Mapping[str, Any]) -> Options:
+  """Returns the options of the stream of `config.data`.
+
+  Args:
+    config: The section `config.data`, with a section `stream`.
+
+  Raises:
+    UserError: If a key or an option is unknown, or if a value is out of range.
+  """
+  _, given = registry.split(config)
+  known = ('train', 'test', 'stream', *loading.OF_INPUTS)
+  registry.check_keys('config.data', given, known)
+  section = given.get('stream')
+  if not registry.is_section(section):
+    raise errors.UserError(
+      f'{_WHERE}={section!r} is no section; give an option, such as'
+      f' {_WHERE}.shuffle=examples'
+    )
+  _, options = registry.split(section)
+  return registry.call(_WHERE, Options, 'stream', options)
+
+
 def open_stream(
   config: Mapping[str, Any],
   data_dir: str | None = None,
@@ -246,16 +268,7 @@ def open_stream(
       or if the dataset is not prepared.
   """
   name, given = registry.split(config)
-  known = ('train', 'test', 'stream', *loading.OF_INPUTS)
-  registry.check_keys('config.data', given, known)
-  section = given.get('stream')
-  if not registry.is_section(section):
-    raise errors.UserError(
-      f'{_WHERE}={section!r} is no section; give an option, such as'
-      f' {_WHERE}.shuffle=examples'
-    )
-  _, options = registry.split(section)
-  made = registry.call(_WHERE, Options, 'stream', options)
+  made = options_of(config)
   if share is None:
     share = Share(jax.process_index(), jax.process_count())
   builder = prepare.ready(name, data_dir)

@@ -77,6 +77,8 @@ def test_mistakes_are_told_in_a_line(tmp_path):
     ({'model.depth': 9}, 'depth=9'),
     ({'data.name': 'cifar_10'}, 'no such dataset'),
     ({'model.name': 'resnot'}, 'resnot'),
+    ({'data.stream.suffle': 'shards'}, "did you mean 'shuffle'"),
+    ({'data.stream.image_size': -4}, 'image_size=-4'),
   ):
     config = experiment.config(RESNET, change)
     with pytest.raises(errors.UserError, match=message) as caught:

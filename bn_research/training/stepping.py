@@ -17,8 +17,6 @@ from bn_research.training import (
 )
 from bn_research.training.compiling import Compiler
 
-Taken = tuple[state.TrainState, dict[str, jax.Array]]
-
 
 def create(
   compiler: Compiler,
@@ -60,6 +58,9 @@ class OnDevice:
   Attributes:
     rule: The rule of the gradient.
     traced: The traced loop.
+    measures_apart: Whether `norms_of_next` has the norms of a step. With sums
+      in the state, every step computes the norms already.
+    norms: Empty.
   """
 
   def __init__(
@@ -73,6 +74,8 @@ class OnDevice:
     """Traces the loop; see `create`."""
     self._feed, self._abstract, self._parts = feed, abstract, parts
     self._max_steps = max_steps
+    self.measures_apart = not abstract.sums
+    self.norms: dict[str, jax.Array] = {}
     self.rule: gradients.Rule = parts['rule']
     (_, batch) = feed.abstract(compiler)
     # The donation lets XLA write the new parameters over the old parameters.
@@ -92,9 +95,7 @@ class OnDevice:
       compiler: The compiler.
     """
     self._loop = compiler.compiled(self.traced)
-    self._norms: Any = None
-    # With sums in the state, every step computes the norms already.
-    if not self._abstract.sums:
+    if self.measures_apart:
       self._norms = compiler.ahead(
         functools.partial(step.scalars, **self._parts),
         self._abstract,
@@ -110,17 +111,17 @@ class OnDevice:
       train_state, self._feed.train, rows, np.int32(stop - start)
     )
 
-  def train_to_row(
-    self, train_state: state.TrainState, start: int, stop: int
-  ) -> Taken:
-    """Takes steps; see `Programs.train_to_row`."""
-    if self._norms is None:
-      return self.train(train_state, start, stop), {}
-    if start < stop - 1:
-      train_state = self.train(train_state, start, stop - 1)
-    (given,) = self._feed.steps(stop - 1, stop)
-    norms = self._norms(train_state, *given)
-    return self.train(train_state, stop - 1, stop), norms
+  def norms_of_next(
+    self, train_state: state.TrainState, start: int
+  ) -> dict[str, jax.Array]:
+    """Returns the norms of the next step, from a program of its own.
+
+    Args:
+      train_state: The training state after `start` steps.
+      start: The number of completed steps.
+    """
+    (given,) = self._feed.steps(start, start + 1)
+    return self._norms(train_state, *given)
 
 
 class OneByOne:
@@ -128,7 +129,12 @@ class OneByOne:
 
   Attributes:
     rule: The rule of the gradient.
+    measures_apart: False, because a step has its norms.
+    norms: The norms of the last step; empty before the first step, and with
+      sums in the state.
   """
+
+  measures_apart = False
 
   def __init__(
     self,
@@ -139,6 +145,7 @@ class OneByOne:
   ):
     """Starts to compile the step; see `create`."""
     self._feed = feed
+    self.norms: dict[str, jax.Array] = {}
     self.rule: gradients.Rule = parts['rule']
     self._step = compiler.ahead(
       functools.partial(step.measured_step, **parts),
@@ -151,11 +158,14 @@ class OneByOne:
     self, train_state: state.TrainState, start: int, stop: int
   ) -> state.TrainState:
     """Takes steps; see `Programs.train`."""
-    return self.train_to_row(train_state, start, stop)[0]
-
-  def train_to_row(
-    self, train_state: state.TrainState, start: int, stop: int
-  ) -> Taken:
-    """Takes steps; see `Programs.train_to_row`."""
     arguments = self._feed.steps(start, stop)
-    return loops.call_each(self._step, train_state, arguments)
+    train_state, self.norms = loops.call_each(
+      self._step, train_state, arguments
+    )
+    return train_state
+
+  def norms_of_next(
+    self, train_state: state.TrainState, start: int
+  ) -> dict[str, jax.Array]:
+    """Raises an error, because the norms come with the step."""
+    raise NotImplementedError

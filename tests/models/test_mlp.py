@@ -107,7 +107,7 @@ def test_building_works_in_one_jit():
   [
     (
       {'name': 'mpl'},
-      "model='mpl' is unknown .*; there are cnn, mlp",
+      "model='mpl' is unknown .*; there are cnn, inception_bn, mlp",
     ),
     (
       {'nonlinearity': 'sigmiod'},

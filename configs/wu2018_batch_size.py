@@ -3,7 +3,7 @@
 Y. Wu and K. He, "Group Normalization", 2018, arXiv:1803.08494, Section 4.1.2,
 trains ResNet-50 on ImageNet with 32 to 2 images on each of 8 devices, and a
 learning rate in proportion to the batch: the error of batch norm grows from
-23.6 to 34.7 %, and that of group norm stays at 24.1 to 24.2 % (notes). S.
+23.6 to 34.7 %, and that of group norm stays at 24.0 to 24.2 % (notes). S.
 Ioffe, "Batch Renormalization", 2017, arXiv:1702.03275, normalizes small batches
 with moments close to the running ones. E. Hoffer, I. Hubara and D. Soudry,
 "Train longer, generalize better", 2017, arXiv:1705.08741, cut a large batch
@@ -11,10 +11,10 @@ into small ghosts.
 
 Here a ResNet-8 or ResNet-20 on CIFAR-10, on a single device, with as many
 examples for every batch size, so that a batch of 2 takes 32 times the steps of
-a batch of 64. The learning rate is 0.1 · batch / 128, and falls in half a
-cosine. The published networks have groups of 16 channels or more; with 16 to 64
-channels, here groups of 8. Ghosts have 16 examples, so a batch of 16 or less is
-one ghost: batch norm.
+a batch of 64. Ours: a learning rate of 0.1 · batch / 128 that falls in half a
+cosine, and groups of 8 channels, because the narrow networks have 16 to 64 (the
+published ResNet-50 has 32 groups). The runs were not yet trained.
+Ghosts have 16 examples, so a batch of 16 or less is one ghost: batch norm.
 
     python -m bn_research.sweep --config=configs/wu2018_batch_size.py:cifar10 \\
         --workdir=runs/wu2018_batch_size

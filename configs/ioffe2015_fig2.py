@@ -12,11 +12,11 @@ BN-x5 with sigmoids.
 The paper does not give the momentum, the weight decay, the rate of the decay of
 the learning rate, the strength of the distortions, or the initial weights. Ours
 are in the constants below. Ours are also, for the small variants: CIFAR-10 in
-16 x 16 pixels, an eighth of the channels, the entry of the network for small images
-(Figure 5 begins with a 7 x 7 convolution and divides the image by 8), images
-centred and scaled per channel, and the length of the runs. With three seeds the
-claims of the report say "too few seeds": the table and the figure are the
-result. The lines were not yet trained in full.
+16 x 16 pixels, an eighth of the channels, the entry of the network for small
+images (Figure 5 begins with a 7 x 7 convolution and divides the image by 8),
+images centred and scaled per channel, and the length of the runs. With three
+seeds the claims of the report say "too few seeds": the table and the figure are
+the result. The lines were not yet trained in full.
 
     python -m bn_research.sweep --config=configs/ioffe2015_fig2.py:cifar10 \\
         --workdir=runs/ioffe2015_fig2

@@ -12,7 +12,7 @@ from bn_research import (
   ranges,
   registry,
 )
-from bn_research.training import schedule
+from bn_research.training import mesh, schedule
 
 _INT32 = 2**31 - 1  # The counts of steps and examples have the type int32.
 _WHOLE_NUMBERS = {
@@ -75,7 +75,9 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     )
   with registry.mistakes_in('the config'):
     ranges.weight_of_old(label_smoothing=flat['label_smoothing'])
+  mesh.check_batch(resolved['num_devices'], resolved['batch_size'])
   _check_microbatches(resolved)
+  _check_average(resolved)
   _check_splits(resolved['eval']['splits'])
   for key, choices in _CHOICES.items():
     if flat[key] not in choices:
@@ -120,6 +122,10 @@ def _check_microbatches(config: Mapping[str, Any]) -> None:
       f' divide batch_size={size}; each device needs as many examples in each'
       ' micro-batch'
     )
+
+
+def _check_average(config: Mapping[str, Any]) -> None:
+  """Raises a UserError if the evaluation needs an average that is not there."""
   average = config['optimizer'].get('average')
   if config['eval']['weights'] == 'average' and average is None:
     raise errors.UserError(

@@ -28,17 +28,30 @@ def create(num_devices: int, batch_size: int) -> Mesh:
       f'num_devices={num_devices}, but there are {jax.device_count()};'
       ' on a CPU, JAX_NUM_CPU_DEVICES sets how many'
     )
-  if batch_size % num_devices:
-    raise errors.UserError(
-      f'batch_size={batch_size} cannot be split evenly over'
-      f' num_devices={num_devices}; choose a multiple'
-    )
+  check_batch(num_devices, batch_size)
   return jax.make_mesh(
     (num_devices,),
     ('data',),
     axis_types=(AxisType.Auto,),
     devices=jax.devices()[:num_devices],
   )
+
+
+def check_batch(num_devices: int, batch_size: int) -> None:
+  """Checks that devices can share a batch; needs no device.
+
+  Args:
+    num_devices: Number of devices.
+    batch_size: Number of examples in a training batch.
+
+  Raises:
+    UserError: If `num_devices` does not divide `batch_size`.
+  """
+  if batch_size % num_devices:
+    raise errors.UserError(
+      f'batch_size={batch_size} cannot be split evenly over'
+      f' num_devices={num_devices}; choose a multiple'
+    )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

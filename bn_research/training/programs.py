@@ -113,14 +113,11 @@ class Programs:
       of the last step from `step.norms_of`. If the state contains sums of the
       norms, the dict is empty.
     """
-    steps = self._steps
-    if not steps.measures_apart:
-      train_state = self.train(train_state, start, stop)
-      return train_state, steps.norms
     if start < stop - 1:
       train_state = self.train(train_state, start, stop - 1)
-    norms = steps.norms_of_next(train_state, stop - 1)
-    return self.train(train_state, stop - 1, stop), norms
+    before = self._steps.norms_of_next(train_state, stop - 1)
+    train_state = self.train(train_state, stop - 1, stop)
+    return train_state, before or self._steps.norms
 
   def evaluate(
     self, train_state: state.TrainState

@@ -315,3 +315,17 @@ def test_what_does_not_fit_is_one_line(changes, message):
   with pytest.raises(errors.UserError, match=message) as caught:
     networks.abstract(**changes)
   assert '\n' not in str(caught.value)
+
+
+def test_dropout_of_wide_blocks_is_on_in_training_only():
+  config = {'name': 'wide_resnet', 'depth': 10, 'factor': 1, 'width': 2}
+  with_dropout, without = (
+    networks.filled(networks.abstract((8, 8, 3), 4, **config, dropout=dropout))
+    for dropout in (0.9, 0.0)
+  )
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 3)))
+  found, expected = (
+    np.asarray(model(x, train=False)) for model in (with_dropout, without)
+  )
+  assert np.isfinite(expected).all()
+  np.testing.assert_array_equal(found, expected)

@@ -368,3 +368,15 @@ def test_an_optimizer_that_decays_norms_too_says_so():
     optim.create(section, 10)
   for accepted in ({'decay_mask': 'all'}, {'weight_decay': 0.0}):
     assert optim.create({**section, **accepted}, 10)
+
+
+def test_a_path_to_skip_is_no_beginning_of_a_name():
+  params = {'output': {'kernel': jnp.ones((2, 2))}}
+  params['output2'] = params['output']
+  clip = {'name': 'adaptive', 'clipping': 0.01, 'skip': ('output',)}
+  config = {'name': 'sgd', 'learning_rate': 1.0, 'clip': clip}
+  optimizer = optim.create(config, 10)
+  grads = jax.tree.map(lambda leaf: 100 * leaf, params)
+  updates, _ = optimizer.update(grads, optimizer.init(params), params)
+  np.testing.assert_allclose(updates['output']['kernel'], -100)
+  np.testing.assert_allclose(updates['output2']['kernel'], -0.01, rtol=1e-5)

@@ -158,3 +158,25 @@ def test_an_epoch_has_a_length_only_with_data():
   optim.create(section, 10, steps_per_epoch=3.2)
   with pytest.raises(errors.UserError, match='an epoch has no length here'):
     optim.create(section, 10)
+
+
+@pytest.mark.parametrize(
+  ('duration', 'expected'), [('30%', 3), ('1.4 epochs', 2), ('10%', 1)]
+)
+def test_a_duration_with_a_fraction_is_rounded(duration, expected):
+  clock = Clock(9, 5 / 3)  # 2.7 steps, 2.33 steps, 0.9 steps
+  assert clock.steps('warmup', duration) == expected
+
+
+def test_an_epoch_of_a_run_is_not_rounded():
+  # An epoch has 100 / 60 steps, and three epochs have 5 steps.
+  section = {'name': 'step', 'boundaries': ('3 epochs',)}
+  optimizer = {'name': 'sgd', 'learning_rate': 1.0, 'schedule': section}
+  config = {'optimizer': optimizer, 'num_steps': 20, 'batch_size': 60}
+  chain = optim.of_run(config, 100)
+  one = np.float32(1)
+  state, found = chain.init(one), []
+  for _ in range(7):
+    update, state = chain.update(one, state, one)
+    found.append(-float(update))
+  np.testing.assert_allclose(found, [1.0] * 5 + [0.1] * 2, rtol=1e-6)

@@ -35,7 +35,7 @@ class Cost(NamedTuple):
     example_flops: Operations of the forward pass of an example, at inference.
     step_flops: Operations of a training step, over all devices together.
     kept_bytes: Bytes between the forward and the backward pass of a step, over
-      all devices together.
+      all devices together, without rematerialization.
     kept_with_remat: These bytes with rematerialization; None for a network
       without the option `remat`.
     collectives: The collectives of a step.
@@ -81,7 +81,7 @@ def estimate(config: Mapping[str, Any], data_dir: str | None = None) -> Cost:
 def _estimate(
   config: Mapping[str, Any], dataset: describing.Description
 ) -> Cost:
-  section, size = config['model'], config['batch_size']
+  section, size = _without_remat(config['model']), config['batch_size']
   network = _Network(section, dataset, size)
   # Only one micro-batch at a time keeps activations, and each micro-batch has
   # its own collectives.
@@ -104,7 +104,11 @@ def _estimate(
     example_flops=network.inference() / size,
     step_flops=_of_step(config, dataset, graphdef, start, optimizer),
     kept_bytes=part.kept(),
-    kept_with_remat=_kept_with_remat(section, dataset, size // count),
+    kept_with_remat=_Network(
+      {**section, 'remat': True}, dataset, size // count
+    ).kept()
+    if 'remat' in section
+    else None,
     collectives=collectives.of_step(
       part.loss, part.model, part.params, *part.given
     ).times(count),
@@ -198,12 +202,10 @@ def _of_step(
   return flops.count(jax.make_jaxpr(one_step)(start, examples, batch))
 
 
-def _kept_with_remat(
-  section: Mapping[str, Any], dataset: describing.Description, size: int
-) -> int | None:
+def _without_remat(section: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the section of a model; `remat` is False if there is the option."""
   name = section['name']
   factory = registry.find('config.model', models.MODELS, name)
   parameters = registry.parameters_of('config.model', factory, name)
-  if not registry.takes(parameters, 'remat'):
-    return None
-  return _Network({**section, 'remat': True}, dataset, size).kept()
+  has_remat = registry.takes(parameters, 'remat')
+  return {**section, **({'remat': False} if has_remat else {})}

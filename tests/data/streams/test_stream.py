@@ -15,7 +15,7 @@ from PIL import Image
 
 from bn_research import data, errors
 from bn_research.data import streams
-from bn_research.data.streams import batches
+from bn_research.data.streams import batches, photometric, windows
 
 SIZES = [(50, 37), (37, 50), (40, 40), (64, 33)]
 
@@ -434,3 +434,29 @@ def test_every_file_may_be_open(monkeypatch):
   for count in (50, 1500, 5000):
     records._allow_open_files(count)
   assert given == [(1500, 2000), (2000, 2000)]
+
+
+def test_window_and_colours_have_draws_of_their_own(
+  small_imagenet, monkeypatch
+):
+  seen = {}
+
+  def keep(name, function):
+    def call(*args):
+      seen.setdefault(name, []).append(args[1])
+      return function(*args)
+
+    return call
+
+  window, distort = windows.random_window, photometric.distort
+  monkeypatch.setattr(windows, 'random_window', keep('window', window))
+  monkeypatch.setattr(photometric, 'distort', keep('colours', distort))
+  stream = opened(
+    small_imagenet, 'imagenet2012', image_size=4, distort='full', threads=1
+  )
+  taken(stream, 0, 1)
+  pairs = list(zip(seen['window'], seen['colours'], strict=True))
+  assert pairs
+  for first, second in pairs:
+    assert len(second) == photometric.NUM_DRAWS
+    assert not set(first.tolist()) & set(second.tolist())

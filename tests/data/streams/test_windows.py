@@ -88,3 +88,14 @@ def test_144_windows(size):
         assert window.left + window.width <= whole.left + 256 + 1e-9
         assert whole.top - 1e-9 <= window.top
         assert window.top + window.height <= whole.top + 256 + 1e-9
+
+
+def test_a_random_window_reaches_each_edge():
+  # The window of the first try has 5 x 5 of 7 x 9 pixels.
+  row = np.full(windows.NUM_DRAWS, 0.5)
+  row[0] = (25 / 63 - 0.1) / 0.9
+  for across, down in ((0.0, 0.999), (0.999, 0.0)):
+    row[-2:] = across, down
+    window = windows.random_window((7, 9), row, 0.1)
+    assert window[2:4] == (5, 5)
+    assert (window.left, window.top) == (2 * (across > 0), 4 * (down > 0))

@@ -56,6 +56,10 @@ def test_a_residual_network_costs_as_published(tmp_path):
   forward = 32 * cost.example_flops
   assert 2.9 * forward < cost.step_flops < 3.2 * forward
   assert cost.kept_with_remat < cost.kept_bytes / 3
+  remat = experiment.config(RESNET, {'model.remat': True})
+  other = costs.estimate(remat, str(tmp_path))
+  assert other.kept_bytes == cost.kept_bytes
+  assert other.kept_with_remat == cost.kept_with_remat
   assert cost.dataset.num_examples is None
   assert len(jax.live_arrays()) <= len(before) + 2  # keys
 
@@ -77,6 +81,7 @@ def test_mistakes_are_told_in_a_line(tmp_path):
     ({'model.depth': 9}, 'depth=9'),
     ({'data.name': 'cifar_10'}, 'no such dataset'),
     ({'model.name': 'resnot'}, 'resnot'),
+    ({'num_devices': 3}, 'cannot be split evenly over num_devices=3'),
     ({'data.stream.suffle': 'shards'}, "did you mean 'shuffle'"),
     ({'data.stream.image_size': -4}, 'image_size=-4'),
   ):

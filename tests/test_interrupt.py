@@ -27,6 +27,9 @@ def interrupted_at(tmp_path):
       capture_output=True,
       text=True,
       check=False,
+      # A shell starts background jobs with an ignored SIGINT, which processes
+      # inherit.
+      preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
   return run

@@ -12,6 +12,14 @@ from bn_research import interrupt
 
 ROOT = pathlib.Path(__file__).parents[1]
 CTRL_C = 'import os, signal; os.kill(os.getpid(), signal.SIGINT)\n'
+# A shell starts background jobs with an ignored SIGINT, which processes inherit.
+# This program gives SIGINT its default action, and becomes the command. (A
+# `preexec_fn` would do so with a fork, of which JAX warns.)
+WITH_CTRL_C = (
+  'import os, signal, sys\n'
+  'signal.signal(signal.SIGINT, signal.SIG_DFL)\n'
+  'os.execv(sys.argv[1], sys.argv[1:])\n'
+)
 
 
 @pytest.fixture
@@ -21,15 +29,12 @@ def interrupted_at(tmp_path):
   def run(module, *command):
     (tmp_path / f'{module}.py').write_text(CTRL_C + 'raise ImportError\n')
     return subprocess.run(
-      [sys.executable, *command],
+      [sys.executable, '-c', WITH_CTRL_C, sys.executable, *command],
       cwd=ROOT,
       env={**os.environ, 'PYTHONPATH': f'{tmp_path}:{ROOT}'},
       capture_output=True,
       text=True,
       check=False,
-      # A shell starts background jobs with an ignored SIGINT, which processes
-      # inherit.
-      preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
   return run

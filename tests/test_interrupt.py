@@ -12,9 +12,9 @@ from bn_research import interrupt
 
 ROOT = pathlib.Path(__file__).parents[1]
 CTRL_C = 'import os, signal; os.kill(os.getpid(), signal.SIGINT)\n'
-# A shell starts background jobs with an ignored SIGINT, which processes inherit.
-# This program gives SIGINT its default action, and becomes the command. (A
-# `preexec_fn` would do so with a fork, of which JAX warns.)
+# A shell starts background jobs with an ignored SIGINT, and a process inherits
+# the signals of its parent. This program gives SIGINT its default action, and
+# becomes the command. A `preexec_fn` needs a fork, and JAX warns of a fork.
 WITH_CTRL_C = (
   'import os, signal, sys\n'
   'signal.signal(signal.SIGINT, signal.SIG_DFL)\n'

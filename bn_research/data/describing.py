@@ -1,6 +1,6 @@
 """Describes a dataset from the metadata of TFDS, without the examples."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bn_research import errors, registry
@@ -25,7 +25,9 @@ class Description(NamedTuple):
 
 
 def describe(
-  config: Mapping[str, Any], data_dir: str | None = None
+  config: Mapping[str, Any],
+  data_dir: str | None = None,
+  splits: Sequence[str] = (),
 ) -> Description:
   """Describes the dataset of a config, which need not be prepared.
 
@@ -35,14 +37,17 @@ def describe(
   Args:
     config: The section `config.data`.
     data_dir: The folder of the datasets; None for the default of TFDS.
+    splits: The names of `config.eval.splits`.
 
   Raises:
     UserError: If the dataset is unknown, or has no classes or no images of one
-      shape.
+      shape, or if a prepared dataset lacks a split.
   """
   name, options = registry.split(config)
   if loading.is_of_the_user(name):
     dataset = loading.load(config, data_dir)
+    for split in splits:
+      dataset.split(split)
     images = dataset.train.images
     return Description(
       dataset.name, images.shape[1:], dataset.num_classes, len(images)
@@ -62,7 +67,20 @@ def describe(
     )
   count = None
   if builder.info.splits:
-    split = str(options.get('train', 'train'))
-    where = f'config.data.train={split!r}'
-    count = builders.split_info(builder, split, where).num_examples
+    count, *_ = (
+      builders.split_info(builder, split, where).num_examples
+      for where, split in _places(options, splits)
+    )
   return Description(name, shape, num_classes, count)
+
+
+def _places(
+  options: Mapping[str, Any], splits: Sequence[str]
+) -> Iterator[tuple[str, str]]:
+  """Yields the place in the config of each split in TFDS, and the split."""
+  for key in ('train', 'test'):
+    split = str(options.get(key, key))
+    yield f'config.data.{key}={split!r}', split
+  for split in splits:
+    if split not in ('train', 'test'):
+      yield f'config.eval.splits names {split!r}', split

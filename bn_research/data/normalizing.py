@@ -184,6 +184,35 @@ NORMALIZERS: dict[str, Any] = {
 """Functions from all training inputs to a `Normalizer`, by name."""
 
 
+class Found(NamedTuple):
+  """The normalizer of a config, before the fit.
+
+  Attributes:
+    where: The place of the section, for messages.
+    name: The name.
+    options: The options.
+    factory: The function from all training inputs; None for no normalization.
+  """
+
+  where: str
+  name: Any
+  options: dict[str, Any]
+  factory: Any
+
+
+def find(config: Mapping[str, Any]) -> Found:
+  """Finds the normalizer of the section `config.data`, and fits nothing.
+
+  Raises:
+    UserError: If the name is unknown.
+  """
+  where = 'config.data.normalize'
+  name, options = registry.split(config.get('normalize'))
+  return Found(
+    where, name, options, registry.find(where, NORMALIZERS, name or 'none')
+  )
+
+
 def input_function(config: Mapping[str, Any], images: np.ndarray) -> ToInput:
   """Returns the function from stored images to inputs of the network.
 
@@ -206,9 +235,7 @@ def input_function(config: Mapping[str, Any], images: np.ndarray) -> ToInput:
   to_input = functools.partial(
     pipeline.to_input, binarize=config.get('binarize')
   )
-  where, section = 'config.data.normalize', config.get('normalize')
-  name, options = registry.split(section)
-  factory = registry.find(where, NORMALIZERS, name or 'none')
+  where, name, options, factory = find(config)
   if factory is None:
     return to_input
   given: dict[str, Any] = {'inputs': Inputs(images, to_input)}

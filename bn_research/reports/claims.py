@@ -261,10 +261,12 @@ def _numbers(finding: Finding) -> str:
     return 'no number'
   low, high = finding.interval
   count = len(finding.differences)
+  # A single seed has no interval.
+  interval = f' [{low:+.4f}, {high:+.4f}]' if count > 1 else ''
   return (
     f'{count} {"seed" if count == 1 else "seeds"}: {finding.this:.4f} against'
     f' {finding.that:.4f}, difference {finding.differences.mean():+.4f}'
-    f' [{low:+.4f}, {high:+.4f}]'
+    f'{interval}'
   )
 
 

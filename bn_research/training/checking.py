@@ -80,8 +80,12 @@ def _check_optimizer(
   optim.of_run(config, dataset.num_examples['train'])
 
 
-def _check_probes(config: Mapping[str, Any], dataset: feeding.Dataset) -> None:
-  del dataset
+def check_probes(config: Mapping[str, Any]) -> None:
+  """Builds the probes of a resolved config.
+
+  Raises:
+    UserError: If a name or an option of a probe is wrong.
+  """
   for key, section in configuration.probe_sections(config).items():
     probes.create(key, section)
 
@@ -90,5 +94,5 @@ _PARTS = {
   'data': _check_data,
   'model': _check_model,
   'optimizer': _check_optimizer,
-  'probes': _check_probes,
+  'probes': lambda config, dataset: check_probes(config),
 }

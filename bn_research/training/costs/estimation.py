@@ -12,6 +12,7 @@ from flax import nnx
 from bn_research import data, models, optim, registry
 from bn_research.data import describing
 from bn_research.training import (
+  checking,
   configuration,
   gradients,
   losses,
@@ -72,7 +73,11 @@ def estimate(config: Mapping[str, Any], data_dir: str | None = None) -> Cost:
     UserError: If the config is wrong.
   """
   config = configuration.resolve(config)
-  dataset = describing.describe(config['data'], data_dir)
+  splits = config['eval']['splits']
+  dataset = describing.describe(config['data'], data_dir, splits)
+  # Both only check the names and the options.
+  data.normalizing.find(config['data'])
+  checking.check_probes(config)
   mesh = collectives.mesh_of(config['num_devices'])
   with jax.sharding.use_abstract_mesh(mesh):
     return _estimate(config, dataset)

@@ -6,7 +6,7 @@ import pathlib
 import jax
 import pytest
 
-from bn_research import errors, experiment
+from bn_research import data, errors, experiment
 from bn_research.training import costs
 from tests.quick import some
 
@@ -84,11 +84,29 @@ def test_mistakes_are_told_in_a_line(tmp_path):
     ({'num_devices': 3}, 'cannot be split evenly over num_devices=3'),
     ({'data.stream.suffle': 'shards'}, "did you mean 'shuffle'"),
     ({'data.stream.image_size': -4}, 'image_size=-4'),
+    ({'data.normalize.name': 'standardise'}, "did you mean 'standardize'"),
+    ({'probes.p.name': 'no_such_probe'}, 'no_such_probe'),
   ):
     config = experiment.config(RESNET, change)
     with pytest.raises(errors.UserError, match=message) as caught:
       costs.estimate(config, str(tmp_path))
     assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'eval.splits': ('test', 'other')}, "names 'other'"),
+    ({'data.test': 'tset'}, "config.data.test='tset'"),
+    ({'data.test': 'train[:0]'}, 'is empty'),
+  ],
+)
+def test_a_prepared_dataset_is_asked_for_each_split(change, message, tmp_path):
+  small = {'data.name': 'digits', 'model.name': 'mlp'}
+  data.load({'name': 'digits'}, str(tmp_path))
+  costs.estimate(experiment.config(small), str(tmp_path))
+  with pytest.raises(errors.UserError, match=message):
+    costs.estimate(experiment.config(small, change), str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from bn_research.data import originals, unpickling
 _URL = 'https://www.cs.toronto.edu/~kriz/'
 _SHAPE = (3, 32, 32)  # planes of red, green and blue
 _PIXELS = 3 * 32 * 32
-# Of the archive, of its compression, and of the values in a pickle.
+# Errors of the archive, of the compression, and of the values in a pickle.
 _DAMAGE = (
   *(EOFError, OSError, tarfile.TarError, zlib.error),
   *(AttributeError, TypeError, ValueError),

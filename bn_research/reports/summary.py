@@ -27,9 +27,9 @@ class Table:
     name: The name of the table, for the title and for the files of an export.
     series: A dict with `label` and `where` for each row.
     columns: A dict with the `name` of a measure and the options of the measure,
-      by the title of the column. An option may depend on the runs of a series:
-      a dict with the label `series` and with a measure stands for the mean of
-      the measure over the runs of the series.
+      by the title of the column. An option may depend on another series: a
+      dict with the label `series` and with a measure stands for the measure of
+      the run of this series with the same seed.
     published: Published numbers as text, by the label of the row and the title
       of the column, and with the origin of the numbers.
   """
@@ -76,33 +76,44 @@ class Table:
       UserError: If a series has no run, or if a run lacks a quantity.
     """
     series = [select(spec, runs, absent) for spec in self.series]
-    with registry.mistakes_in(f'report(): table {self.name!r}'):
-      columns = {
-        title: _resolved(section, series)
-        for title, section in self.columns.items()
-      }
     rows = []
     for s in series:
       row = {self.name: s.name}
-      for title, section in columns.items():
-        row[title] = _cell([measures.measure(section, run) for run in s.runs])
+      for title, section in self.columns.items():
+        row[title] = _cell(
+          [self._measured(section, series, run) for run in s.runs]
+        )
         if self.published:
           texts = self.published.get(s.label, {})
           row[f'{title}, published'] = texts.get(title, '')
       rows.append(row)
     return rows
 
+  def _measured(
+    self, section: Mapping[str, Any], series: Sequence[Series], run: Run
+  ) -> float:
+    """Returns the number of a column for a run."""
+    with registry.mistakes_in(f'report(): table {self.name!r}'):
+      options = _resolved(section, series, run)
+    return measures.measure(options, run)
+
 
 def _resolved(
-  section: Mapping[str, Any], series: Sequence[Series]
+  section: Mapping[str, Any], series: Sequence[Series], run: Run
 ) -> dict[str, Any]:
-  """Returns a measure whose options are numbers."""
+  """Returns a measure for a run, with numbers as options."""
   resolved = {}
   for key, value in section.items():
     if isinstance(value, Mapping) and 'series' in value:
       options = dict(value)
       runs = drawing.of_label(series, options.pop('series')).runs
-      numbers = [measures.measure(options, run) for run in runs]
+      # A level of the same seed, because the best of a run is above the mean of
+      # such bests in about half of the runs only.
+      numbers = [
+        measures.measure(options, other)
+        for other in runs
+        if other.config['seed'] == run.config['seed']
+      ]
       # Without a finished run the level is unknown, and no run reaches NaN.
       value = float(np.mean(numbers)) if numbers else float('nan')
     resolved[key] = value

@@ -48,28 +48,32 @@ def rows_of(curves, monkeypatch, tmp_path, fake_run):
   return table().fill(runs.load(str(tmp_path)))
 
 
-def test_the_level_is_the_mean_of_another_series(
+def test_the_level_is_of_another_series_with_the_same_seed(
   monkeypatch, tmp_path, fake_run
 ):
   curves = {
-    # The best of each seed is 0.7 and 0.5: the level is 0.6.
+    # The levels are 0.7 and 0.5.
     'none': [[0.1, 0.2, 0.7, 0.4], [0.1, 0.3, 0.5, 0.5]],
-    'batch_norm': [[0.1, 0.6, 0.8, 0.9], [0.1, 0.5, 0.59, 0.61]],
+    'batch_norm': [
+      [0.1, 0.6, 0.7, 0.9],
+      [0.1, 0.5, 0.59, 0.61],
+      [0.1, 0.2, 0.3, 0.4],  # No run of this seed is without a norm.
+    ],
   }
   rows = rows_of(curves, monkeypatch, tmp_path, fake_run)
   assert rows == [
     {
       'figure3': 'without',
-      'steps': '20, 1 of 2 runs',
+      'steps': '20 [20, 20]',
       'steps, published': '',
       'best': '0.6 [0.5, 0.7]',
       'best, published': '',
     },
     {
       'figure3': 'with',
-      'steps': '20 [10, 30]',
+      'steps': '15 [10, 20], 2 of 3 runs',
       'steps, published': '2.1e6 (paper)',
-      'best': '0.755 [0.61, 0.9]',
+      'best': '0.6367 [0.4, 0.9]',
       'best, published': '',
     },
   ]

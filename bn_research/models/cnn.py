@@ -19,6 +19,8 @@ class CNN(nnx.Module):
 
   The convolutions are 3 x 3. Each convolution after the first halves the image.
   A mean over positions and a dense layer give the logits.
+
+  A `tap` gets the names `'conv_1/input'`, `'conv_2/input'` and so on.
   """
 
   def __init__(
@@ -74,18 +76,7 @@ class CNN(nnx.Module):
   def __call__(
     self, x: jax.Array, *, train: bool, tap: Tap = interface.untapped
   ) -> jax.Array:
-    """Computes the logits.
-
-    Args:
-      x: (batch, height, width, channels) float.
-      train: Whether the moments of the mini-batch normalize, and update the
-        running moments. Otherwise the running moments normalize.
-      tap: A function of the name and the value of the input of a nonlinearity:
-        `'conv_1/input'`, `'conv_2/input'` and so on.
-
-    Returns:
-      (batch, num_classes) logits, float32.
-    """
+    """Computes the logits; see `interface.Network`."""
     h = x
     for k, layer in enumerate(self.layers, 1):
       h = self.nonlinearity(tap(f'conv_{k}/input', layer(h, train)))

@@ -57,6 +57,9 @@ class InceptionBN(nnx.Module):
   The initial weights, zeros on both sides of an image as padding, and the entry
   'small' are choices of this project.
 
+  The name for a `tap` is the place of the norm before the nonlinearity, as
+  `'stem/input'` and `'mixed3a_1x1/input'`.
+
   Source: Ioffe and Szegedy (2015), Figure 5; Section 3.2, for the places of the
   norms; Section 4.2, for the networks that are compared.
   """
@@ -142,20 +145,7 @@ class InceptionBN(nnx.Module):
     train: bool,
     tap: Tap = untapped,
   ) -> jax.Array:
-    """Computes the logits.
-
-    Args:
-      x: (batch, height, width, channels) float.
-      train: Whether the moments of the mini-batch normalize, and update the
-        running moments, and whether dropout is on. Otherwise the running
-        moments normalize.
-      tap: A function of the name and the value of the input of a nonlinearity:
-        the place of the norm before the nonlinearity, as `'stem/input'` and
-        `'mixed3a_1x1/input'`.
-
-    Returns:
-      (batch, num_classes) logits.
-    """
+    """Computes the logits; see `interface.Network`."""
     h = self.stem(x, train, tap)
     h = in_turn(self.mixed, h, train=train, tap=tap, remat=self.remat)
     h = h.mean((1, 2))

@@ -1,6 +1,7 @@
 """What a network is given: a factory of norms, and a tap for activations."""
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,31 @@ def untapped(name: str, value: jax.Array) -> jax.Array:
   """Returns the value: the tap of a call that observes no activations."""
   del name
   return value
+
+
+class Network(Protocol):
+  """The call of a network."""
+
+  def __call__(
+    self, x: jax.Array, *, train: bool, tap: Tap = untapped
+  ) -> jax.Array:
+    """Computes the logits.
+
+    Args:
+      x: (batch, ...) float: examples, for most networks images of shape
+        (batch, height, width, channels).
+      train: Whether the moments of the mini-batch normalize, and update the
+        running moments, and whether dropout is on. Otherwise the running
+        moments normalize.
+      tap: A function of the name and the value of the input of a nonlinearity.
+        The network calls the function for each nonlinearity, and the
+        nonlinearity gets the result. The docstring of a network lists the
+        names.
+
+    Returns:
+      (batch, num_classes) logits, float32.
+    """
+    ...
 
 
 def compute_type(dtype: str) -> jnp.dtype:

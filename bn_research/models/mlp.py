@@ -20,6 +20,8 @@ class MLP(nnx.Module):
   bias, and W has no bias. With the default widths and the default nonlinearity,
   the model is the network of Figure 1.
 
+  A `tap` gets the names `'hidden_1/input'`, `'hidden_2/input'` and so on.
+
   Source: Ioffe and Szegedy (2015), Section 4.1.
   """
 
@@ -88,19 +90,7 @@ class MLP(nnx.Module):
     train: bool,
     tap: Tap = untapped,
   ) -> jax.Array:
-    """Computes the logits.
-
-    Args:
-      x: (batch, ...) float. The model flattens each example.
-      train: Whether the moments of the mini-batch normalize, and update the
-        running moments. Otherwise the running moments normalize.
-      tap: A function of the name and the value of the input of a nonlinearity.
-        The model calls the function for every nonlinearity, and gives the
-        result to the nonlinearity.
-
-    Returns:
-      (batch, num_classes) logits.
-    """
+    """Computes the logits; see `interface.Network`."""
     h = x.reshape(len(x), -1)
     layers = zip(self.dense, self.norms, strict=True)
     for i, (dense, norm) in enumerate(layers, start=1):

@@ -33,6 +33,9 @@ class PatchCNN(nnx.Module):
   The initial weights are those of `convolution.HE` and of Flax: ours, as the
   network before the identity initialization of the paper.
 
+  A `tap` gets the names `'stem/input'`, `'group1/inner'`, `'group1/outer'` and
+  so on.
+
   Source: Jordan (2024), Sections 3.1 and 3.2.
   """
 
@@ -98,18 +101,7 @@ class PatchCNN(nnx.Module):
   def __call__(
     self, x: jax.Array, *, train: bool, tap: Tap = interface.untapped
   ) -> jax.Array:
-    """Computes the logits.
-
-    Args:
-      x: (batch, height, width, channels) float.
-      train: Whether the moments of the mini-batch normalize, and update the
-        running moments. Otherwise the running moments normalize.
-      tap: A function of the name and the value of the input of a nonlinearity:
-        `'stem/input'`, `'group1/inner'`, `'group1/outer'` and so on.
-
-    Returns:
-      (batch, num_classes) logits, float32.
-    """
+    """Computes the logits; see `interface.Network`."""
     h = self.norm(self.stem(x), use_running_average=not train)
     h = self.nonlinearity(tap('stem/input', h))
     for group in self.groups:

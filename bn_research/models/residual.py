@@ -30,6 +30,11 @@ class ResidualNetwork(nnx.Module):
   preactivation are followed by a norm and a ReLU. Convolutions have no bias:
   the norms add the biases, also the norm `none`.
 
+  A `tap` gets the name `'stem/input'`, and in each block
+  `'stage1_block1/input1'`, `'stage1_block1/input2'` and so on, in the order of
+  use. With preactivation, `'final/input'` is the last, and the first block has
+  no `input1`.
+
   Source: He et al. (2016a, 2016b).
   """
 
@@ -122,21 +127,7 @@ class ResidualNetwork(nnx.Module):
   def __call__(
     self, x: jax.Array, *, train: bool, tap: Tap = interface.untapped
   ) -> jax.Array:
-    """Computes the logits.
-
-    Args:
-      x: (batch, height, width, channels) float.
-      train: Whether the moments of the mini-batch normalize, and update the
-        running moments. Otherwise the running moments normalize.
-      tap: A function of the name and the value of the input of a nonlinearity:
-        `'stem/input'`, and in each block `'stage1_block1/input1'`,
-        `'stage1_block1/input2'` and so on, in the order of use. With
-        preactivation, `'final/input'` is the last, and the first block has no
-        `input1`.
-
-    Returns:
-      (batch, num_classes) logits, float32.
-    """
+    """Computes the logits; see `interface.Network`."""
     h = jax.nn.relu(tap('stem/input', self.stem(x, train)))
     if self.large_stem:
       h = nnx.max_pool(h, (3, 3), (2, 2), padding=((1, 1), (1, 1)))

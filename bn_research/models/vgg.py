@@ -34,6 +34,9 @@ class VGG(nnx.Module):
   Huang et al., 2019) or two with a norm between (`hidden=512`, as in Huang et
   al., 2018).
 
+  A `tap` gets the names `'stage1/input1'`, `'stage1/input2'` and so on, and
+  `'hidden/input'`.
+
   Source: Simonyan and Zisserman (2015), Table 1; Santurkar et al. (2018),
     Section 2; Huang et al. (2018), Section 5.2; Huang et al. (2019), Section 5.
   """
@@ -108,18 +111,7 @@ class VGG(nnx.Module):
   def __call__(
     self, x: jax.Array, *, train: bool, tap: Tap = interface.untapped
   ) -> jax.Array:
-    """Computes the logits.
-
-    Args:
-      x: (batch, height, width, channels) float.
-      train: Whether the moments of the mini-batch normalize, and update the
-        running moments. Otherwise the running moments normalize.
-      tap: A function of the name and the value of the input of a nonlinearity:
-        `'stage1/input1'`, `'stage1/input2'` and so on, and `'hidden/input'`.
-
-    Returns:
-      (batch, num_classes) logits, float32.
-    """
+    """Computes the logits; see `interface.Network`."""
     h = x
     for stage, layers in enumerate(self.stages, 1):
       for number, layer in enumerate(layers, 1):

@@ -45,6 +45,9 @@ class ViT(nnx.Module):
   of 'post' ends with a norm. A mean over tokens and a dense layer give the
   logits. The position embedding is learned.
 
+  A `tap` gets the names `'block1/scores'`, (batch, heads, tokens, tokens), for
+  the softmax, and `'block1/hidden'`, (batch, tokens, features), for GELU.
+
   Source: Dosovitskiy et al. (2021), Section 3.1 and Appendix D.3; 'post':
   Vaswani et al. (2017), Section 3.1; 'peri': Kim et al. (2025); `qk_norm`:
   Dehghani et al. (2023), Section 2.
@@ -143,19 +146,7 @@ class ViT(nnx.Module):
     train: bool,
     tap: Tap = untapped,
   ) -> jax.Array:
-    """Computes the logits.
-
-    Args:
-      x: (batch, height, width, channels) float.
-      train: Whether the moments of the mini-batch normalize, and update the
-        running moments. Otherwise the running moments normalize.
-      tap: A function of the name and the value of the input of a nonlinearity:
-        `'block1/scores'`, (batch, heads, tokens, tokens), for the softmax, and
-        `'block1/hidden'`, (batch, tokens, features), for GELU.
-
-    Returns:
-      (batch, num_classes) logits.
-    """
+    """Computes the logits; see `interface.Network`."""
     h = self.embedding(_cut(x, self.patch_size))
     h = h + self.position.astype(h.dtype)
     h = in_turn(self.blocks, h, train=train, tap=tap, remat=self.remat)

@@ -43,6 +43,7 @@ from bn_research.training import (
   evaluation,
   loop,
   mesh,
+  probing,
   programs,
   state,
   step,
@@ -187,7 +188,7 @@ class Harness:
     """Returns a probe of the run, and the same probe without any loop."""
     measure = jax.jit(
       functools.partial(
-        evaluation.probe,
+        probing.probe,
         measure=probes.create(key, {}),
         optimizer=self._optimizer,
         **self._parts,

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bn_research import data, errors
-from bn_research.training import configuration, evaluation
+from bn_research.training import configuration, evaluated, evaluation
 from bn_research.training import mesh as mesh_lib
 from bn_research.training.compiling import Compiler
 from bn_research.training.step import Examples
@@ -92,7 +92,7 @@ class Memory:
     train: The training examples, with the key of the augmentation.
     splits: For each split of `config.eval.splits`, the examples and the batches
       of `evaluation.batches`.
-    stacks: The result of `evaluation.stacks`, or nothing if the running moments
+    stacks: The result of `evaluated.stacks`, or nothing if the running moments
       are evaluated.
     probes: The examples of each probe, by key of `config.probes`.
     key: The key of the initial parameters.
@@ -127,9 +127,7 @@ class Memory:
     self.stacks: list[jax.Array] = []
     if config['eval']['population'] == 'reestimated':
       self.stacks = self._put(
-        evaluation.stacks(
-          self._num_examples, mesh.size, _numbers(dataset.train)
-        )
+        evaluated.stacks(self._num_examples, mesh.size, _numbers(dataset.train))
       )
 
   def sample(self, count: int) -> np.ndarray:

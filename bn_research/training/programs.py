@@ -13,9 +13,11 @@ from bn_research import data, fitting, optim, probes
 from bn_research.training import (
   compiling,
   configuration,
+  evaluated,
   evaluation,
   feeding,
   gradients,
+  probing,
   state,
   stepping,
   streaming,
@@ -124,7 +126,7 @@ class Programs:
   ) -> dict[str, dict[str, float]]:
     """Returns `'accuracy'` and `'loss'` on each split of `config.eval`."""
     if self._config['eval']['weights'] == 'average':
-      train_state = evaluation.averaged(train_state)
+      train_state = evaluated.averaged(train_state)
     if self._reestimate is not None:
       # Only this evaluation uses the measured moments: training continues with
       # the running moments.
@@ -212,7 +214,7 @@ class Programs:
   def _compile_evaluation(
     self, num_classes: int, parts: dict[str, Any]
   ) -> None:
-    evaluation.check_weights(self._config, self._abstract_model(parts))
+    evaluated.check_weights(self._config, self._abstract_model(parts))
     parts_of = {'num_classes': num_classes, **parts}
     self._evaluate = {
       split: self._evaluation_of(split, parts_of)
@@ -221,7 +223,7 @@ class Programs:
     self._reestimate = None
     if self._data.stacks:
       self._reestimate = self._compiler.ahead(
-        functools.partial(evaluation.reestimate, **parts),
+        functools.partial(evaluated.reestimate, **parts),
         self.abstract,
         self._data.train,
         *self._data.stacks,
@@ -252,7 +254,7 @@ class Programs:
     self._probe = {
       key: self._compiler.ahead(
         functools.partial(
-          evaluation.probe, measure=probe, optimizer=optimizer, **parts
+          probing.probe, measure=probe, optimizer=optimizer, **parts
         ),
         self.abstract,
         self._data.probes[key],

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bn_research import data
 from bn_research.data.streams import Batch
-from bn_research.training import evaluation, feeding
+from bn_research.training import evaluated, evaluation, feeding
 from bn_research.training import mesh as mesh_lib
 from bn_research.training.compiling import Compiler
 from bn_research.training.step import Examples
@@ -27,7 +27,7 @@ class Streamed:
   Attributes:
     train: A sample of the training examples, for a re-estimation; None if the
       running moments are evaluated.
-    stacks: The result of `evaluation.stacks` for the sample, or nothing.
+    stacks: The result of `evaluated.stacks` for the sample, or nothing.
     probes: The examples of each probe, by key of `config.probes`.
     key: The key of the initial parameters.
   """
@@ -61,7 +61,7 @@ class Streamed:
       images, labels = self._sample(self._most)
       self.train = Examples(*self._put((images, labels)))
       self.stacks = self._put(
-        evaluation.stacks(len(labels), mesh.size, math.prod(stream.input_shape))
+        evaluated.stacks(len(labels), mesh.size, math.prod(stream.input_shape))
       )
 
   @property

@@ -11,7 +11,7 @@ from flax import nnx
 
 from bn_research import errors, models, optim, probes
 from bn_research.probes import layers
-from bn_research.training import evaluation, losses, state, step
+from bn_research.training import losses, probing, state, step
 
 RATE = 2.0
 RNG = np.random.default_rng(0)
@@ -46,7 +46,7 @@ def start(norm='none', dense='dense', rate=RATE):
 def measure(key, norm='none', **section):
   first, parts = start(norm)
   probe = functools.partial(
-    evaluation.probe,
+    probing.probe,
     measure=probes.create(key, section),
     to_input=to_input,
     **parts,
@@ -120,7 +120,7 @@ def observe(probe, **choices):
   """What a probe of one's own finds before the first step."""
   first, parts = start(**choices)
   measure = functools.partial(
-    evaluation.probe, measure=probe, to_input=to_input, **parts
+    probing.probe, measure=probe, to_input=to_input, **parts
   )
   return jax.jit(measure)(first, step.Examples(IMAGES, LABELS))
 
@@ -209,7 +209,7 @@ def test_inputs_that_do_not_vary_have_a_whiteness():
   first, parts = start()
   images = np.full_like(IMAGES, 7)
   probe = functools.partial(
-    evaluation.probe,
+    probing.probe,
     measure=probes.create('whiteness', {}),
     to_input=to_input,
     **parts,
@@ -260,7 +260,7 @@ def test_a_probe_costs_a_gradient_a_layer_and_two():
   """Products of matrices in the program: three a layer and gradient at most."""
   first, parts = start()
   probe = functools.partial(
-    evaluation.probe,
+    probing.probe,
     measure=probes.create('covariate_shift', {}),
     to_input=to_input,
     **parts,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bn_research import data, optim
-from bn_research.training import evaluation, mesh, state, step
+from bn_research.training import evaluated, evaluation, mesh, state, step
 
 
 @pytest.mark.parametrize('num_devices', [1, 2, 8])
@@ -24,7 +24,7 @@ def test_large_images_come_in_smaller_batches(numbers, most):
   batches = evaluation.batches(25_001, 1, numbers)
   assert most / 2 < batches.shape[1] <= most
   np.testing.assert_array_equal(batches[batches >= 0], np.arange(25_001))
-  (stack, *rest) = evaluation.stacks(25_001, 1, numbers)
+  (stack, *rest) = evaluated.stacks(25_001, 1, numbers)
   assert stack.shape[1] == batches.shape[1]
   assert len(rest) == (25_001 % stack.shape[1] > 0)
 
@@ -32,7 +32,7 @@ def test_large_images_come_in_smaller_batches(numbers, most):
 @pytest.mark.parametrize('num_devices', [1, 2, 8])
 @pytest.mark.parametrize('num_examples', [1, 7, 37, 10_000, 25_001])
 def test_stacks_hold_every_example_once(num_examples, num_devices):
-  stacks = evaluation.stacks(num_examples, num_devices)
+  stacks = evaluated.stacks(num_examples, num_devices)
   assert len(stacks) <= 2
   assert stacks[0].shape[1] <= 10_000 + num_devices
   if num_examples >= num_devices:

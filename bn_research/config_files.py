@@ -3,6 +3,7 @@
 import copy
 import functools
 import importlib.util
+import inspect
 import os
 import sys
 import types
@@ -30,10 +31,11 @@ def module_of(path: str) -> types.ModuleType:
 
 
 def call(path: str, name: str) -> Any:
-  """Calls a function of a config file, such as `sweep`, without arguments.
+  """Calls a function of a config file, such as `sweep`.
 
   Args:
-    path: `path.py` or `path.py:argument`.
+    path: `path.py` or `path.py:argument`. A function with an argument gets the
+      argument.
     name: The name of the function.
 
   Returns:
@@ -43,12 +45,15 @@ def call(path: str, name: str) -> Any:
     UserError: If the file has no such function, or the function raises an
       error.
   """
-  file, module = path.partition(':')[0], module_of(path)
+  file, *argument = path.split(':', 1)
+  module = module_of(path)
   if not hasattr(module, name):
     raise errors.UserError(f'{path} has no function {name}')
 
   def called() -> Any:
-    result = getattr(module, name)()
+    function = getattr(module, name)
+    takes_argument = inspect.signature(function).parameters
+    result = function(*argument) if takes_argument else function()
     # The body of a generator runs, and may raise, only when items are taken.
     return list(result) if isinstance(result, types.GeneratorType) else result
 

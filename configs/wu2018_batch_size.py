@@ -9,12 +9,12 @@ with moments close to the running ones. E. Hoffer, I. Hubara and D. Soudry,
 "Train longer, generalize better", 2017, arXiv:1705.08741, cut a large batch
 into small ghosts.
 
-Here a ResNet-8 or ResNet-20 on CIFAR-10, on a single device, with as many
-examples for every batch size, so that a batch of 2 takes 32 times the steps of
-a batch of 64. Ours: a learning rate of 0.1 · batch / 128 that falls in half a
-cosine, and groups of 8 channels, because the narrow networks have 16 to 64 (the
-published ResNet-50 has 32 groups). The runs were not yet trained.
-Ghosts have 16 examples, so a batch of 16 or less is one ghost: batch norm.
+Here a residual network on CIFAR-10, on a single device, with as many examples
+for every batch size, so that a batch of 2 takes 32 times the steps of a batch
+of 64. Ours: a learning rate of 0.1 · batch / 128 that falls in half a cosine,
+and groups of 8 channels, because the narrow networks have 16 to 64 (the
+published ResNet-50 has 32 groups). Ghosts have 16 examples: a smaller batch is
+one ghost, which is batch norm, and has no run of its own.
 
     python -m bn_research.sweep --config=configs/wu2018_batch_size.py:cifar10 \\
         --workdir=runs/wu2018_batch_size
@@ -22,10 +22,13 @@ Ghosts have 16 examples, so a batch of 16 or less is one ghost: batch norm.
         --config=configs/wu2018_batch_size.py:cifar10 \\
         --workdir=runs/wu2018_batch_size
 
-Variants: `quick`, the 8x8 images of scikit-learn, 1,280 examples a run;
-`cifar10`, ResNet-8, 100,000 examples, hours on two cores; `gpu`, ResNet-20,
-3 million examples; `pod`, ResNet-50 on ImageNet, 100 epochs, each run on a
-device of its own: the published moments are those of a device.
+Variants: `quick`, the 8x8 images of scikit-learn, batches of 2, 4 and 32,
+one seed; `cifar10`, ResNet-8 and 25,000 examples; `gpu`, ResNet-20 and 3 million
+examples; `pod`, ResNet-50 on ImageNet, 100 epochs, each run on a device of its
+own. The published runs are on 8 devices, with the moments of each device, and
+the learning rate 0.1 · batch / 32 for 8 times the batch; `pod` thus has the
+learning rate 0.1 · batch / 256, and falls to a tenth after 30, 60 and 90
+epochs, as published.
 """
 
 from typing import Any
@@ -33,6 +36,7 @@ from typing import Any
 from bn_research import experiment
 
 BATCHES = (2, 4, 8, 16, 32, 64)
+GHOST = 16
 NORMS: dict[str, dict[str, Any]] = {
   'batch norm': {
     'model.norm.name': 'batch_norm',
@@ -40,7 +44,7 @@ NORMS: dict[str, dict[str, Any]] = {
   },
   'ghost batch norm': {
     'model.norm.name': 'batch_norm',
-    'model.norm.group_size': 16,
+    'model.norm.group_size': GHOST,
   },
   'batch renorm': {'model.norm.name': 'batch_renorm'},
   'group norm': {'model.norm.name': 'group_norm', 'model.norm.group_size': 8},
@@ -64,7 +68,7 @@ SETTING = {
 }
 EXAMPLES = {
   'quick': 1_280,
-  'cifar10': 100_000,
+  'cifar10': 25_000,
   'gpu': 3_000_000,
   'pod': 128_116_700,
 }
@@ -88,6 +92,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     'model.name': 'resnet_imagenet',
     'model.depth': 50,
+    'optimizer.schedule.name': 'step',
+    'optimizer.schedule.boundaries': ('30 epochs', '60 epochs', '90 epochs'),
     'eval.num_points': 100,
   },
 }
@@ -99,16 +105,19 @@ def get_config(arg='cifar10'):
   # Both follow the batch size of a run of the sweep.
   batch = config.get_ref('batch_size')
   config.num_steps = EXAMPLES[arg] // batch
-  config.optimizer.learning_rate = batch.to_float() * (0.1 / 128)
+  rate = 0.1 / (256 if arg == 'pod' else 128)
+  config.optimizer.learning_rate = batch.to_float() * rate
   return config
 
 
-def sweep():
+def sweep(arg='cifar10'):
+  is_quick = arg == 'quick'
   return [
     {**norm, 'batch_size': batch, 'seed': seed}
-    for norm in NORMS.values()
-    for batch in BATCHES
-    for seed in range(3)
+    for name, norm in NORMS.items()
+    for batch in ((2, 4, 32) if is_quick else BATCHES)
+    for seed in range(1 if is_quick else 3)
+    if name != 'ghost batch norm' or batch > GHOST
   ]
 
 

@@ -22,8 +22,8 @@ one ghost, which is batch norm, and has no run of its own.
         --config=configs/wu2018_batch_size.py:cifar10 \\
         --workdir=runs/wu2018_batch_size
 
-Variants: `quick`, the 8x8 images of scikit-learn, batches of 2, 4 and 32,
-one seed; `cifar10`, ResNet-8 and 25,000 examples; `gpu`, ResNet-20 and 3 million
+Variants: `quick`, the 8x8 images of scikit-learn, batches of 2, 4 and 32, one
+seed; `cifar10`, ResNet-8 and 25,000 examples; `gpu`, ResNet-20 and 3,000,000
 examples; `pod`, ResNet-50 on ImageNet, 100 epochs, each run on a device of its
 own. The published runs are on 8 devices, with the moments of each device, and
 the learning rate 0.1 · batch / 32 for 8 times the batch; `pod` thus has the

@@ -36,5 +36,5 @@ def test_a_function_without_an_argument_gets_none(path):
 
 
 def test_a_lost_argument_is_told(path):
-  with pytest.raises(errors.UserError, match='file.py.*argument'):
+  with pytest.raises(errors.UserError, match=r'file\.py.*argument'):
     config_files.call(path, 'strict')

@@ -8,7 +8,9 @@ import numpy as np
 
 # The raw records of a chunk bound the memory beside the decoded images.
 _CHUNK = 1000
-_MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}  # Modes of Pillow, by channels.
+
+MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}
+"""The modes of Pillow, by the number of channels."""
 
 
 def decode(builder: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -110,6 +112,6 @@ def _pixels(encoded: bytes, shape: Sequence[int]) -> np.ndarray:
         f'an image is of {image.height} x {image.width} pixels instead of'
         f' {height} x {width}'
       )
-    mode = _MODES[channels]
+    mode = MODES[channels]
     right = image if image.mode == mode else image.convert(mode)
     return np.asarray(right).reshape(shape)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from bn_research.data.decoding import MODES
 from bn_research.data.streams import windows
 
 
@@ -42,7 +43,7 @@ def decode(image: Any, num_channels: int, needed: float = 1.0) -> Any:
 
   Args:
     image: The result of `opened`.
-    num_channels: 1 for grey, 3 for red, green and blue.
+    num_channels: 1 for grey, 3 for red, green and blue, 4 with transparency.
     needed: The least size of the result, as a part of the size of the image.
 
   Returns:
@@ -54,7 +55,7 @@ def decode(image: Any, num_channels: int, needed: float = 1.0) -> Any:
   try:
     if needed <= 0.5:
       image.draft(None, tuple(max(1, int(n * needed)) for n in image.size))
-    mode = 'L' if num_channels == 1 else 'RGB'
+    mode = MODES[num_channels]
     image.load()
     # `convert` would copy an image that has the mode already.
     return image if image.mode == mode else image.convert(mode)
@@ -70,7 +71,7 @@ def cut(
   Args:
     image: The result of `opened`.
     chosen: Windows, in pixels of `image`.
-    num_channels: 1 for grey, 3 for red, green and blue.
+    num_channels: 1 for grey, 3 for red, green and blue, 4 with transparency.
     size: Height and width of the results, in pixels.
 
   Returns:

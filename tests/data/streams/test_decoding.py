@@ -38,7 +38,9 @@ def test_png_without_loss(noise):
 
 
 def test_plain_pixels(noise):
-  for pixels in (np.asarray(noise), np.asarray(noise)[..., :1].copy()):
+  clear = np.asarray(noise.convert('RGBA')).copy()
+  clear[::2, :, 3] = 17
+  for pixels in (np.asarray(noise), np.asarray(noise)[..., :1].copy(), clear):
     found = decoding.decode(decoding.opened(pixels), pixels.shape[-1])
     np.testing.assert_array_equal(decoding.pixels(found), pixels)
 

@@ -143,10 +143,11 @@ def lines(arg):
 
 def sweep(arg='cifar10'):
   seeds = 1 if arg == 'quick' else 3
+  # Runs of one line share the compiled programs of the first run that ends.
   return [
     {**line, 'seed': seed}
-    for line in lines(arg).values()
     for seed in range(seeds)
+    for line in lines(arg).values()
   ]
 
 

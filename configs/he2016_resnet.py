@@ -24,7 +24,9 @@ Variants:
 * `quick`: depth 8 and half the width on the 8x8 images of scikit-learn, 300
   steps, a minute on two cores;
 * `cifar10`: depth 20, 10 epochs of one cycle of the learning rate (ours): peak
-  0.2, Nesterov momentum, weight decay 0.0005;
+  0.2, Nesterov momentum, weight decay 0.0005. Seed 0 ended at an accuracy of
+  87.6 %, with `model.norm.momentum=0.9`, after 71 minutes on two cores that had
+  other work beside;
 * `gpu`: the recipe of the paper, 64,000 steps; set `model.depth` to 56;
 * `pod`: ResNet-50 on ImageNet in bfloat16, batches of 1,024 on 8 devices, 90
   epochs, with the learning rate and the warm-up of Goyal et al. (2017).

@@ -31,10 +31,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+import peers_resnet
 import timing
 from absl import app, flags, logging
-from flax import linen as nn
 from flax import nnx
 
 from bn_research import data, experiment, optim, probes
@@ -53,7 +52,6 @@ _SECONDS = flags.DEFINE_float('resnet_seconds', 40.0, 'Seconds a table.')
 
 _BATCH = 64
 _STEPS = 10  # of a turn
-_WIDTHS = (16, 32, 64)
 _COUNT = 2000
 _CONFIG = experiment.config(
   {
@@ -81,9 +79,10 @@ def print_tables() -> None:
   dataset = _dataset()
   with tempfile.TemporaryDirectory() as directory:
     harness = Harness(dataset, directory)
-    turns = {**dict(harness.steps()), 'linen': _linen(dataset)}
+    turns = dict(harness.steps())
+    turns['linen'] = peers_resnet.linen(dataset, _batches(), _STEPS)
     with contextlib.suppress(ImportError):
-      turns['torch'] = _torch(dataset)
+      turns['torch'] = peers_resnet.pytorch(dataset, _batches(), _STEPS)
     _print_table('a step', turns, _STEPS)
     _print_table('evaluation', harness.evaluations(), 1)
     for key in _CONFIG.probes:
@@ -206,111 +205,6 @@ def _batches() -> Iterator[np.ndarray]:
   """Yields the indices of one batch after the other, drawn in large pieces."""
   for start in itertools.count(0, 1000):
     yield from data.batch_indices(_COUNT, _BATCH, 0, start, start + 1000)
-
-
-def _linen(dataset: data.Dataset) -> timing.Turn:
-  class Net(nn.Module):
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-      x = nn.relu(self._conv(x, 16, 1))
-      for width in _WIDTHS:
-        strides = 1 if width == 16 else 2
-        h = nn.relu(self._conv(x, width, strides))
-        h = self._conv(h, width, 1)
-        x = x[:, ::strides, ::strides]
-        more = width - x.shape[-1]
-        x = nn.relu(h + jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, more))))
-      return nn.Dense(10)(x.mean((1, 2)))
-
-    def _conv(self, x: jax.Array, width: int, strides: int) -> jax.Array:
-      x = nn.Conv(width, (3, 3), strides, padding=1, use_bias=False)(x)
-      return nn.BatchNorm(use_running_average=False)(x)
-
-  net, optimizer = Net(), optax.sgd(0.01, 0.9)
-  variables = net.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-  params, stats = variables['params'], variables['batch_stats']
-  now = params, stats, optimizer.init(params)
-  examples, batches = jax.device_put(tuple(dataset.train)), _batches()
-
-  @functools.partial(jax.jit, donate_argnums=0)
-  def step(state: Any, examples: Any, batch: jax.Array) -> Any:
-    params, stats, opt_state = state
-    x, labels = data.to_input(examples[0][batch]), examples[1][batch]
-
-    def loss_fn(params: Any) -> tuple[jax.Array, Any]:
-      logits, updated = net.apply(
-        {'params': params, 'batch_stats': stats}, x, mutable=['batch_stats']
-      )
-      losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-      return losses.mean(), updated['batch_stats']
-
-    (_, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-    updates, opt_state = optimizer.update(grads, opt_state)
-    return optax.apply_updates(params, updates), stats, opt_state
-
-  def turn() -> None:
-    nonlocal now
-    for _ in range(_STEPS):
-      now = step(now, examples, next(batches))
-    jax.block_until_ready(now)
-
-  return turn
-
-
-def _torch(dataset: data.Dataset) -> timing.Turn:
-  import torch
-  from torch.nn import functional
-
-  device = 'cuda' if torch.cuda.is_available() else 'cpu'
-  if device == 'cpu':
-    # A pool larger than the free cores is many times slower than none.
-    torch.set_num_threads(min(2, torch.get_num_threads()))
-
-  class Net(torch.nn.Module):
-    def __init__(self) -> None:
-      super().__init__()
-      inputs = (3, 16, 16, 16, 32, 32, 64)
-      outputs = (16, 16, 16, 32, 32, 64, 64)
-      self.strides = (1, 1, 1, 2, 1, 2, 1)
-      self.convs = torch.nn.ModuleList(
-        torch.nn.Conv2d(*sizes, 3, stride, padding=1, bias=False)
-        for *sizes, stride in zip(inputs, outputs, self.strides, strict=True)
-      )
-      self.norms = torch.nn.ModuleList(map(torch.nn.BatchNorm2d, outputs))
-      self.output = torch.nn.Linear(64, 10)
-
-    def forward(self, x: Any) -> Any:
-      layers = list(zip(self.convs, self.norms, self.strides, strict=True))
-      conv, norm, _ = layers[0]
-      x = functional.relu(norm(conv(x)))
-      for first, second in zip(layers[1::2], layers[2::2], strict=True):
-        h = functional.relu(first[1](first[0](x)))
-        h = second[1](second[0](h))
-        x = x[:, :, :: first[2], :: first[2]]
-        more = h.shape[1] - x.shape[1]
-        x = functional.relu(h + functional.pad(x, (0, 0, 0, 0, 0, more)))
-      return self.output(x.mean((2, 3)))
-
-  net = Net().to(device, memory_format=torch.channels_last)
-  optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9)
-  images = torch.tensor(dataset.train.images).permute(0, 3, 1, 2)
-  x = images.to(device, memory_format=torch.channels_last)
-  labels = torch.tensor(dataset.train.labels, dtype=torch.int64, device=device)
-  batches = _batches()
-
-  def turn() -> None:
-    for _ in range(_STEPS):
-      batch = torch.from_numpy(next(batches)).long().to(device)
-      loss = functional.cross_entropy(
-        net(x[batch].float() / 255), labels[batch]
-      )
-      optimizer.zero_grad()
-      loss.backward()
-      optimizer.step()
-    if device == 'cuda':
-      torch.cuda.synchronize()
-
-  return turn
 
 
 if __name__ == '__main__':

@@ -24,12 +24,10 @@ of bench_checkpoints.py, the digests of a checkpoint.
 import contextlib
 import functools
 import itertools
-import pathlib
 import statistics
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import bench_checkpoints
@@ -37,11 +35,10 @@ import bench_resnet
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+import peers_mlp
 import timing
 from absl import app, flags, logging
-from flax import linen as nn
-from flax import nnx
+from peers_mlp import BATCH, BINARIZE, LEARNING_RATE, SIZES, Turn
 
 from bn_research import data, optim
 from bn_research.training import (
@@ -59,21 +56,13 @@ _DATA_DIR = flags.DEFINE_string(
 _STEPS = flags.DEFINE_integer('steps', 500, 'Steps a turn.')
 _ROUNDS = flags.DEFINE_integer('rounds', 15, 'Rounds.')
 
-_BATCH = 60
-_SIZES = (784, 100, 100, 100, 10)
-_LEARNING_RATE = 0.5
-_BINARIZE = 0.5
-_INIT = nn.initializers.normal(0.1)
-
-Turn = Callable[[int], None]  # Takes that many steps, and waits for them.
-
 
 def main(argv: list[str]) -> None:
   """Prints the tables."""
   del argv
   logging.set_verbosity(logging.WARNING)
   dataset = _dataset()
-  print(f'{_device()}; {dataset.name}; {_STEPS.value} steps a turn')
+  print(f'{timing.device()}; {dataset.name}; {_STEPS.value} steps a turn')
   for norm in ('none', 'batch_norm'):
     with tempfile.TemporaryDirectory() as directory:
       turns = dict(_contenders(norm, dataset, directory))
@@ -88,13 +77,13 @@ def _contenders(
   yield 'ours', _ours(norm, dataset, directory)
   yield 'alone', _alone(norm, dataset)
   yield 'bound', _bound(dataset)
-  yield 'nnx', _nnx(norm, dataset)
-  yield 'linen', _linen(norm, dataset)
+  yield 'nnx', peers_mlp.of_nnx(norm, dataset, _batches(dataset))
+  yield 'linen', peers_mlp.of_linen(norm, dataset, _batches(dataset))
   try:
     import torch  # noqa: F401
   except ImportError:
     return
-  yield 'torch', _torch(norm, dataset)
+  yield 'torch', peers_mlp.of_torch(norm, dataset, _batches(dataset))
 
 
 def _time(turns: dict[str, Turn]) -> dict[str, list[float]]:
@@ -124,16 +113,6 @@ def _print_table(norm: str, times: dict[str, list[float]]) -> None:
     )
 
 
-def _device() -> str:
-  name = jax.devices()[0].device_kind
-  if jax.default_backend() == 'cpu':
-    cpuinfo = pathlib.Path('/proc/cpuinfo')
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [l.split(':')[1].strip() for l in lines if l.startswith('model n')]
-    name = f'{len(names)} x {names[0]}' if names else name
-  return f'{name}, jax {jax.__version__}, Python {sys.version.split()[0]}'
-
-
 def _dataset() -> data.Dataset:
   if _DATA_DIR.value:
     return data.load({'name': 'mnist'}, _DATA_DIR.value)
@@ -151,16 +130,16 @@ def _config(norm: str) -> dict[str, Any]:
   return {
     'seed': 0,
     'num_steps': num_turns * _STEPS.value,
-    'batch_size': _BATCH,
+    'batch_size': BATCH,
     'num_devices': 1,
     'data': {
       'name': 'mnist',
       'train': 'train',
       'test': 'test',
-      'binarize': _BINARIZE,
+      'binarize': BINARIZE,
     },
     'model': {'name': 'mlp', 'norm': {'name': norm}},
-    'optimizer': {'name': 'sgd', 'learning_rate': _LEARNING_RATE},
+    'optimizer': {'name': 'sgd', 'learning_rate': LEARNING_RATE},
     'eval': {
       'num_points': 1,
       'spacing': 'linear',
@@ -178,7 +157,7 @@ def _config(norm: str) -> dict[str, Any]:
 
 def _ours(norm: str, dataset: data.Dataset, directory: str) -> Turn:
   config = configuration.resolve(_config(norm))
-  devices = mesh.create(1, _BATCH)
+  devices = mesh.create(1, BATCH)
   with jax.set_mesh(devices):
     compiled = programs.Programs(config, dataset, devices)
   run = loop.Run(config, directory, compiled)
@@ -197,14 +176,15 @@ def _alone(norm: str, dataset: data.Dataset) -> Turn:
   optimizer = optim.create(config['optimizer'], config['num_steps'])
   create = state.creator(config, (28, 28, 1), 10, optimizer)
   graphdef, _ = jax.eval_shape(create, jax.random.key(0))
-  devices = mesh.create(1, _BATCH)
-  examples, batches = step.Examples(*_on_device(dataset)), _batches(dataset)
+  devices = mesh.create(1, BATCH)
+  examples = step.Examples(*jax.device_put(tuple(dataset.train)))
+  batches = _batches(dataset)
   steps = jax.jit(
     functools.partial(
       step.train_steps,
       graphdef=graphdef,
       optimizer=optimizer,
-      to_input=functools.partial(data.to_input, binarize=_BINARIZE),
+      to_input=functools.partial(data.to_input, binarize=BINARIZE),
     ),
     donate_argnums=0,
   )
@@ -222,12 +202,12 @@ def _alone(norm: str, dataset: data.Dataset) -> Turn:
 
 
 def _bound(dataset: data.Dataset) -> Turn:
-  images = dataset.train.images[: _BATCH * 1000].reshape(1000, _BATCH, -1)
+  images = dataset.train.images[: BATCH * 1000].reshape(1000, BATCH, -1)
   x = jnp.asarray(images > 127, jnp.float32)
   keys = jax.random.split(jax.random.key(0), 4)
   weights = [
     0.1 * jax.random.normal(key, shape)
-    for key, shape in zip(keys, itertools.pairwise(_SIZES), strict=True)
+    for key, shape in zip(keys, itertools.pairwise(SIZES), strict=True)
   ]
 
   def step(weights: list[jax.Array], x: jax.Array) -> Any:
@@ -255,133 +235,7 @@ def _batches(dataset: data.Dataset) -> Iterator[np.ndarray]:
   """Yields the indices of one batch after the other, drawn an epoch ahead."""
   count = len(dataset.train.images)
   for start in itertools.count(0, 1000):
-    yield from data.batch_indices(count, _BATCH, 0, start, start + 1000)
-
-
-def _nnx(norm: str, dataset: data.Dataset) -> Turn:
-  class Net(nnx.Module):
-    def __init__(self, rngs: nnx.Rngs):
-      self.dense = nnx.List(
-        nnx.Linear(*size, kernel_init=_INIT, use_bias=norm == 'none', rngs=rngs)
-        for size in itertools.pairwise(_SIZES[:-1])
-      )
-      self.norms = nnx.List(
-        nnx.BatchNorm(width, rngs=rngs)
-        for width in _SIZES[1:-1]
-        if norm == 'batch_norm'
-      )
-      self.output = nnx.Linear(*_SIZES[-2:], kernel_init=_INIT, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-      for i, dense in enumerate(self.dense):
-        x = dense(x)
-        x = nnx.sigmoid(self.norms[i](x) if len(self.norms) else x)
-      return self.output(x)
-
-  model = Net(nnx.Rngs(0))
-  optimizer = nnx.Optimizer(model, optax.sgd(_LEARNING_RATE), wrt=nnx.Param)
-  examples, batches = _on_device(dataset), _batches(dataset)
-
-  @nnx.jit
-  def step(
-    model: Net, optimizer: nnx.Optimizer, examples: Any, batch: Any
-  ) -> jax.Array:
-    x, labels = _select(examples, batch)
-    loss, grads = nnx.value_and_grad(lambda m: _loss(m(x), labels))(model)
-    optimizer.update(model, grads)
-    return loss
-
-  def turn(num_steps: int) -> None:
-    for _ in range(num_steps):
-      loss = step(model, optimizer, examples, next(batches))
-    loss.block_until_ready()
-
-  return turn
-
-
-def _linen(norm: str, dataset: data.Dataset) -> Turn:
-  class Net(nn.Module):
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-      for width in _SIZES[1:-1]:
-        x = nn.Dense(width, norm == 'none', kernel_init=_INIT)(x)
-        if norm == 'batch_norm':
-          x = nn.BatchNorm(use_running_average=False)(x)
-        x = nn.sigmoid(x)
-      return nn.Dense(_SIZES[-1], kernel_init=_INIT)(x)
-
-  net, optimizer = Net(), optax.sgd(_LEARNING_RATE)
-  variables = net.init(jax.random.key(0), jnp.zeros((1, _SIZES[0])))
-  params, stats = variables['params'], variables.get('batch_stats', {})
-  state = (params, stats, optimizer.init(params))
-  examples, batches = _on_device(dataset), _batches(dataset)
-
-  @functools.partial(jax.jit, donate_argnums=0)
-  def step(state: Any, examples: Any, batch: jax.Array) -> Any:
-    params, stats, opt_state = state
-    x, labels = _select(examples, batch)
-
-    def loss_fn(params: Any) -> tuple[jax.Array, Any]:
-      logits, updated = net.apply(
-        {'params': params, 'batch_stats': stats}, x, mutable=['batch_stats']
-      )
-      return _loss(logits, labels), updated.get('batch_stats', {})
-
-    (_, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-    updates, opt_state = optimizer.update(grads, opt_state)
-    return optax.apply_updates(params, updates), stats, opt_state
-
-  def turn(num_steps: int) -> None:
-    nonlocal state
-    for _ in range(num_steps):
-      state = step(state, examples, next(batches))
-    jax.block_until_ready(state)
-
-  return turn
-
-
-def _torch(norm: str, dataset: data.Dataset) -> Turn:
-  import torch
-
-  # A pool larger than the free cores is many times slower than none.
-  torch.set_num_threads(min(2, torch.get_num_threads()))
-  layers: list[Any] = []
-  for size in itertools.pairwise(_SIZES[:-1]):
-    layers.append(torch.nn.Linear(*size, bias=norm == 'none'))
-    if norm == 'batch_norm':
-      layers.append(torch.nn.BatchNorm1d(size[1]))
-    layers.append(torch.nn.Sigmoid())
-  net = torch.nn.Sequential(*layers, torch.nn.Linear(*_SIZES[-2:]))
-  optimizer = torch.optim.SGD(net.parameters(), _LEARNING_RATE)
-  x, labels = dataset.train
-  x = torch.tensor(x.reshape(len(x), -1))
-  labels = torch.tensor(labels, dtype=torch.int64)
-  batches = _batches(dataset)
-
-  def turn(num_steps: int) -> None:
-    for _ in range(num_steps):
-      batch = torch.from_numpy(next(batches)).long()
-      logits = net((x[batch] > 127).float())
-      loss = torch.nn.functional.cross_entropy(logits, labels[batch])
-      optimizer.zero_grad()
-      loss.backward()
-      optimizer.step()
-
-  return turn
-
-
-def _on_device(dataset: data.Dataset) -> tuple[jax.Array, jax.Array]:
-  return jax.device_put(tuple(dataset.train))
-
-
-def _select(examples: Any, batch: jax.Array) -> tuple[jax.Array, jax.Array]:
-  images, labels = examples
-  x = data.to_input(images[batch], _BINARIZE)
-  return x.reshape(_BATCH, -1), labels[batch]
-
-
-def _loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    yield from data.batch_indices(count, BATCH, 0, start, start + 1000)
 
 
 if __name__ == '__main__':

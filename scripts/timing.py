@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+import pathlib
 import platform
 import statistics
 import time
@@ -88,6 +89,10 @@ def geometric_mean(ratios: list[float]) -> float:
 
 def device() -> str:
   """Names what the numbers were taken on."""
-  kind = jax.devices()[0].device_kind
-  cores = len(jax.devices())
-  return f'{kind} x{cores}, {platform.machine()}, jax {jax.__version__}'
+  name = f'{len(jax.devices())} x {jax.devices()[0].device_kind}'
+  cpuinfo = pathlib.Path('/proc/cpuinfo')
+  if jax.default_backend() == 'cpu' and cpuinfo.exists():
+    lines = cpuinfo.read_text().splitlines()
+    names = [l.split(':')[1].strip() for l in lines if l.startswith('model n')]
+    name = f'{len(names)} x {names[0]}' if names else name
+  return f'{name}, jax {jax.__version__}, Python {platform.python_version()}'

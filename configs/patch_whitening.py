@@ -88,9 +88,10 @@ VARIANTS = {
   },
   'cifar10': {
     **CIFAR10,
-    'num_steps': 3 * 50_000 // 128,
+    'num_steps': 2 * 50_000 // 128,
     'batch_size': 128,
-    'eval.num_points': 20,
+    'eval.num_points': 15,
+    'data.test': 'test[:2000]',
     'model.widths': (16, 32, 32),
     'optimizer.learning_rate': 0.3,
   },

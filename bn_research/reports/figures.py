@@ -16,10 +16,10 @@ from bn_research.reports.runs import Absent
 from bn_research.results import Run, Runs, matches
 
 # The palette of Okabe and Ito. Readers with color blindness can distinguish the
-# colors.
+# colors. The two reds and the two blues get different line styles.
 _COLORS = (
-  *('#D55E00', '#0072B2', '#009E73', '#CC79A7', '#E69F00', '#56B4E9'),
-  '#000000',
+  *('#D55E00', '#0072B2', '#009E73', '#CC79A7', '#000000', '#E69F00'),
+  '#56B4E9',
 )
 # The numbers of colors and of line styles, 7 and 4, have no common factor.
 # Hence 28 series differ in the color or in the line style.

@@ -329,3 +329,31 @@ def test_dropout_of_wide_blocks_is_on_in_training_only():
   )
   assert np.isfinite(expected).all()
   np.testing.assert_array_equal(found, expected)
+
+
+class AddsOne(nnx.Module):
+  """The norm of a test, for which zeros have nonzero results."""
+
+  def __call__(self, x, use_running_average):
+    del use_running_average
+    return x + 1
+
+
+def test_dropout_is_before_the_last_convolution():
+  """Zagoruyko and Komodakis (2016), Section 2.4: between the convolutions."""
+  block = residual_blocks.PreactivationBlock(
+    lambda place, features, **options: AddsOne(),
+    'block',
+    2,
+    [residual_blocks.Layer(3, 2, 1)] * 2,
+    projects=False,
+    is_first=False,
+    # All inputs of the last convolution become zeros, for this key.
+    dropout=1 - 1e-6,
+    dtype=jnp.float32,
+    rngs=nnx.Rngs(0),
+  )
+  x = jax.random.normal(jax.random.key(1), (1, 4, 4, 2))
+  tap = lambda name, value: value
+  np.testing.assert_array_equal(block(x, True, tap), x)
+  assert abs(block(x, False, tap) - x).max() > 0.1

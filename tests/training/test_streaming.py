@@ -112,6 +112,16 @@ CLOSE = {'rel': 1e-4, 'abs': 1e-5}
       {'eval': {**SMALL['eval'], 'step_norms': 'mean'}},
       marks=pytest.mark.slow,
     ),
+    # With convolutions, both runs take one call for each step.
+    {
+      'model': {
+        'name': 'cnn',
+        'widths': (4,),
+        'norm': {'name': 'batch_norm'},
+      },
+      'microbatches': 2,
+      'probes': {},
+    },
     pytest.param({'num_devices': 2}, marks=pytest.mark.slow),
     pytest.param({'num_devices': 8}, marks=pytest.mark.slow),
   ],

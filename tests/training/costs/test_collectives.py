@@ -41,6 +41,11 @@ NETWORKS = {
     'dense_bias': True,
     'norm': {'name': 'batch_norm'},
   },
+  'patch_cnn, batch norm without scale': {
+    'name': 'patch_cnn',
+    'widths': (4,),
+    'norm': {'name': 'batch_norm'},
+  },
   'resnet, batch norm': {
     'name': 'resnet',
     'depth': 8,
@@ -115,9 +120,34 @@ def counted(model, num_devices):
     )
 
 
+def test_a_loop_has_the_collectives_of_each_turn():
+  model = NETWORKS['mlp, batch norm']
+  _, _, graphdef, start = parts_of(model, 2)
+
+  def loss(params, rest, x):
+    def turn(carry, x):
+      network = nnx.merge(graphdef, params, rest, copy=True)
+      return carry + network(x, train=True).sum(), None
+
+    return jax.lax.scan(turn, 0.0, x)[0]
+
+  x = jax.ShapeDtypeStruct((3, BATCH, *SHAPE), np.float32)
+  network = nnx.merge(graphdef, start.params, start.rest)
+  with jax.sharding.use_abstract_mesh(collectives.mesh_of(2)):
+    found = collectives.of_step(loss, network, start.params, start.rest, x)
+  one = counted(model, 2)
+  # A turn has two norms, each with a collective forward and one backward.
+  assert (one.number, found.number) == (2 * 2 + 1, 3 * 2 * 2 + 1)
+  assert found.gathered == 3 * one.gathered
+
+
 NETWORKS['resnet, remat'] = {**NETWORKS['resnet, batch norm'], 'remat': True}
 
-QUICK = [('mlp, batch norm', 8), ('mlp, IterNorm', 2)]
+QUICK = [
+  ('mlp, batch norm', 8),
+  ('mlp, IterNorm', 2),
+  ('mlp, biases in the dense layers', 2),
+]
 ROWS = [(name, n) for name in NETWORKS for n in (2, 4, 8)]
 
 

@@ -56,6 +56,7 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     exec(compile(above + block[1], DOCS / page, 'exec'), names)
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
   pytest.importorskip('sphinx', reason='the extra [docs] is not installed')
   # Other versions of Python get other versions of Sphinx, with other warnings.

@@ -81,6 +81,7 @@ def test_a_finished_run_is_extended(config, results, tmp_path):
   assert workdir.read_record(tmp_path / 'cut')['lengths'] == [60, 90]
 
 
+@pytest.mark.slow
 def test_an_extended_run_goes_on_after_a_stop(
   config, results, tmp_path, monkeypatch
 ):
@@ -126,6 +127,7 @@ def test_probes_whose_files_would_be_one_are_told(config, tmp_path):
     training.train(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_an_extension_that_was_a_typo_is_taken_back(
   config, tmp_path, monkeypatch
 ):
@@ -429,6 +431,7 @@ def test_eight_devices_give_the_curve_of_one(config, tmp_path):
   )
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_devices(
   config, tmp_path, monkeypatch, capsys
 ):

@@ -39,9 +39,10 @@ with batch norm in the paper (69.8 %), and the best here. With three seeds the
 claims of the report say "too few seeds".
 
 Variants: `quick`, the 8x8 images of scikit-learn, 300 steps, one seed, three
-minutes, most for the compiler; `cifar10`; `gpu`, images of 32 x 32 pixels, half of the channels and 40,000
-steps; `pod`, the network and the batches of 32 of the paper on ImageNet. The
-paper trained asynchronously on several replicas; here a step is synchronous.
+minutes, most for the compiler; `cifar10`; `gpu`, images of 32 x 32 pixels, half
+of the channels and 40,000 steps; `pod`, the network and the batches of 32 of
+the paper on ImageNet. The paper trained asynchronously on several replicas;
+here a step is synchronous.
 """
 
 from typing import Any

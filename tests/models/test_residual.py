@@ -281,6 +281,27 @@ def test_a_scale_of_zero_makes_blocks_the_identity():
     )
 
 
+def test_only_the_last_norm_of_a_block_has_a_scale_of_zero():
+  """Goyal et al. (2017), Section 5.1: not the norm of a projection."""
+  block = nnx.jit(
+    lambda: residual_blocks.Block(
+      lambda place, *args, **options: models.layers.Norm(
+        norms.batch_norm(), *args, **options
+      ),
+      'block',
+      2,
+      residual_blocks.bottleneck(3, 2),
+      projects=True,
+      zero_init=True,
+      dtype=jnp.float32,
+      rngs=nnx.Rngs(0),
+    )
+  )()
+  layers = [*block.layers, block.shortcut]
+  for layer, expected in zip(layers, [1, 1, 0, 1], strict=True):
+    np.testing.assert_array_equal(layer.norm.scale[...], expected)
+
+
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
@@ -354,6 +375,10 @@ def test_dropout_is_before_the_last_convolution():
     rngs=nnx.Rngs(0),
   )
   x = jax.random.normal(jax.random.key(1), (1, 4, 4, 2))
-  tap = lambda name, value: value
+  seen = []
+  tap = lambda name, value: seen.append(value) or value
   np.testing.assert_array_equal(block(x, True, tap), x)
   assert abs(block(x, False, tap) - x).max() > 0.1
+  # Nothing is set to zero before the norm between the convolutions.
+  (_, trained, _, evaluated) = seen
+  np.testing.assert_array_equal(trained, evaluated)

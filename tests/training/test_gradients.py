@@ -69,6 +69,16 @@ def test_without_statistics_micro_batches_are_the_whole_batch(count, unroll):
   close(found, whole)
 
 
+def test_a_step_takes_the_smoothed_labels():
+  start, parts = network()
+  model = nnx.merge(parts['graphdef'], start.params, start.rest)
+  logits = np.float64(model(data.to_input(IMAGES), train=True))
+  log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+  q = 0.7 * np.eye(4)[LABELS] + 0.3 / 4
+  found = take(start, parts, gradients.Rule(0.3))
+  np.testing.assert_allclose(found.loss, -(q * log_p).sum(1).mean(), rtol=1e-5)
+
+
 def accumulated(every, momentum=0.7):
   average = {'name': 'ema', 'momentum': momentum}
   population = {'name': 'accumulated', 'every': every, 'population': average}

@@ -90,6 +90,7 @@ def check_close(first, second, **tolerance):
 
 
 CLOSE = {'rel': 1e-4, 'abs': 1e-5}
+CNN = {'name': 'cnn', 'widths': (4,), 'norm': {'name': 'batch_norm'}}
 
 
 @pytest.mark.parametrize(
@@ -113,15 +114,8 @@ CLOSE = {'rel': 1e-4, 'abs': 1e-5}
       marks=pytest.mark.slow,
     ),
     # With convolutions, both runs take one call for each step.
-    {
-      'model': {
-        'name': 'cnn',
-        'widths': (4,),
-        'norm': {'name': 'batch_norm'},
-      },
-      'microbatches': 2,
-      'probes': {},
-    },
+    {'model': CNN, 'microbatches': 2, 'probes': {}},
+    {'model': CNN, 'probes': {}},
     pytest.param({'num_devices': 2}, marks=pytest.mark.slow),
     pytest.param({'num_devices': 8}, marks=pytest.mark.slow),
   ],

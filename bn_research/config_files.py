@@ -34,8 +34,8 @@ def call(path: str, name: str) -> Any:
   """Calls a function of a config file, such as `sweep`.
 
   Args:
-    path: `path.py` or `path.py:argument`. A function with an argument gets the
-      argument.
+    path: `path.py` or `path.py:argument`. A function with the parameter `arg`
+      gets the argument.
     name: The name of the function.
 
   Returns:
@@ -52,7 +52,7 @@ def call(path: str, name: str) -> Any:
 
   def called() -> Any:
     function = getattr(module, name)
-    takes_argument = inspect.signature(function).parameters
+    takes_argument = 'arg' in inspect.signature(function).parameters
     result = function(*argument) if takes_argument else function()
     # The body of a generator runs, and may raise, only when items are taken.
     return list(result) if isinstance(result, types.GeneratorType) else result

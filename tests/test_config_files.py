@@ -14,6 +14,9 @@ def sweep(arg='a'):
 def report():
   return {'figures': []}
 
+def own_default(num_seeds=2):
+  return list(range(num_seeds))
+
 def strict(arg):
   return arg
 """
@@ -33,6 +36,10 @@ def test_a_function_with_an_argument_gets_the_argument(path):
 
 def test_a_function_without_an_argument_gets_none(path):
   assert config_files.call(f'{path}:b', 'report') == {'figures': []}
+
+
+def test_a_function_keeps_a_default_of_its_own(path):
+  assert config_files.call(f'{path}:b', 'own_default') == [0, 1]
 
 
 def test_a_lost_argument_is_told(path):

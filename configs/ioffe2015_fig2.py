@@ -52,8 +52,6 @@ from typing import Any
 
 from bn_research import experiment
 
-# The learning rate of Inception: 0.0015 is published.
-RATES = {'quick': 0.005, 'cifar10': 0.005, 'gpu': 0.0015, 'pod': 0.0015}
 DECAY = 0.5
 WEIGHT_DECAY = 1e-4
 
@@ -96,6 +94,7 @@ PUBLISHED = {
 SETTING = {
   **INCEPTION,
   'batch_size': 32,
+  'optimizer.learning_rate': 0.0015,  # of Inception (paper)
   'model.name': 'inception_bn',
   'model.entry': 'small',
   'model.width': 0.125,
@@ -109,6 +108,7 @@ SETTING = {
 VARIANTS: dict[str, dict[str, Any]] = {
   'quick': {
     'num_steps': 300,
+    'optimizer.learning_rate': 0.005,
     'eval.num_points': 10,
     'data.name': 'digits',
     'data.augment': None,
@@ -118,6 +118,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
   },
   'cifar10': {
     'num_steps': 2_000,
+    'optimizer.learning_rate': 0.005,
     'eval.num_points': 20,
     'data.test': 'test[:1000]',
     'data.stream.image_size': 12,
@@ -143,16 +144,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def get_config(arg='cifar10'):
-  changes = experiment.variant(arg, VARIANTS)
-  return experiment.config(
-    SETTING, {'optimizer.learning_rate': RATES[arg]}, changes
-  )
+  return experiment.config(SETTING, experiment.variant(arg, VARIANTS))
 
 
 def lines(arg):
   """Returns the changes of each line, for the learning rate of a variant."""
+  rate = get_config(arg).optimizer.learning_rate
   return {
-    label: {**changes, 'optimizer.learning_rate': factor * RATES[arg]}
+    label: {**changes, 'optimizer.learning_rate': factor * rate}
     for label, (factor, changes) in LINES.items()
   }
 

@@ -13,8 +13,8 @@ Here a residual network on CIFAR-10, on a single device, with as many examples
 for every batch size, so that a batch of 2 takes 32 times the steps of a batch
 of 64. Ours: a learning rate of 0.1 · batch / 128 that falls in half a cosine,
 and groups of 8 channels, because the narrow networks have 16 to 64 (the
-published ResNet-50 has 32 groups). Ghosts have 16 examples: a smaller batch is
-one ghost, which is batch norm, and has no run of its own.
+published ResNet-50 has 32 groups). Ghosts have 16 examples: a batch of 16 or
+less is one ghost, which is batch norm, and has no run of its own.
 
     python -m bn_research.sweep --config=configs/wu2018_batch_size.py:cifar10 \\
         --workdir=runs/wu2018_batch_size

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bn_research import errors, registry
+from bn_research.data.decoding import MODES
 
 
 class Own(NamedTuple):
@@ -147,13 +148,16 @@ def check_prepared(builder: Any, data_dir: str | None = None) -> None:
     )
 
 
-def check_features(name: str, features: Any, is_stream: bool = False) -> int:
+def check_features(
+  name: str, features: Any, is_stream: bool = False, is_scaled: bool = False
+) -> int:
   """Checks that a dataset has images and classes.
 
   Args:
     name: The name of the dataset, for messages.
     features: The features of the dataset in TFDS.
-    is_stream: Whether the images may differ in height and width, because a
+    is_stream: Whether a stream reads the images.
+    is_scaled: Whether the images may differ in height and width, because a
       stream scales the images.
 
   Returns:
@@ -175,12 +179,19 @@ def check_features(name: str, features: Any, is_stream: bool = False) -> int:
         f'{", ".join(features)}'
       )
   image = features['image']
-  fixed = image.shape[2:] if is_stream else image.shape
+  fixed = image.shape[2:] if is_scaled else image.shape
   if image.np_dtype != np.uint8 or len(image.shape) != 3 or None in fixed:
     raise errors.UserError(
       f'{name} has images of shape {image.shape} and type {image.np_dtype}; '
       'only uint8 images (height, width, channels) can be used, of one shape'
       ' without config.data.stream.image_size'
+    )
+  # Pillow decodes the images of a stream, and all images that are files.
+  is_decoded = is_stream or isinstance(image, tfds.features.Image)
+  if is_decoded and image.shape[-1] not in MODES:
+    raise errors.UserError(
+      f'{name} has images of {image.shape[-1]} channels; only images of'
+      f' {", ".join(map(str, MODES))} channels can be decoded'
     )
   return features['label'].num_classes
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bn_research import errors, registry
+from bn_research import registry
 from bn_research.data import builders, loading, streams
 
 
@@ -55,16 +55,15 @@ def describe(
   builder = builders.find(name, data_dir)
   features = builder.info.features
   size = None
-  if options.get('stream') is not None:
+  is_stream = options.get('stream') is not None
+  if is_stream:
     size = streams.options_of(config).image_size
-  num_classes = builders.check_features(name, features, size is not None)
+  num_classes = builders.check_features(
+    name, features, is_stream, is_scaled=size is not None
+  )
   shape = tuple(features['image'].shape)
   if size is not None:
     shape = (size, size, shape[-1])
-  if None in shape:
-    raise errors.UserError(
-      f'{name} has images of several sizes; give config.data.stream.image_size'
-    )
   count = None
   if builder.info.splits:
     count, *_ = (

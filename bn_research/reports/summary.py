@@ -50,13 +50,8 @@ class Table:
       )
     for spec in self.series:
       check_series(spec)
-    known = [spec['label'] for spec in self.series]
     for label, texts in self.published.items():
-      if label not in known:
-        raise ValueError(
-          f'the table {self.name!r} has published numbers of {label!r}'
-          f'{registry.hint(label, known)}; the series are {", ".join(known)}'
-        )
+      self._check_label('has published numbers of', label)
       for title in texts:
         if title not in self.columns:
           raise ValueError(
@@ -64,6 +59,20 @@ class Table:
             f'{registry.hint(title, self.columns)}; the columns are'
             f' {", ".join(self.columns)}'
           )
+    for section in self.columns.values():
+      for options in section.values():
+        other = _series_of(options)
+        if other is not None:
+          self._check_label('has a column that depends on', other)
+
+  def _check_label(self, what: str, label: str) -> None:
+    """Raises a ValueError if no series has the label."""
+    known = [spec['label'] for spec in self.series]
+    if label not in known:
+      raise ValueError(
+        f'the table {self.name!r} {what} {label!r}'
+        f'{registry.hint(label, known)}; the series are {", ".join(known)}'
+      )
 
   def fill(self, runs: Sequence[Run], absent: Sequence[Absent] = ()) -> Rows:
     """Returns the rows of the table, as text by title.
@@ -91,22 +100,32 @@ class Table:
 
   def _measured(
     self, section: Mapping[str, Any], series: Sequence[Series], run: Run
-  ) -> float:
-    """Returns the number of a column for a run."""
+  ) -> float | None:
+    """Returns the number of a column for a run; None without a level."""
     with registry.mistakes_in(f'report(): table {self.name!r}'):
       options = _resolved(section, series, run)
-    return measures.measure(options, run)
+    return None if options is None else measures.measure(options, run)
+
+
+def _series_of(options: Any) -> str | None:
+  """Returns the label of the series that an option of a measure depends on."""
+  return options.get('series') if isinstance(options, Mapping) else None
 
 
 def _resolved(
   section: Mapping[str, Any], series: Sequence[Series], run: Run
-) -> dict[str, Any]:
-  """Returns a measure for a run, with numbers as options."""
+) -> dict[str, Any] | None:
+  """Returns a measure for a run, with numbers as options.
+
+  The result is None if an option depends on a series that has no finished run
+  with the seed of the run.
+  """
   resolved = {}
   for key, value in section.items():
-    if isinstance(value, Mapping) and 'series' in value:
-      options = dict(value)
-      runs = drawing.of_label(series, options.pop('series')).runs
+    label = _series_of(value)
+    if label is not None:
+      options = {name: v for name, v in value.items() if name != 'series'}
+      runs = drawing.of_label(series, label).runs
       # A level of the same seed, because the best of a run is above the mean of
       # such bests in about half of the runs only.
       numbers = [
@@ -114,16 +133,27 @@ def _resolved(
         for other in runs
         if other.config['seed'] == run.config['seed']
       ]
-      # Without a finished run the level is unknown, and no run reaches NaN.
-      value = float(np.mean(numbers)) if numbers else float('nan')
+      if not numbers:
+        return None
+      value = float(np.mean(numbers))
     resolved[key] = value
   return resolved
 
 
-def _cell(values: Sequence[float]) -> str:
+def _cell(measured: Sequence[float | None]) -> str:
   """Returns the mean and the range of a measure, and counts runs without it."""
-  if not values:
+  if not measured:
     return 'no run is done'
+  values = [value for value in measured if value is not None]
+  # A run without a level neither reached the level nor missed the level.
+  unknown = len(measured) - len(values)
+  texts = [_of_known(values)] if values else []
+  if unknown:
+    texts.append(f'{unknown} without a level')
+  return ', '.join(texts)
+
+
+def _of_known(values: Sequence[float]) -> str:
   finite = [value for value in values if np.isfinite(value)]
   if not finite:
     return f'none of {len(values)} runs'

@@ -181,6 +181,19 @@ def test_the_table_says_all_of_it(five_seeds):
     assert text in capture.get()
 
 
+def test_a_single_seed_has_no_interval(fake_run, tmp_path):
+  for norm in ('none', 'batch_norm'):
+    fake_run(norm, 0)
+  finding = claims.check(CLAIM, runs.load(str(tmp_path)))
+  assert np.isnan(finding.interval).all()
+  console = rich.console.Console(width=300)
+  with console.capture() as capture:
+    console.print(claims.table([finding]))
+  assert '1 seed: ' in capture.get()
+  assert '[' not in capture.get()
+  assert 'nan' not in capture.get()
+
+
 def measured_with(number, user_module):
   user_module(
     'my_measure',

@@ -71,7 +71,7 @@ def test_the_level_is_of_another_series_with_the_same_seed(
     },
     {
       'figure3': 'with',
-      'steps': '15 [10, 20], 2 of 3 runs',
+      'steps': '15 [10, 20], 1 without a level',
       'steps, published': '2.1e6 (paper)',
       'best': '0.6367 [0.4, 0.9]',
       'best, published': '',
@@ -88,6 +88,12 @@ def test_a_series_that_never_reaches_the_level_says_so(
   }
   rows = rows_of(curves, monkeypatch, tmp_path, fake_run)
   assert rows[1]['steps'] == 'none of 1 runs'
+
+
+def test_a_missing_level_is_not_a_missed_level(monkeypatch, tmp_path, fake_run):
+  curves = {'none': [[0.1, 0.2, 0.7, 0.4]], 'batch_norm': [[0, 0, 0, 0]] * 2}
+  rows = rows_of(curves, monkeypatch, tmp_path, fake_run)
+  assert rows[1]['steps'] == 'none of 1 runs, 1 without a level'
 
 
 def test_runs_without_numbers_are_counted(tmp_path, fake_run):
@@ -115,11 +121,11 @@ def test_mistakes_in_a_table_are_told(changes, message):
   assert '\n' not in str(caught.value)
 
 
-def test_a_level_of_an_unknown_series_is_told(five_seeds):
+def test_a_level_of_an_unknown_series_is_told_before_a_run():
   level = {'series': 'witout', 'name': 'best', 'metric': 'test_accuracy'}
   columns = {'steps': {**SPEC['columns']['steps'], 'level': level}}
   with pytest.raises(errors.UserError, match="did you mean 'without'"):
-    table(columns=columns, published={}).fill(five_seeds)
+    table(columns=columns, published={})
 
 
 def test_a_report_prints_and_exports_its_tables(fake_run, tmp_path, capsys):

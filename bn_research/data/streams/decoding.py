@@ -68,6 +68,9 @@ def cut(
 ) -> list[Any]:
   """Decodes an image, and scales windows of the image to squares.
 
+  The colours of an image with transparency count as much as the pixels are
+  opaque, as Pillow scales such images.
+
   Args:
     image: The result of `opened`.
     chosen: Windows, in pixels of `image`.

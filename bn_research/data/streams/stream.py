@@ -65,7 +65,10 @@ class Stream:
     self.name = name
     self.version = str(builder.version)
     self.num_classes = builders.check_features(
-      name, features, is_stream=options.image_size is not None
+      name,
+      features,
+      is_stream=True,
+      is_scaled=options.image_size is not None,
     )
     *sides, channels = features['image'].shape
     if options.image_size is not None:

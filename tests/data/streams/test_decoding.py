@@ -87,6 +87,15 @@ def test_a_window_has_the_pixels_of_the_window(size):
       assert np.abs(pixels - expected).max() < 3
 
 
+def test_clear_pixels_have_no_part_in_a_scaled_colour():
+  pixels = np.zeros((48, 64, 4), np.uint8)
+  pixels[:, ::2] = (200, 0, 0, 255)
+  pixels[:, 1::2] = (0, 200, 0, 0)
+  (found,) = decoding.cut(decoding.opened(pixels), [WHOLE], 4, 4)
+  expected = np.broadcast_to((200, 0, 0, 127.5), (4, 4, 4))
+  np.testing.assert_allclose(decoding.pixels(found), expected, atol=4)
+
+
 @pytest.mark.parametrize('kind', ['PNG', 'JPEG'])
 @pytest.mark.parametrize('keep', [0, 10, 0.5])
 def test_damaged_files(kind, keep, noise):

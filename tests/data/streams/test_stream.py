@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from bn_research import data, errors
-from bn_research.data import streams
+from bn_research.data import builders, streams
 from bn_research.data.streams import batches, photometric, windows
 
 SIZES = [(50, 37), (37, 50), (40, 40), (64, 33)]
@@ -401,6 +401,28 @@ def test_slices(small_cifar10):
     (batch,) = taken(stream, 0, 1, batch_size=21)
     expected = {image.tobytes() for image in images[10:31]}
     assert {image.tobytes() for image in batch.images} == expected
+
+
+@pytest.mark.parametrize('kind', [tfds.features.Image, tfds.features.Tensor])
+@pytest.mark.parametrize('is_scaled', [False, True])
+def test_two_channels_are_refused_before_an_example_is_read(kind, is_scaled):
+  options = {} if kind is tfds.features.Image else {'dtype': np.uint8}
+  features = {'label': tfds.features.ClassLabel(num_classes=3)}
+
+  def check(channels, **how):
+    features['image'] = kind(shape=(8, 8, channels), **options)
+    return builders.check_features('mine', features, **how)
+
+  for channels in (1, 3, 4):
+    assert check(channels, is_stream=True, is_scaled=is_scaled) == 3
+  with pytest.raises(errors.UserError, match='mine has images of 2 channels'):
+    check(2, is_stream=True, is_scaled=is_scaled)
+  # In memory, only files need a decoder.
+  if kind is tfds.features.Tensor:
+    assert check(2) == 3
+  else:
+    with pytest.raises(errors.UserError, match='only images of 1, 3, 4'):
+      check(2)
 
 
 def test_images_of_several_sizes_need_a_size(small_imagenet):

@@ -1,0 +1,78 @@
+"""Error against batch size: learning rates, steps, ghosts, report."""
+
+import functools
+import pathlib
+
+import pytest
+
+from bn_research import config_files, dotted
+from bn_research.reports import claims, figures
+from bn_research.sweeps import points
+
+PATH = pathlib.Path(__file__).parents[2] / 'configs/wu2018_batch_size.py'
+NORMS = ('batch_norm', 'batch_renorm', 'group_norm', 'layer_norm')
+# The batch sizes, the number of seeds, and the batch with a rate of 0.1.
+VARIANTS = {
+  'quick': ((2, 4, 32), 1, 128),
+  'cifar10': ((2, 4, 8, 16, 32, 64), 3, 128),
+  'gpu': ((2, 4, 8, 16, 32, 64), 3, 128),
+  'pod': ((2, 4, 8, 16, 32, 64), 3, 256),
+}
+
+
+@functools.cache
+def module():
+  return config_files.module_of(str(PATH))
+
+
+def resolved(variant):
+  config = module().get_config(variant)
+  found = module().sweep(variant)
+  return [dotted.flatten(points.resolve(config, p, 'x')) for p in found]
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_rate_and_steps_follow_the_batch(variant):
+  batches, seeds, unit = VARIANTS[variant]
+  runs = resolved(variant)
+  examples = module().EXAMPLES[variant]
+  for run in runs:
+    batch = run['batch_size']
+    assert run['optimizer.learning_rate'] == pytest.approx(0.1 * batch / unit)
+    assert run['num_steps'] == examples // batch
+  for norm in (*NORMS, 'instance_norm'):
+    of_norm = [
+      (run['batch_size'], run['seed'])
+      for run in runs
+      if run['model.norm.name'] == norm
+      and run.get('model.norm.group_size') != module().GHOST
+    ]
+    assert of_norm == [(b, seed) for b in batches for seed in range(seeds)]
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_a_ghost_is_smaller_than_the_batch(variant):
+  batches, seeds, _ = VARIANTS[variant]
+  where = module().NORMS['ghost batch norm'].items()
+  ghosts = [run for run in resolved(variant) if where <= run.items()]
+  assert {run['batch_size'] for run in ghosts} == {b for b in batches if b > 16}
+  assert len(ghosts) == seeds * len([b for b in batches if b > 16])
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_each_side_of_a_claim_and_each_line_has_its_runs(variant):
+  _, seeds, _ = VARIANTS[variant]
+  report = module().report()
+  runs = resolved(variant)
+
+  def seeds_of(where):
+    return [run['seed'] for run in runs if where.items() <= run.items()]
+
+  for spec in report['claims']:
+    claim = claims.Claim(**spec)
+    assert seeds_of(claim.this) == seeds_of(claim.that) == list(range(seeds))
+  (figure,) = (figures.Figure(**spec) for spec in report['figures'])
+  lines = [seeds_of(one['where']) for one in figure.series]
+  # No run is in two lines, and none in no line.
+  assert sum(map(len, lines)) == len(runs)
+  assert all(lines)

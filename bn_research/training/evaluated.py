@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 
 from bn_research import errors
 from bn_research.layers.nnx import reestimation
+from bn_research.models.interface import Network
 from bn_research.optim import averaging
 from bn_research.training import evaluation
 from bn_research.training import step as step_lib
@@ -77,7 +78,7 @@ def reestimate(
     return state.rest
   num_devices = jax.sharding.get_abstract_mesh().size
 
-  def call(model: Any, batch: jax.Array) -> None:
+  def call(model: Network, batch: jax.Array) -> None:
     # The devices cannot always share the batch of the remaining examples.
     if len(batch) % num_devices == 0:
       batch = jax.lax.with_sharding_constraint(batch, PartitionSpec('data'))

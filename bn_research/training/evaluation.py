@@ -1,8 +1,7 @@
 """Evaluates a model on all examples of a split."""
 
-import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 
+from bn_research.models.interface import Network
 from bn_research.training import losses
 from bn_research.training import step as step_lib
 from bn_research.training.state import TrainState
@@ -75,7 +75,7 @@ def evaluate(
   Raises:
     ValueError: If the shape of the logits is not (batch, num_classes).
   """
-  model: Any = nnx.merge(graphdef, state.params, state.rest, copy=True)
+  model: Network = nnx.merge(graphdef, state.params, state.rest, copy=True)
 
   def sums(batch: jax.Array) -> Sums:
     batch = jax.lax.with_sharding_constraint(batch, PartitionSpec('data'))
@@ -128,7 +128,7 @@ def evaluate_batch(
   Raises:
     ValueError: If the shape of the logits is not (batch, num_classes).
   """
-  model: Any = nnx.merge(graphdef, state.params, state.rest, copy=True)
+  model: Network = nnx.merge(graphdef, state.params, state.rest, copy=True)
   images, labels, _ = examples
   flat = images.reshape(-1, *images.shape[-3:])
   logits = model(to_input(flat), train=False)
@@ -136,8 +136,8 @@ def evaluate_batch(
   if images.ndim == 5:
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     parts = jax.nn.log_softmax(logits).reshape(*images.shape[:2], -1)
-    # The logarithms of probabilities are logits of the same probabilities.
-    logits = jax.nn.logsumexp(parts, 1) - math.log(images.shape[1])
+    # Logits are logarithms of probabilities, up to a constant: here log k.
+    logits = jax.nn.logsumexp(parts, 1)
   return _sums(logits, labels)
 
 

@@ -7,6 +7,8 @@ import jax
 import numpy as np
 from jax.extend import core
 
+from bn_research.training.step import Measured, TrainState
+
 
 def is_slow_on_device(jaxpr: Any, platform: str) -> bool:
   """Returns whether a loop is slower on the device than one call for each step.
@@ -37,26 +39,30 @@ def _primitives(value: Any) -> Iterator[str]:
 
 
 def call_each(
-  program: Callable[..., Any], state: Any, arguments: Iterable[tuple[Any, ...]]
-) -> tuple[Any, dict[str, Any]]:
+  program: Callable[..., tuple[TrainState, Measured]],
+  state: TrainState,
+  arguments: Iterable[tuple[Any, ...]],
+) -> tuple[TrainState, dict[str, jax.Array]]:
   """Takes many training steps, at most up to the first non-finite loss.
 
+  The devices always have a step to compute: the host reads the loss of a step
+  after the start of the next step, and the next batch before the end of the
+  step.
+
   Args:
-    program: The compiled program of one step: a function of the state and of
-      further arguments, with the new state and the norms of the step.
+    program: The compiled `step.guarded_step`: a function of the state and of
+      further arguments.
     state: The training state before the first step.
     arguments: The further arguments of each step.
 
   Returns:
     The training state after the last step, and the norms of the last step.
   """
-  norms: dict[str, Any] = {}
-  arguments = iter(arguments)
-  given = next(arguments, None)
-  while given is not None:
-    state, norms = program(state, *given)
-    # The next batch is read while the devices compute this step.
-    given = next(arguments, None)
-    if not np.isfinite(jax.device_get(state.loss)):
+  last: Measured | None = None
+  for given in arguments:
+    state, measured = program(state, *given)
+    # After a non-finite loss, the started step changes nothing.
+    if last is not None and not np.isfinite(jax.device_get(last.loss)):
       break
-  return state, norms
+    last = measured
+  return state, {} if last is None else last.norms

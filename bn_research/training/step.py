@@ -192,13 +192,28 @@ def next_step(
   return next_state(state, on_batch(state, examples, batch, **parts))
 
 
-def measured_step(
+class Measured(NamedTuple):
+  """What the host reads of a step, in buffers that the next step leaves alone.
+
+  Attributes:
+    loss: The loss of the step, float32 (), in nats.
+    norms: The result of `norms_of`; empty if the state has sums of the norms.
+  """
+
+  loss: jax.Array
+  norms: dict[str, jax.Array]
+
+
+def guarded_step(
   state: TrainState,
   examples: Examples,
   batch: jax.Array | None = None,
   **parts: Any,
-) -> tuple[TrainState, dict[str, jax.Array]]:
+) -> tuple[TrainState, Measured]:
   """Takes one training step, and measures the step.
+
+  After a non-finite loss, the step changes nothing. The host can therefore
+  start a step before the host knows the loss of the step before.
 
   With one call for each step, a second program for the norms alone would be a
   second compilation, which takes a minute for a deep network.
@@ -210,11 +225,17 @@ def measured_step(
     **parts: The further arguments of `on_batch`.
 
   Returns:
-    The training state after the step, and the result of `norms_of`. The dict is
-    empty if the state has sums of the norms.
+    The training state after the step, or the same state after a non-finite
+    loss, and the loss and the norms of the step.
   """
   new = on_batch(state, examples, batch, **parts)
-  return next_state(state, new), {} if state.sums else norms_of(new)
+  goes_on = jnp.isfinite(state.loss)
+  after = jax.tree.map(
+    lambda leaf, old: jax.lax.select_n(goes_on, old, leaf),
+    next_state(state, new),
+    state,
+  )
+  return after, Measured(new.loss, {} if state.sums else norms_of(new))
 
 
 def train_steps(

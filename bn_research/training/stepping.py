@@ -46,7 +46,7 @@ def create(
     rule = rule._replace(unroll=True)
   elif rule.microbatches > 1:
     given = abstract, *feed.abstract(compiler)
-    one = compiler.trace(functools.partial(step.measured_step, **parts), *given)
+    one = compiler.trace(functools.partial(step.guarded_step, **parts), *given)
     is_slow = loops.is_slow_on_device(one.jaxpr, compiler.platform)
     rule = rule._replace(unroll=is_slow)
   return OneByOne(compiler, feed, abstract, {**parts, 'rule': rule})
@@ -146,7 +146,7 @@ class OneByOne:
     self.norms: dict[str, jax.Array] = {}
     self.rule: gradients.Rule = parts['rule']
     self._step = compiler.ahead(
-      functools.partial(step.measured_step, **parts),
+      functools.partial(step.guarded_step, **parts),
       abstract,
       *feed.abstract(compiler),
       donate_argnums=0,

@@ -90,6 +90,12 @@ def results():
   return read
 
 
+def _of_numbers(leaf):
+  """Returns the numbers of an array, which may be a key."""
+  is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+  return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+
+
 def _parameters(directory):
   from orbax import checkpoint as ocp
 
@@ -101,6 +107,6 @@ def _parameters(directory):
     )['state']
   leaves = jax.tree_util.tree_leaves_with_path(state)
   return {
-    jax.tree_util.keystr(path): np.asarray(leaf).tobytes()
+    jax.tree_util.keystr(path): _of_numbers(leaf).tobytes()
     for path, leaf in leaves
   }

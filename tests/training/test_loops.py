@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bn_research import training, workdir
-from bn_research.training import loops
+from bn_research.training import loops, step
 from tests.training.conftest import CONFIG
 
 CONV_NET = """
@@ -19,12 +19,13 @@ class Net(nnx.Module):
   def __init__(self, *, input_shape, num_classes, norm, rngs):
     self.conv = nnx.Conv(input_shape[-1], 3, (3, 3), rngs=rngs)
     self.norm = norm('conv', 3, rngs=rngs)
+    self.dropout = nnx.Dropout(0.1, rngs=rngs)
     self.output = nnx.Linear(3, num_classes, rngs=rngs)
 
   def __call__(self, x, *, train, tap=lambda name, value: value):
     h = self.norm(self.conv(x), use_running_average=not train)
     h = jax.nn.relu(tap('conv/input', h))
-    return self.output(h.mean((1, 2)))
+    return self.output(self.dropout(h.mean((1, 2)), deterministic=not train))
 """
 
 
@@ -116,12 +117,34 @@ def test_the_first_loss_that_is_not_finite_ends_the_steps():
 
   def program(state, examples, batch):
     del examples
-    return State((state.step + 1, np.float32(batch))), {'norm': batch}
+    after = state
+    if np.isfinite(state.loss):
+      after = State((state.step + 1, np.float32(batch)))
+    return after, step.Measured(np.float32(batch), {'norm': batch})
 
   indices = np.asarray([1.0, 2.0, np.inf, 3.0])
-  for num_steps, expected in ((2, 2), (3, 3), (4, 3)):
+  for num_steps, expected in ((1, 1), (2, 2), (3, 3), (4, 3)):
     state = State((0, np.float32(0)))
     arguments = ((None, index) for index in indices[:num_steps])
     state, norms = loops.call_each(program, state, arguments)
     assert state.step == expected
     assert norms == {'norm': indices[expected - 1]}
+
+
+def test_a_step_starts_before_the_loss_of_the_step_before_is_known():
+  order = []
+
+  class Loss:
+    def __init__(self, number):
+      self.number = number
+
+    def __array__(self, dtype=None, copy=None):
+      order.append(f'loss {self.number}')
+      return np.zeros((), dtype)
+
+  def program(state, number):
+    order.append(f'step {number}')
+    return state, step.Measured(Loss(number), {})
+
+  loops.call_each(program, None, ((k,) for k in range(3)))
+  assert order == ['step 0', 'step 1', 'loss 0', 'step 2', 'loss 1']

@@ -119,6 +119,33 @@ def test_scalars_are_those_of_the_next_step(parts, examples):
     np.testing.assert_allclose(found[name], norm, rtol=1e-5)
 
 
+def test_a_guarded_step_after_a_loss_that_is_not_finite_changes_nothing():
+  optimizer = optim.create({'name': 'adamw', 'learning_rate': 0.1}, 10)
+  config = {'name': 'mlp', 'widths': (6,), 'norm': {'name': 'batch_norm'}}
+  graphdef, start = state.create(
+    jax.random.key(0), config, (3, 3, 1), 4, optimizer, state.SCALARS
+  )
+  batch = step.Examples(np.ones((5, 3, 3, 1), np.uint8), np.arange(5) % 4)
+  guarded = jax.jit(
+    functools.partial(
+      step.guarded_step,
+      graphdef=graphdef,
+      optimizer=optimizer,
+      to_input=data.to_input,
+    )
+  )
+  first, measured = guarded(start, batch)
+  assert np.isfinite(measured.loss)
+  assert measured.loss == first.loss
+  assert not np.array_equal(weights(first)[0], weights(start)[0])
+  for loss in (np.nan, np.inf, -np.inf):
+    ended = first._replace(loss=jnp.float32(loss))
+    after, _ = guarded(ended, batch)
+    jax.tree.map(np.testing.assert_array_equal, after, ended)
+  # Another step has to be taken after a finite loss.
+  assert int(guarded(first, batch)[0].step) == 2
+
+
 def test_losses_are_added_up_until_someone_asks(parts, examples):
   indices = np.random.default_rng(1).integers(0, 20, (3, 5), np.int32)
   total, current = 0.0, None

@@ -51,7 +51,7 @@ class Streamed:
     self._shared = NamedSharding(mesh, PartitionSpec('data'))
     # Raises a UserError for a batch that does not fit.
     self._batches = self._open(0)
-    self._step, self._batch = -1, Examples(None, None)
+    self._next = 0
     self.key = self._put(jax.random.key(config['seed']))
     self._augmentation = self._put(feeding.augmentation_key(config['seed']))
     self.probes = feeding.probe_examples(config, stream, self._put)
@@ -99,8 +99,6 @@ class Streamed:
   def close(self) -> None:
     """Ends the reading of batches."""
     self._batches.close()
-    # A batch of a worker process is in memory that both processes share.
-    self._step, self._batch = -1, Examples(None, None)
 
   @property
   def _most(self) -> int:
@@ -112,14 +110,12 @@ class Streamed:
 
   def _at(self, step: int) -> Examples:
     """Returns the batch of a step; the step after the last one is ready."""
-    if step != self._step:
-      if step != self._step + 1:
-        self._batches.close()
-        self._batches = self._open(step)
-      batch, size = next(self._batches), self._config['batch_size']
-      self._batch = self._on_devices(batch, size, self._augmentation)
-      self._step = step
-    return self._batch
+    if step != self._next:
+      self._batches.close()
+      self._batches = self._open(step)
+    self._next = step + 1
+    batch, size = next(self._batches), self._config['batch_size']
+    return self._on_devices(batch, size, self._augmentation)
 
   def _open(self, step: int) -> Generator[Batch, None, None]:
     """Returns the batches from a step on."""

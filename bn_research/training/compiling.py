@@ -64,8 +64,9 @@ class Compiler:
     Returns:
       The compiled function. The first call waits for the compiler.
     """
-    traced = self.trace(function, *args, where=where, **jit_options)
-    return self.compiled(traced, options)
+    lowered = self.trace(function, *args, where=where, **jit_options).lower()
+    compiled = self._pool.submit(lowered.compile, options)
+    return lambda *args: compiled.result()(*args)
 
   def trace(
     self,
@@ -82,11 +83,3 @@ class Compiler:
     # config.
     with registry.mistakes_in(where):
       return jitted.trace(*args)
-
-  def compiled(
-    self, traced: Any, options: dict[str, Any] | None = None
-  ) -> Callable[..., Any]:
-    """Compiles a traced function in a thread; see `ahead`."""
-    lowered = traced.lower()
-    compiled = self._pool.submit(lowered.compile, options)
-    return lambda *args: compiled.result()(*args)

@@ -19,7 +19,7 @@ def is_slow_on_device(jaxpr: Any, platform: str) -> bool:
   no clock, because both forms round differently.
 
   Args:
-    jaxpr: The traced program, with the loop.
+    jaxpr: The traced forward pass of the network.
     platform: The platform of the devices, for example 'cpu'.
   """
   return platform == 'cpu' and 'conv_general_dilated' in _primitives(jaxpr)

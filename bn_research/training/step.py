@@ -10,6 +10,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from bn_research import hooks, probes
+from bn_research.models.interface import Network
 from bn_research.training import gradients
 from bn_research.training.state import SCALARS, TrainState
 
@@ -30,6 +31,28 @@ class Examples(NamedTuple):
 
 ToInput = Callable[[jax.Array], jax.Array]
 Augment = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def forward(
+  state: TrainState,
+  examples: Examples,
+  batch: jax.Array | None = None,
+  *,
+  graphdef: nnx.GraphDef,
+  to_input: ToInput,
+) -> jax.Array:
+  """Returns the logits of a training step on a batch of stored examples.
+
+  Args:
+    state: The training state before the step.
+    examples: The argument `examples` of `on_batch`.
+    batch: The argument `batch` of `on_batch`.
+    graphdef: The graph definition of the model.
+    to_input: The function from stored images to the inputs of the network.
+  """
+  images = examples.images if batch is None else examples.images[batch]
+  model: Network = nnx.merge(graphdef, state.params, state.rest, copy=True)
+  return model(to_input(images), train=True)
 
 
 def train_step(

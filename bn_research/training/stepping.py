@@ -37,18 +37,15 @@ def create(
     max_steps: The largest number of steps in a call of `train`.
     parts: The keyword arguments of `step.on_batch`.
   """
-  rule = parts['rule']
-  if isinstance(feed, feeding.Memory):
-    loop = OnDevice(compiler, feed, abstract, max_steps, parts)
-    if not loops.is_slow_on_device(loop.traced.jaxpr, compiler.platform):
-      loop.compile(compiler)
-      return loop
-    rule = rule._replace(unroll=True)
-  elif rule.microbatches > 1:
-    given = abstract, *feed.abstract(compiler)
-    one = compiler.trace(functools.partial(step.guarded_step, **parts), *given)
-    is_slow = loops.is_slow_on_device(one.jaxpr, compiler.platform)
-    rule = rule._replace(unroll=is_slow)
+  # The forward pass has the convolutions of the step, and is quickly traced.
+  forward = functools.partial(
+    step.forward, graphdef=parts['graphdef'], to_input=parts['to_input']
+  )
+  traced = compiler.trace(forward, abstract, *feed.abstract(compiler))
+  is_slow = loops.is_slow_on_device(traced.jaxpr, compiler.platform)
+  if isinstance(feed, feeding.Memory) and not is_slow:
+    return OnDevice(compiler, feed, abstract, max_steps, parts)
+  rule = parts['rule']._replace(unroll=is_slow)
   return OneByOne(compiler, feed, abstract, {**parts, 'rule': rule})
 
 
@@ -57,7 +54,6 @@ class OnDevice:
 
   Attributes:
     rule: The rule of the gradient.
-    traced: The traced loop.
     norms: Empty, because `norms_of_next` has the norms of a step.
   """
 
@@ -69,14 +65,13 @@ class OnDevice:
     max_steps: int,
     parts: Mapping[str, Any],
   ):
-    """Traces the loop; see `create`."""
-    self._feed, self._abstract, self._parts = feed, abstract, parts
-    self._max_steps = max_steps
+    """Starts to compile the loop, and a program of the norms of a step."""
+    self._feed, self._max_steps = feed, max_steps
     self.norms: dict[str, jax.Array] = {}
     self.rule: gradients.Rule = parts['rule']
     (_, batch) = feed.abstract(compiler)
     # The donation lets XLA write the new parameters over the old parameters.
-    self.traced = compiler.trace(
+    self._loop = compiler.ahead(
       functools.partial(step.train_steps, **parts),
       abstract,
       feed.train,
@@ -84,21 +79,13 @@ class OnDevice:
       compiler.int32(),
       donate_argnums=0,
     )
-
-  def compile(self, compiler: Compiler) -> None:
-    """Starts to compile the loop, and a program of the norms of a step.
-
-    Args:
-      compiler: The compiler.
-    """
-    self._loop = compiler.compiled(self.traced)
     self._norms: Any = None
     # With sums in the state, every step computes the norms already.
-    if not self._abstract.sums:
+    if not abstract.sums:
       self._norms = compiler.ahead(
-        functools.partial(step.scalars, **self._parts),
-        self._abstract,
-        *self._feed.abstract(compiler),
+        functools.partial(step.scalars, **parts),
+        abstract,
+        *feed.abstract(compiler),
       )
 
   def train(

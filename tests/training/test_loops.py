@@ -87,6 +87,24 @@ def test_both_forms_are_one_run(conv_config, tmp_path, monkeypatch, results):
       assert value == pytest.approx(b[name], rel=1e-3, abs=1e-3)
 
 
+@pytest.mark.parametrize('step_norms', ['last', 'mean'])
+def test_both_forms_diverge_at_one_step(
+  step_norms, conv_config, tmp_path, monkeypatch, results
+):
+  conv_config['optimizer']['learning_rate'] = 1e25
+  conv_config['eval']['step_norms'] = step_norms
+  each = training.train(conv_config, tmp_path / 'each')
+  monkeypatch.setattr(loops, 'is_slow_on_device', lambda *args: False)
+  loop = training.train(conv_config, tmp_path / 'loop')
+  assert each.status == workdir.DIVERGED
+  assert 1 < each.step < conv_config['num_steps']
+  assert each == loop
+  metrics = [workdir.read_metrics(tmp_path / name) for name in ('each', 'loop')]
+  assert [row['step'] for row in metrics[0]] == [
+    row['step'] for row in metrics[1]
+  ]
+
+
 def test_a_run_goes_on_to_the_same_bits(
   conv_config, tmp_path, monkeypatch, results
 ):

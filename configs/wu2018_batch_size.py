@@ -112,11 +112,12 @@ def get_config(arg='cifar10'):
 
 def sweep(arg='cifar10'):
   is_quick = arg == 'quick'
+  # A sweep that is stopped early has all settings of the first seeds.
   return [
     {**norm, 'batch_size': batch, 'seed': seed}
-    for name, norm in NORMS.items()
-    for batch in ((2, 4, 32) if is_quick else BATCHES)
     for seed in range(1 if is_quick else 3)
+    for batch in reversed((2, 4, 32) if is_quick else BATCHES)
+    for name, norm in NORMS.items()
     if name != 'ghost batch norm' or batch > GHOST
   ]
 

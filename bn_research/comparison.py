@@ -10,8 +10,6 @@ _FREE = (
   *('num_devices', 'checkpoint_seconds'),
   *(f'data.stream.{key}' for key in ('threads', 'workers', 'max_corrupt')),
 )
-# Sections of parts, in which the name of a part is the key by default.
-_BY_KEY = ('data.augment', 'probes')
 
 
 def check_same_config(
@@ -83,7 +81,10 @@ def differences(
   Returns:
     For each differing dotted key, a text with both values.
   """
-  there, here = map(_flat, (there, here))
+  there, here = (
+    {**experiment.ADDED, **dotted.flatten(dotted.with_names(config))}
+    for config in (there, here)
+  )
   # A text in the place of a part is short for the name of the part.
   for one, other in ((there, here), (here, there)):
     for key in [key for key in one if f'{key}.name' in other]:
@@ -96,16 +97,3 @@ def differences(
     if disk.to_json(there.get(key)) != disk.to_json(here.get(key))
     and key not in free
   }
-
-
-def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns a config by dotted key, with all names of parts."""
-  flat = {**experiment.ADDED, **dotted.flatten(config)}
-  for where in _BY_KEY:
-    section: Any = config
-    for key in where.split('.'):
-      section = section.get(key) if isinstance(section, Mapping) else None
-    for key, part in (section or {}).items():
-      if isinstance(part, Mapping) and part.get('name') is None:
-        flat[f'{where}.{key}.name'] = key
-  return flat

@@ -1,7 +1,13 @@
-"""Configs as flat dicts with dotted keys, as in `--config.key=value`."""
+"""Configs as nested dicts, and as flat dicts with dotted keys.
+
+A dotted key is the key of a flag: `--config.model.norm.name=none`.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+# Sections of parts, in which the name of a part is the key by default.
+_BY_KEY = ('data.augment', 'probes')
 
 
 def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,3 +41,27 @@ def empty_sections(config: Mapping[str, Any], at: str = '') -> Iterator[str]:
       if not value:
         yield f'{at}{key}'
       yield from empty_sections(value, f'{at}{key}.')
+
+
+def with_names(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a nested config in which each part of `probes` etc. has a name.
+
+  In the sections `probes` and `data.augment`, a part without a name has the key
+  as the name. In the result, `{'probes': {'gradients': {}}}` has become
+  `{'probes': {'gradients': {'name': 'gradients'}}}`.
+
+  Args:
+    config: A nested config, with text keys.
+  """
+  return _with_names(config, '')
+
+
+def _with_names(section: Mapping[str, Any], at: str) -> dict[str, Any]:
+  found = {}
+  for key, value in section.items():
+    if isinstance(value, Mapping):
+      value = _with_names(value, f'{at}{key}.')
+      if at.rstrip('.') in _BY_KEY and value.get('name') is None:
+        value = {**value, 'name': key}
+    found[key] = value
+  return found

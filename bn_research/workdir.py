@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from bn_research import disk, errors
+from bn_research import disk, dotted, errors
 
 CONFIG = 'config.json'
 METRICS = 'metrics.jsonl'
@@ -234,6 +234,7 @@ def read_record(workdir: disk.PathLike) -> dict[str, Any]:
     section, _, name = key.rpartition('.')
     if section in record['config']:
       record['config'][section].setdefault(name, value)
+  record['config'] = dotted.with_names(record['config'])
   return record
 
 

@@ -180,7 +180,7 @@ def resolve(
   overrides.apply(config, changes, f'{path}: sweep()')
   for key, value in dotted.flatten(config.to_dict()).items():
     overrides.check_value(f'{path}: the config', key, value)
-  return json.loads(config.to_json_best_effort())
+  return dotted.with_names(json.loads(config.to_json_best_effort()))
 
 
 def arguments(

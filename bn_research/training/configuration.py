@@ -44,12 +44,13 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
 
   Returns:
     New nested dicts. A text in the place of a part has become a dict with this
-    text as the `name`.
+    text as the `name`, and a part of `probes` without a name has the key as
+    the name.
 
   Raises:
     UserError: If a key is unknown or missing, or if a value is out of range.
   """
-  resolved = _plain(config)
+  resolved = dotted.with_names(_plain(config))
   # None leaves an option to the default, and the default is no probe.
   if resolved.get('probes', {}) is None:
     resolved['probes'] = {}

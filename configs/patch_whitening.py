@@ -26,13 +26,25 @@ author (code). Ours: no higher learning rate of biases, no averaging of weights
 or at test time.
 
     python -m bn_research.sweep --config=configs/patch_whitening.py:cifar10 \\
-        --workdir=runs/patch_whitening --jobs=1
+        --workdir=runs/patch_whitening --jobs=2
     python -m bn_research.report --config=configs/patch_whitening.py:cifar10 \\
         --workdir=runs/patch_whitening
 
-Variants: `quick`, 60 steps on the digits; `cifar10`, a narrow network and 3
-epochs in batches of 128: a step has 0.27 seconds of processor time, so the 15
-runs take more than an hour on two cores; `gpu`, the network of the paper, 45
+On two cores the 15 runs of `cifar10` took 37 minutes, with some other work
+beside, and gave, as means of five seeds:
+
+                    steps to 60 %   steps to 70 %   accuracy at the end
+    whitened             322             583             74.7 %
+    learned              364             656             72.9 %
+    learned + norm       406             719             71.9 %
+
+The accuracies are of 2,000 images, at every 52nd step. The claim of fewer steps
+to 60 % holds against the layer with batch norm, and is undecided against the
+plain layer. In the first fifth of the steps the learning rate grows, and the
+three lines are close together. No run has 94 %, the published level.
+
+Variants: `quick`, 60 steps on the digits; `cifar10`, a narrow network and two
+epochs in batches of 128; `gpu`, the network of the paper, 45
 epochs; `pod`, the same on 8 devices.
 """
 

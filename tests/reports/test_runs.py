@@ -4,11 +4,13 @@ import dataclasses
 import json
 import shutil
 
+import ml_collections
 import numpy as np
 import pytest
 
 from bn_research import disk, errors, results, workdir
 from bn_research.reports import runs, writing
+from bn_research.sweeps import points
 
 
 def test_a_curve_has_the_rows_where_both_were_measured(fake_run, tmp_path):
@@ -87,6 +89,24 @@ def test_what_does_not_change_a_curve_is_no_other_experiment(
   fake_run('none', 0)
   new = {'num_devices': 2, 'checkpoint_seconds': 1.0, 'momentum': None}
   assert len(belonging(tmp_path, 'none', **new)) == 1
+
+
+def test_a_part_without_a_name_is_of_the_experiment(fake_run, tmp_path):
+  path = fake_run('none', 0)
+  # The key is the name; files of older versions do not repeat the name.
+  augment = {'flip': {}, 'pad_crop': {'padding': 2}}
+  record = json.loads((path / workdir.CONFIG).read_text())
+  config = {**record['config'], 'data': {'name': 'x', 'augment': augment}}
+  disk.write_json(path / workdir.CONFIG, {**record, 'config': config})
+  found = runs.load(str(tmp_path))
+  point = points.resolve(ml_collections.ConfigDict(config), {}, 'x')
+  assert runs.of_experiment(found, [point], set()) == found
+  assert runs.absent(found, [], [point]) == []
+  assert found[0].value('data.augment.flip.name') == 'flip'
+  augment['flip']['probability'] = 0.25
+  other = points.resolve(ml_collections.ConfigDict(config), {}, 'x')
+  with pytest.raises(errors.UserError, match=r'flip\.probability=None there'):
+    runs.of_experiment(found, [other], set())
 
 
 def test_runs_that_are_swept_no_more_are_left_out(fake_run, tmp_path, capsys):

@@ -67,7 +67,7 @@ SETTING = {
   'eval.num_points': 10,
 }
 EXAMPLES = {
-  'quick': 1_280,
+  'quick': 6_400,
   'cifar10': 25_000,
   'gpu': 3_000_000,
   'pod': 128_116_700,
@@ -80,7 +80,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     'model.width': 8,
     'eval.num_points': 2,
   },
-  'cifar10': {'model.depth': 8},
+  'cifar10': {'model.depth': 8, 'eval.num_points': 3},
   'gpu': {'model.depth': 20},
   'pod': {
     'data.augment.pad_crop': None,
@@ -110,11 +110,39 @@ def get_config(arg='cifar10'):
   return config
 
 
+def _bounds(num_steps):
+  """Returns the bounds of batch renorm as ramps of the published shape.
+
+  The paper gives steps of a run of 130,000 steps (recalled). A run of another
+  length has the same parts: with the published steps, a short run would be a
+  run of batch norm.
+
+  Args:
+    num_steps: The number of training steps.
+  """
+  bounds = {'r_max': (1.0, 3.0, 5, 40), 'd_max': (0.0, 5.0, 5, 25)}
+  return {
+    f'model.norm.{name}': {
+      'name': 'ramp',
+      'initial': initial,
+      'final': final,
+      'start': num_steps * start // 130,
+      'stop': num_steps * stop // 130,
+    }
+    for name, (initial, final, start, stop) in bounds.items()
+  }
+
+
 def sweep(arg='cifar10'):
   is_quick = arg == 'quick'
   # A sweep that is stopped early has all settings of the first seeds.
   return [
-    {**norm, 'batch_size': batch, 'seed': seed}
+    {
+      'batch_size': batch,
+      'seed': seed,
+      **norm,
+      **(_bounds(EXAMPLES[arg] // batch) if name == 'batch renorm' else {}),
+    }
     for seed in range(1 if is_quick else 3)
     for batch in reversed((2, 4, 32) if is_quick else BATCHES)
     for name, norm in NORMS.items()

@@ -60,6 +60,23 @@ def test_a_ghost_is_smaller_than_the_batch(variant):
 
 
 @pytest.mark.parametrize('variant', VARIANTS)
+def test_renorm_leaves_batch_norm_behind_in_each_run(variant):
+  runs = resolved(variant)
+  found = [run for run in runs if run['model.norm.name'] == 'batch_renorm']
+  for run in found:
+    bounds = {
+      name: [run[f'model.norm.{name}.{key}'] for key in ('initial', 'final')]
+      for name in ('r_max', 'd_max')
+    }
+    # Ioffe (2017), Section 4.1, for a run of 130,000 steps.
+    assert bounds == {'r_max': [1, 3], 'd_max': [0, 5]}
+    for name, thousands in (('r_max', 40), ('d_max', 25)):
+      for key, of_paper in (('start', 5), ('stop', thousands)):
+        part = run[f'model.norm.{name}.{key}'] / run['num_steps']
+        assert part == pytest.approx(of_paper / 130, abs=0.02)
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
 def test_each_side_of_a_claim_and_each_line_has_its_runs(variant):
   _, seeds, _ = VARIANTS[variant]
   report = module().report()

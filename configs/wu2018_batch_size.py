@@ -35,7 +35,8 @@ from typing import Any
 
 from bn_research import experiment
 
-BATCHES = (2, 4, 8, 16, 32, 64)
+# A sweep that is stopped early has the batches of the claims.
+BATCHES = (2, 32, 4, 64, 8, 16)
 GHOST = 16
 NORMS: dict[str, dict[str, Any]] = {
   'batch norm': {
@@ -135,7 +136,6 @@ def _bounds(num_steps):
 
 def sweep(arg='cifar10'):
   is_quick = arg == 'quick'
-  # A sweep that is stopped early has all settings of the first seeds.
   return [
     {
       'batch_size': batch,
@@ -144,7 +144,7 @@ def sweep(arg='cifar10'):
       **(_bounds(EXAMPLES[arg] // batch) if name == 'batch renorm' else {}),
     }
     for seed in range(1 if is_quick else 3)
-    for batch in reversed((2, 4, 32) if is_quick else BATCHES)
+    for batch in (BATCHES[:3] if is_quick else BATCHES)
     for name, norm in NORMS.items()
     if name != 'ghost batch norm' or batch > GHOST
   ]

@@ -29,7 +29,8 @@ def in_turn(
   Args:
     blocks: Modules, called as `block(h, train, tap)`.
     h: The input of the first block.
-    train: The argument `train` of the model.
+    train: The argument `train` of the model. An evaluation has no backward
+      pass, and rematerializes nothing.
     tap: The argument `tap` of the model. A tap keeps activations, hence a call
       with a tap rematerializes nothing.
     remat: Whether to rematerialize.
@@ -40,7 +41,10 @@ def in_turn(
   Source: Chen et al. (2016), Section 4.1.
   """
   call = _call
-  if remat and tap is untapped:
+  # Without a backward pass, nothing is computed again. A loop of an evaluation
+  # also shares the model with the code around the loop, and nnx.remat refuses
+  # such a model.
+  if remat and train and tap is untapped:
     call = nnx.remat(_call, static_argnums=(2, 3), policy=_KEEP_STATISTICS)
   for block in blocks:
     h = call(block, h, train, tap)

@@ -39,7 +39,8 @@ def adaptive(
   A unit is one output of a layer: all weights of a dense kernel (inputs,
   outputs) or of a convolution kernel (..., inputs, outputs) with the same
   output. In a kernel of three dimensions, such as (inputs, heads, features), a
-  unit has all weights with the same two last indices. A vector is one unit.
+  unit has all weights with the same two last indices. A vector is one unit, and
+  as in optax, so is a kernel with a single input, such as (1, outputs).
 
   Args:
     clipping: The largest ratio of the norms.

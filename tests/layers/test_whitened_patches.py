@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from bn_research import fitting, norms
 from bn_research.layers import nnx as layers
+from bn_research.models import stems
 from tests.norms import forms
 from tests.oracles import patches as oracle
 from tests.quick import some
@@ -25,7 +26,10 @@ def images(count=300, shape=(6, 5, 2)):
 
 
 def fitted(x, size=(2, 2), **options):
-  layer = layers.WhitenedPatches(x.shape[-1], size, **options)
+  return fit_to(x, layers.WhitenedPatches(x.shape[-1], size, **options))
+
+
+def fit_to(x, layer):
   graphdef, state = nnx.split(layer)
 
   @jax.jit
@@ -44,6 +48,15 @@ def expected(x, size, strides=(1, 1), padding='VALID', epsilon=EPSILON):
   root, mean = oracle.whitening(cut.reshape(-1, cut.shape[-1]), epsilon)
   white = (cut - mean) @ root.T
   return np.concatenate([white, -white], -1)
+
+
+def test_the_epsilon_of_the_stem_is_in_squared_units_of_the_input():
+  x = images()
+  stem = stems.whitened_patches(epsilon=0.5)(2, rngs=nnx.Rngs(0))
+  y = np.asarray(fit_to(x, stem)(jnp.asarray(x)), np.float64)
+  right = expected(x, (2, 2), epsilon=0.5)
+  # Columns are equal up to their order and their signs.
+  np.testing.assert_allclose(y.std((0, 1, 2)), right.std((0, 1, 2)), rtol=1e-3)
 
 
 @pytest.mark.parametrize(

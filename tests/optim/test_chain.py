@@ -247,6 +247,34 @@ def test_weights_of_zero_can_leave_zero_under_adaptive_clipping():
   )
 
 
+def test_skip_leaves_out_everything_below_a_path():
+  optimizer = optim.create(
+    {
+      'name': 'sgd',
+      'learning_rate': 1.0,
+      'clip': {'name': 'adaptive', 'skip': ('layers',)},
+    },
+    10,
+  )
+  kernel = jnp.ones((3, 2))
+  params = {'layers': [{'kernel': kernel}] * 2, 'layers2': {'kernel': kernel}}
+  grads = jax.tree.map(lambda leaf: 100 * leaf, params)
+  updates, _ = optimizer.update(grads, optimizer.init(params), params)
+  for layer in updates['layers']:
+    np.testing.assert_array_equal(layer['kernel'], -100 * kernel)
+  np.testing.assert_allclose(updates['layers2']['kernel'], -0.01 * kernel, 1e-5)
+
+
+def test_a_kernel_with_a_single_input_is_one_unit():
+  optimizer = optim.create(
+    {'name': 'sgd', 'learning_rate': 1.0, 'clip': 'adaptive'}, 10
+  )
+  params = {'kernel': jnp.asarray([[3.0, 4.0]])}
+  grads = {'kernel': jnp.asarray([[0.0, 10.0]])}
+  updates, _ = optimizer.update(grads, optimizer.init(params), params)
+  np.testing.assert_allclose(updates['kernel'], [[0, -0.05]], rtol=1e-5)
+
+
 def test_the_average_gives_no_weight_to_the_initial_weights():
   options = {'name': 'sgd', 'momentum': 0.9}
   plain, _ = descend(**options)

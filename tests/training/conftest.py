@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from bn_research import data, workdir
+from bn_research.training import stepping
 
 CONFIG = {
   'seed': 0,
@@ -64,6 +65,19 @@ def dataset():
 def loaded(monkeypatch, dataset):
   """Has every run train on `dataset`."""
   monkeypatch.setattr(data, 'load', lambda config, data_dir, splits: dataset)
+
+
+@pytest.fixture
+def created_steps(monkeypatch):
+  """A list that gets the compiled steps of each run."""
+  create, created = stepping.create, []
+
+  def note(*args):
+    created.append(create(*args))
+    return created[-1]
+
+  monkeypatch.setattr(stepping, 'create', note)
+  return created
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The gradient of a step: smoothed labels, and micro-batches."""
 
+import copy
 import functools
 import re
 
@@ -10,7 +11,7 @@ import optax
 import pytest
 from flax import nnx
 
-from bn_research import data, errors, hooks, optim, training
+from bn_research import data, errors, hooks, optim, training, workdir
 from bn_research.training import gradients, losses, mesh, state, step
 from tests.quick import some
 
@@ -247,3 +248,22 @@ def test_other_populations_fit_any_number_of_micro_batches(norm):
   start, parts = network(norm)
   model = nnx.merge(parts['graphdef'], start.params, start.rest)
   gradients.check_populations(gradients.Rule(microbatches=4), model)
+
+
+@pytest.mark.parametrize(
+  'change', [{'label_smoothing': 0.5}, {'microbatches': 2}]
+)
+def test_a_probe_takes_the_step_of_the_training(
+  change, config, tmp_path, loaded
+):
+  del loaded
+  config |= {'num_steps': 1, 'probes': {'gradients': {}}}
+  found = []
+  for name, changes in (('plain', {}), ('changed', change)):
+    training.train({**copy.deepcopy(config), **changes}, tmp_path / name)
+    arrays = workdir.read_probe(tmp_path / name, 'gradients')
+    # The parameters before the first step are the same in both runs.
+    found.append({k: v[0] for k, v in arrays.items() if 'grad' in k})
+  assert found[0]
+  for key, plain in found[0].items():
+    assert not np.allclose(plain, found[1][key], rtol=1e-3), key

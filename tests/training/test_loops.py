@@ -166,3 +166,43 @@ def test_a_step_starts_before_the_loss_of_the_step_before_is_known():
 
   loops.call_each(program, None, ((k,) for k in range(3)))
   assert order == ['step 0', 'step 1', 'loss 0', 'step 2', 'loss 1']
+
+
+@pytest.mark.parametrize('is_convolutional', [True, False])
+def test_micro_batches_are_unrolled_where_a_loop_is_slow(
+  is_convolutional, conv_config, tmp_path, created_steps
+):
+  if not is_convolutional:
+    conv_config['model'] = CONFIG['model']
+  conv_config |= {'microbatches': 2, 'num_steps': 1, 'probes': {}}
+  training.train(conv_config, tmp_path)
+  (steps,) = created_steps
+  assert steps.rule.unroll is is_convolutional
+  assert steps.rule.microbatches == 2
+
+
+VIT = {'name': 'vit', 'depth': 1, 'width': 8, 'num_heads': 2, 'patch_size': 2}
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {},
+    {'eval': {**CONFIG['eval'], 'population': 'reestimated'}},
+    pytest.param({'microbatches': 2}, marks=pytest.mark.slow),
+  ],
+)
+def test_rematerialization_changes_no_row(changes, tmp_path, results, loaded):
+  del loaded
+  model = {**VIT, 'norm': {'name': 'batch_norm'}}
+  found = []
+  for remat in (False, True):
+    path = tmp_path / str(remat)
+    config = {**copy.deepcopy(CONFIG), **changes}
+    config['model'] = {**model, 'remat': remat}
+    # A larger rate would make roundings grow.
+    config['optimizer']['learning_rate'] = 0.05
+    training.train(config, path)
+    found.append(results(path)[0])
+  for plain, again in zip(*found, strict=True):
+    assert plain == pytest.approx(again, rel=1e-4, abs=1e-4)

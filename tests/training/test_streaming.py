@@ -126,6 +126,18 @@ def test_a_stream_and_a_dataset_in_memory_are_one_run(changes, trained):
   check_close(memory, stream, **CLOSE)
 
 
+@pytest.mark.parametrize('is_convolutional', [True, False])
+def test_micro_batches_of_a_stream_are_unrolled_where_a_loop_is_slow(
+  is_convolutional, trained, created_steps
+):
+  changes = {'microbatches': 2, 'num_steps': 1, 'probes': {}}
+  if is_convolutional:
+    changes['model'] = CNN
+  trained('stream', changes, shuffle='examples')
+  (steps,) = created_steps
+  assert steps.rule.unroll is is_convolutional
+
+
 def interrupted(monkeypatch, trained, name, changes, at, **stream):
   """Trains up to a step, and stops there as a process that is killed."""
   call = loops.call_each

@@ -139,7 +139,7 @@ def test_linen_folds_what_takes_each_output_by_itself(groups):
 
 
 @pytest.mark.parametrize(
-  ('groups', 'group_size'), some([(2, 2)], [(1, None), (1, 3)])
+  ('groups', 'group_size'), some([], [(2, 2), (1, None), (1, 3)])
 )
 def test_linen_folds_whitening_of_outputs_of_the_same_inputs(
   groups, group_size

@@ -80,6 +80,7 @@ def test_where_nothing_can_be_written_nothing_is_kept(tmp_path, caplog):
   assert not caplog.messages  # nobody asked for it
 
 
+@pytest.mark.slow
 def test_an_entry_that_cannot_be_read_is_written_again(tmp_path, capsys):
   compilation.enable_cache(str(tmp_path))
   reset = jax._src.compilation_cache.reset_cache

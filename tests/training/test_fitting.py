@@ -99,6 +99,7 @@ def test_the_fit_sees_normalized_inputs(patches, dataset):
   )
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_to_the_same_bits(
   patches, dataset, tmp_path, monkeypatch, results
 ):

@@ -87,7 +87,9 @@ def test_both_forms_are_one_run(conv_config, tmp_path, monkeypatch, results):
       assert value == pytest.approx(b[name], rel=1e-3, abs=1e-3)
 
 
-@pytest.mark.parametrize('step_norms', ['last', 'mean'])
+@pytest.mark.parametrize(
+  'step_norms', ['last', pytest.param('mean', marks=pytest.mark.slow)]
+)
 def test_both_forms_diverge_at_one_step(
   step_norms, conv_config, tmp_path, monkeypatch, results
 ):

@@ -108,6 +108,7 @@ def test_rows_that_change_while_the_run_trains_are_restored(
   assert bn_research.load(tmp_path / 'bad').metrics['step'][-1] == 60
 
 
+@pytest.mark.slow
 def test_a_probe_of_another_run_is_damage(config, tmp_path):
   ours, other = tmp_path / 'ours', tmp_path / 'other'
   training.train(config, ours)
@@ -157,8 +158,10 @@ def test_deleted_checkpoints_are_told(config, tmp_path, capsys):
   'error',
   [
     PermissionError(13, 'Permission denied'),
-    ValueError("reading: os_error_code='24'"),
-    MemoryError(),
+    pytest.param(
+      ValueError("reading: os_error_code='24'"), marks=pytest.mark.slow
+    ),
+    pytest.param(MemoryError(), marks=pytest.mark.slow),
   ],
 )
 def test_a_failure_of_the_system_is_no_damage(
@@ -216,6 +219,7 @@ def test_the_digests_decide(config, stopped, monkeypatch, capsys):
   assert f'checkpoint {step} is damaged' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_digests_of_copies_decide(config, stopped, monkeypatch, capsys):
   step = newest(stopped).name
   files = {'metrics.jsonl': b'{"step": 0}\n'}

@@ -97,14 +97,17 @@ CNN = {'name': 'cnn', 'widths': (4,), 'norm': {'name': 'batch_norm'}}
   'changes',
   [
     pytest.param({}, marks=pytest.mark.slow),
-    {
-      'data': {
-        **CONFIG['data'],
-        'augment': {'pad_crop': {'padding': 1}, 'flip': {}},
-        'normalize': 'standardize',
+    pytest.param(
+      {
+        'data': {
+          **CONFIG['data'],
+          'augment': {'pad_crop': {'padding': 1}, 'flip': {}},
+          'normalize': 'standardize',
+        },
+        'eval': {**SMALL['eval'], 'splits': ('test', 'train')},
       },
-      'eval': {**SMALL['eval'], 'splits': ('test', 'train')},
-    },
+      marks=pytest.mark.slow,
+    ),
     pytest.param(
       {'eval': {**SMALL['eval'], 'population': 'reestimated'}},
       marks=pytest.mark.slow,

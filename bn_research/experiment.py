@@ -1,7 +1,7 @@
 """The base config of all experiments.
 
-A config file imports this module, and no other module of this package. The file
-lists the differences of an experiment from the base:
+A config file imports this module and `grid`, and no other module of this
+package. The file lists the differences of an experiment from the base:
 
     from bn_research import experiment
 

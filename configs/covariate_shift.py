@@ -31,7 +31,7 @@ Variants: `digits`, the 8x8 images of scikit-learn, 2,000 steps; `mnist`, 20,000
 steps; `quick`, 40 steps of the digits.
 """
 
-from bn_research import experiment
+from bn_research import experiment, grid
 
 NORMS = {
   'without': {'model.norm.name': 'none'},
@@ -61,9 +61,7 @@ def get_config(arg='digits'):
 
 
 def sweep():
-  return [
-    {**norm, 'seed': seed} for norm in NORMS.values() for seed in range(5)
-  ]
+  return grid.product(NORMS.values(), grid.seeds(5))
 
 
 def report():

@@ -54,7 +54,7 @@ that. `digits` was also looked at with 5,000 steps, and with 0.5, σ = 0.1, 0.99
 for 5,000; batch norm was ahead in all of them.
 """
 
-from bn_research import experiment
+from bn_research import experiment, grid
 
 SETTING = {
   'data.binarize': 0.5,
@@ -85,11 +85,10 @@ def get_config(arg='mnist'):
 
 
 def sweep():
-  return [
-    {'model.norm.name': norm, 'model.norm.momentum': 0.9, 'seed': seed}
-    for norm in ('none', 'batch_norm')
-    for seed in range(5)
-  ]
+  return grid.product(
+    {'model.norm.name': ('none', 'batch_norm'), 'model.norm.momentum': (0.9,)},
+    grid.seeds(5),
+  )
 
 
 def report():

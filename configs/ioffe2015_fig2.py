@@ -50,7 +50,7 @@ here a step is synchronous.
 
 from typing import Any
 
-from bn_research import experiment
+from bn_research import experiment, grid
 
 DECAY = 0.5
 WEIGHT_DECAY = 1e-4
@@ -159,11 +159,7 @@ def lines(arg):
 def sweep(arg='cifar10'):
   seeds = 1 if arg == 'quick' else 3
   # Runs of one line share the compiled programs of the first run that ends.
-  return [
-    {**line, 'seed': seed}
-    for seed in range(seeds)
-    for line in lines(arg).values()
-  ]
+  return grid.product(grid.seeds(seeds), lines(arg).values())
 
 
 def report(arg='cifar10'):

@@ -48,7 +48,7 @@ epochs in batches of 128; `gpu`, the network of the paper, 45
 epochs; `pod`, the same on 8 devices.
 """
 
-from bn_research import experiment
+from bn_research import experiment, grid
 
 STEMS = {
   'whitened': {
@@ -117,9 +117,7 @@ def get_config(arg='quick'):
 
 
 def sweep():
-  return [
-    {**stem, 'seed': seed} for stem in STEMS.values() for seed in range(5)
-  ]
+  return grid.product(STEMS.values(), grid.seeds(5))
 
 
 def report():

@@ -23,7 +23,7 @@ Variants: `digits`, the 8x8 images of scikit-learn, 400 steps; `mnist`, 4,000
 steps; `quick`, 40 steps of the digits.
 """
 
-from bn_research import experiment
+from bn_research import experiment, grid
 
 METHODS = {'pca': 'PCA', 'zca': 'ZCA', 'cholesky': 'Cholesky'}
 BATCH_NORM = {'model.norm.name': 'batch_norm'}
@@ -59,11 +59,7 @@ def _whitened(method):
 
 
 def sweep():
-  return [
-    {**norm, 'seed': seed}
-    for norm in (*map(_whitened, METHODS), BATCH_NORM)
-    for seed in range(5)
-  ]
+  return grid.product((*map(_whitened, METHODS), BATCH_NORM), grid.seeds(5))
 
 
 def report():

@@ -31,7 +31,7 @@ Variants: `digits`, the 8x8 images of scikit-learn, 500 steps; `mnist`, 5,000
 steps; `quick`, 50 steps of the digits.
 """
 
-from bn_research import experiment
+from bn_research import experiment, grid
 
 RATES = (0.5, 1.0, 2.0, 4.0)
 # The best of them, by input, on the digits.
@@ -66,16 +66,10 @@ def get_config(arg='digits'):
 
 
 def sweep():
-  return [
-    {
-      'data.normalize.name': name,
-      'optimizer.learning_rate': rate,
-      'seed': seed,
-    }
-    for name in BEST
-    for rate in RATES
-    for seed in range(5)
-  ]
+  return grid.product(
+    {'data.normalize.name': tuple(BEST), 'optimizer.learning_rate': RATES},
+    grid.seeds(5),
+  )
 
 
 def report():

@@ -10,15 +10,31 @@ continues the sweep.
 import os
 import shlex
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
 from bn_research import cli, config_files
-from bn_research.sweeps import checking, driver, points
+from bn_research.sweeps import checking, driver, overview, points, selection
 
 _DATA_DIR = cli.define_data_dir()
 _JOBS = flags.DEFINE_integer('jobs', 1, 'Runs at a time.', lower_bound=1)
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the commands only.')
+_SEEDS = flags.DEFINE_string(
+  'seeds', None, 'Seeds in place of those of sweep(): 0:5 for 0 to 4.'
+)
+_ONLY = flags.DEFINE_string(
+  'only', None, 'Only runs whose name matches, for example *seed=0*.'
+)
+_SHARD = flags.DEFINE_string(
+  'shard', None, 'The share i/n of the runs, for job i (from 0) of n jobs.'
+)
+_RETRY = flags.DEFINE_enum(
+  'retry', None, ['failed'], 'Runs to try again, from their last checkpoint.'
+)
+_STATUS = flags.DEFINE_bool(
+  'status', False, 'Print the state of each run, and train nothing.'
+)
 
 
 def main() -> int:
@@ -28,15 +44,10 @@ def main() -> int:
     The exit status.
   """
   path = cli.config_path()
-  sweep = points.expand(
-    config_files.call(path, 'sweep'),
-    cli.CONFIG.value,
-    path,
-    str(cli.WORKDIR.value),
-    cli.config_overrides(),
-    [f'--data_dir={_DATA_DIR.value}'] if _DATA_DIR.value else [],
-    config_files.load(path),
-  )
+  sweep = _selected(path)
+  if _STATUS.value:
+    print(overview.table(sweep))
+    return 0
   if _DRY_RUN.value:
     for point in sweep:
       print(shlex.join(point.command))
@@ -48,7 +59,28 @@ def main() -> int:
     configs = [point.config for point in todo]
     checking.check(configs, folder, _DATA_DIR.value)
 
-  return driver.run(sweep, _JOBS.value, check)
+  return driver.run(sweep, _JOBS.value, check, retry=_RETRY.value is not None)
+
+
+def _selected(path: str) -> Sequence[points.Point]:
+  """Returns the points of the sweep that the flags choose."""
+  sweep: Sequence[Any] = points.check(config_files.call(path, 'sweep'), path)
+  if _SEEDS.value is not None:
+    sweep = selection.with_seeds(sweep, _SEEDS.value)
+  found = points.expand(
+    sweep,
+    cli.CONFIG.value,
+    path,
+    str(cli.WORKDIR.value),
+    cli.config_overrides(),
+    [f'--data_dir={_DATA_DIR.value}'] if _DATA_DIR.value else [],
+    config_files.load(path),
+  )
+  if _ONLY.value is not None:
+    found = selection.only(found, _ONLY.value)
+  if _SHARD.value is not None:
+    found = selection.shard(found, _SHARD.value)
+  return found
 
 
 if __name__ == '__main__':

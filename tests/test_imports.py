@@ -24,7 +24,7 @@ ROOMS = {
     *('comparison', 'fitting', 'hooks', 'experiment', 'workdir'),
     '__version__',
   },
-  'sweeps': {'comparison', 'overrides', 'workdir'},
+  'sweeps': {'comparison', 'grid', 'overrides', 'workdir'},
   'reports': {'comparison', 'results', 'workdir'},
   'results': {'training', 'workdir'},
   'workdir': set(),

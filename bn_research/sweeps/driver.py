@@ -16,6 +16,7 @@ def run(
   sweep: Sequence[points.Point],
   jobs: int = 1,
   check: Callable[[Sequence[points.Point]], None] = lambda todo: None,
+  retry: bool = False,
 ) -> int:
   """Trains the incomplete points of a sweep, and prints the progress.
 
@@ -25,24 +26,29 @@ def run(
     jobs: The number of runs at the same time.
     check: A function of the incomplete points, called before any run starts if
       a point is incomplete. An error of the function ends the sweep.
+    retry: Whether points with the status failed run again, from the last
+      checkpoint.
 
   Returns:
     The exit status: 0 if no run failed, now or before; 1 if a run failed, or
     was lost to signals; 130 after an interrupt.
   """
   outcomes = [_known(point) for point in sweep]
-  todo = [o.point for o in outcomes if o.status == workdir.INCOMPLETE]
-  outcomes = [o for o in outcomes if o.status != workdir.INCOMPLETE]
+  again = (workdir.INCOMPLETE, *([workdir.FAILED] if retry else []))
+  todo = [o.point for o in outcomes if o.status in again]
+  failed = [o.point for o in outcomes if o.status in again[1:]]
+  outcomes = [o for o in outcomes if o.status not in again]
   # The check starts a process that imports JAX, which takes seconds.
   if todo:
     check(todo)
+  for point in failed:
+    # Without the status, a run continues from the last checkpoint.
+    (point.workdir / workdir.STATUS).unlink()
   print(f'{len(sweep)} runs, {len(todo)} to do', flush=True)
   for outcome in outcomes:
     if outcome.status == workdir.FAILED:
       print(f'failed before: {outcome.point.name}: {outcome.reason};', end=' ')
-      # Without the status, the next sweep continues from the last checkpoint.
-      status = outcome.point.workdir / workdir.STATUS
-      print(f'to try again, remove {status}', flush=True)
+      print('--retry=failed tries again', flush=True)
   start = time.monotonic()
 
   def ended(outcome: pool.Outcome) -> None:

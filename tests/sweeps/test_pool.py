@@ -158,11 +158,10 @@ def test_finished_runs_are_left_alone(tmp_path, capsys):
   assert [starts(run) for run in sweep] == [0, 0, 0, 1]
   out = capsys.readouterr().out
   assert '4 runs, 1 to do' in out
-  status = tmp_path / 'failed' / workdir.STATUS
-  assert f'failed: of old; to try again, remove {status}\n' in out
+  assert 'failed: of old; --retry=failed tries again\n' in out
   assert '[4/4] done' in out
-  status.unlink()
-  assert driver.run(sweep) == 0
+  assert driver.run(sweep, retry=True) == 0
+  assert '4 runs, 1 to do' in capsys.readouterr().out
   assert [starts(run) for run in sweep] == [0, 0, 1, 1]
 
 

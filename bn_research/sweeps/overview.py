@@ -1,0 +1,82 @@
+"""A table of the runs of a sweep, from the workdirs alone."""
+
+import collections
+import datetime
+import pathlib
+import time
+from collections.abc import Iterator, Sequence
+
+from bn_research import locking, workdir
+from bn_research.sweeps.points import Point
+
+_TITLES = ('state', 'step', 'of', 'last row', 'changed', 'run')
+TRAINING = 'training'
+TO_DO = 'to do'
+
+
+def table(points: Sequence[Point]) -> str:
+  """Returns a line for each run of a sweep, and the number of runs by state.
+
+  The states are those of `status.json`; `training` for a run that a process
+  trains at the moment; `to do` for a run that has no checkpoint or row yet.
+
+  Args:
+    points: The points of a sweep.
+  """
+  rows = [_row(point) for point in points]
+  widths = [
+    max(map(len, column)) for column in zip(_TITLES, *rows, strict=True)
+  ]
+  lines = [_line(row, widths) for row in (_TITLES, *rows)]
+  counts = collections.Counter(row[0] for row in rows)
+  lines.append(
+    ', '.join(f'{number} {state}' for state, number in counts.items())
+  )
+  return '\n'.join(lines)
+
+
+def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+  cells = (text.ljust(width) for text, width in zip(row, widths, strict=True))
+  return '  '.join(cells).rstrip()
+
+
+def _row(point: Point) -> tuple[str, ...]:
+  status = point.read_status()
+  state, step = status.status, status.step
+  rows = workdir.read_metrics(point.workdir)
+  if state == workdir.INCOMPLETE:
+    # A run writes its status at checkpoints, and its rows more often.
+    step = max(step, rows[-1]['step'] if rows else 0)
+    if locking.is_held(point.workdir):
+      state = TRAINING
+    elif not step:
+      state = TO_DO
+  last = rows[-1] if rows else {}
+  return (
+    state,
+    f'{step:,}',
+    f'{point.config["num_steps"]:,}',
+    ' '.join(_numbers(last)),
+    _age(point.workdir),
+    point.name + (f': {status.reason}' if status.reason else ''),
+  )
+
+
+def _numbers(row: dict[str, float]) -> Iterator[str]:
+  """Yields the losses and the accuracies of a row of metrics."""
+  for key, value in row.items():
+    if key.endswith(('_loss', '_accuracy')) and value is not None:
+      yield f'{key}={value:.4g}'
+
+
+def _age(directory: pathlib.Path) -> str:
+  """Returns the time since the last change of a workdir, in words."""
+  times = [
+    path.stat().st_mtime
+    for name in (workdir.STATUS, workdir.METRICS)
+    if (path := directory / name).exists()
+  ]
+  if not times:
+    return ''
+  seconds = max(0, round(time.time() - max(times)))
+  return f'{datetime.timedelta(seconds=seconds)} ago'

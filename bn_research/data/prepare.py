@@ -90,6 +90,9 @@ def _write(writer: Any, scratch: pathlib.Path, source: str | None) -> None:
         ),
       )
   except download_manager.NonMatchingChecksumError as error:
+    # TFDS has made the folder of all versions, which is empty.
+    with contextlib.suppress(OSError):
+      writer.data_path.parent.rmdir()
     reason = str(error).splitlines()[0].rstrip(':')
     raise errors.UserError(f'{reason}; fetch that file again') from error
   except (OSError, RuntimeError) as error:  # array_record: RuntimeError

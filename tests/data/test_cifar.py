@@ -210,6 +210,7 @@ def test_the_published_checksum_is_asked_for(tmp_path):
     with pytest.raises(errors.UserError, match='wrong checksum; fetch') as told:
       prepare.prepare('cifar10', str(tmp_path / 'data'), str(folder))
     assert '\n' not in str(told.value)
+    assert not list((tmp_path / 'data').rglob('cifar10'))
 
 
 def test_a_folder_without_an_archive(tmp_path):

@@ -15,10 +15,20 @@ from typing import Any
 from absl import flags
 
 from bn_research import cli, config_files
-from bn_research.sweeps import checking, driver, overview, points, selection
+from bn_research.sweeps import (
+  checking,
+  devices,
+  driver,
+  overview,
+  points,
+  selection,
+)
 
 _DATA_DIR = cli.define_data_dir()
 _JOBS = flags.DEFINE_integer('jobs', 1, 'Runs at a time.', lower_bound=1)
+_JOBS_A_DEVICE = flags.DEFINE_integer(
+  'jobs_a_device', 1, 'Runs at a time on one GPU.', lower_bound=1
+)
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the commands only.')
 _SEEDS = flags.DEFINE_string(
   'seeds', None, 'Seeds in place of those of sweep(): 0:5 for 0 to 4.'
@@ -59,7 +69,8 @@ def main() -> int:
     configs = [point.config for point in todo]
     checking.check(configs, folder, _DATA_DIR.value)
 
-  return driver.run(sweep, _JOBS.value, check, retry=_RETRY.value is not None)
+  shares = devices.shares(devices.find(), _JOBS.value, _JOBS_A_DEVICE.value)
+  return driver.run(sweep, shares, check, retry=_RETRY.value is not None)
 
 
 def _selected(path: str) -> Sequence[points.Point]:

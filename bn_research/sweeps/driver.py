@@ -4,7 +4,7 @@ import collections
 import datetime
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from bn_research import workdir
 from bn_research.sweeps import points, pool
@@ -14,7 +14,7 @@ _INTERRUPTED = 130  # the exit status in shells after Ctrl-C
 
 def run(
   sweep: Sequence[points.Point],
-  jobs: int = 1,
+  shares: Sequence[Mapping[str, str]] = ({},),
   check: Callable[[Sequence[points.Point]], None] = lambda todo: None,
   retry: bool = False,
 ) -> int:
@@ -23,7 +23,7 @@ def run(
   Args:
     sweep: All points. A point with the status done, diverged or failed does not
       run again.
-    jobs: The number of runs at the same time.
+    shares: The environment variables of each job; see `pool.run`.
     check: A function of the incomplete points, called before any run starts if
       a point is incomplete. An error of the function ends the sweep.
     retry: Whether points with the status failed run again, from the last
@@ -62,7 +62,7 @@ def run(
   # as Ctrl-C does, and the pool lets the runs save a checkpoint.
   signal.signal(signal.SIGTERM, signal.default_int_handler)
   try:
-    pool.run(todo, jobs, ended, _say_waiting)
+    pool.run(todo, shares, ended, _say_waiting)
   except KeyboardInterrupt:
     print('interrupted; the same command goes on from here', flush=True)
     return _INTERRUPTED

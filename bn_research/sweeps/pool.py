@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from bn_research import disk, locking, workdir
 from bn_research.sweeps import child, points
@@ -51,13 +51,14 @@ class Outcome:
 class _Attempt:
   point: points.Point
   number: int
+  place: int
   start: float
   process: subprocess.Popen
 
 
 def run(
   todo: Sequence[points.Point],
-  jobs: int,
+  shares: Sequence[Mapping[str, str]],
   ended: Callable[[Outcome], None],
   waits: Callable[[int], None] = lambda count: None,
 ) -> None:
@@ -71,7 +72,8 @@ def run(
 
   Args:
     todo: The points, in the order of the starts.
-    jobs: The number of runs at the same time.
+    shares: For each of the runs at the same time, further environment
+      variables, such as the GPU of the run.
     ended: A function of the outcome of a run, called after the end of the run.
     waits: A function of a number of runs, called when all runs that are left
       are trained by another process. The pool waits for the end of these runs.
@@ -79,13 +81,15 @@ def run(
   waiting = collections.deque((point, 1) for point in todo)
   running: list[_Attempt] = []
   is_told = False
+  places = list(range(len(shares)))  # of `shares`, without a run
   try:
     while waiting or running:
-      while len(running) < jobs and (free := _take(waiting)):
+      while places and (free := _take(waiting)):
         # Another process may have trained the run in the meantime.
         status = free[0].read_status()
         if status.status == workdir.INCOMPLETE:
-          running.append(_start(*free))
+          place = places.pop(0)
+          running.append(_start(*free, place, shares[place]))
         else:
           ended(Outcome(free[0], status.status, reason=status.reason))
       if waiting and not running and not is_told:
@@ -94,6 +98,7 @@ def run(
       time.sleep(_POLL_SECONDS)
       for attempt in [a for a in running if a.process.poll() is not None]:
         running.remove(attempt)
+        places.append(attempt.place)
         outcome = _outcome(attempt)
         if outcome.status == LOST and attempt.number < _ATTEMPTS:
           # The lost run goes to the front, to keep the order of the sweep.
@@ -117,7 +122,9 @@ def _take(
   return None
 
 
-def _start(point: points.Point, number: int) -> _Attempt:
+def _start(
+  point: points.Point, number: int, place: int, share: Mapping[str, str]
+) -> _Attempt:
   with disk.writing(point.workdir):
     point.workdir.mkdir(parents=True, exist_ok=True)
     with open(point.workdir / LOG, 'a') as log:
@@ -127,11 +134,12 @@ def _start(point: points.Point, number: int) -> _Attempt:
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
+        env={**os.environ, **share},
         # In a separate process group, Ctrl-C does not reach the run. The parent
         # gets the signal alone, and `_stop` then ends all runs in order.
         process_group=0,
       )
-  return _Attempt(point, number, time.monotonic(), process)
+  return _Attempt(point, number, place, time.monotonic(), process)
 
 
 def _outcome(attempt: _Attempt) -> Outcome:

@@ -40,7 +40,7 @@ def starts(point):
 
 def train(*todo, jobs=1):
   outcomes = []
-  pool.run(todo, jobs, outcomes.append)
+  pool.run(todo, [{}] * jobs, outcomes.append)
   return {outcome.point.name: outcome for outcome in outcomes}
 
 

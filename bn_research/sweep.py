@@ -19,6 +19,7 @@ from bn_research.sweeps import (
   checking,
   devices,
   driver,
+  launching,
   overview,
   points,
   selection,
@@ -41,6 +42,15 @@ _SHARD = flags.DEFINE_string(
 )
 _RETRY = flags.DEFINE_enum(
   'retry', None, ['failed'], 'Runs to try again, from their last checkpoint.'
+)
+_LAUNCH = flags.DEFINE_string(
+  'launch',
+  None,
+  'Launch each run by a command with {command}, {name} and {workdir}, and wait'
+  ' for none: sbatch --wrap="{command}".',
+)
+_QUEUED = flags.DEFINE_string(
+  'queued', '1h', 'The time after a launch without a second launch of a run.'
 )
 _STATUS = flags.DEFINE_bool(
   'status', False, 'Print the state of each run, and train nothing.'
@@ -69,6 +79,11 @@ def main() -> int:
     configs = [point.config for point in todo]
     checking.check(configs, folder, _DATA_DIR.value)
 
+  if _LAUNCH.value is not None:
+    template = launching.split(_LAUNCH.value)
+    seconds = launching.seconds_of(_QUEUED.value)
+    check(sweep)
+    return launching.launch(sweep, template, seconds, _RETRY.value is not None)
   shares = devices.shares(devices.find(), _JOBS.value, _JOBS_A_DEVICE.value)
   return driver.run(sweep, shares, check, retry=_RETRY.value is not None)
 

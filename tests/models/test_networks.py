@@ -40,8 +40,8 @@ def stepper(network, norm, shape=None, **changes):
   shape = shape or ((32, 32, 3) if network == 'vgg' else (8, 8, 3))
   section = {'name': norm, **OPTIONS.get(norm, {})}
   config = {'name': network, 'norm': section, **SMALL[network], **changes}
-  # Some gradients of whitened networks are so steep that 0.01 times the gradient
-  # is beyond the next minimum.
+  # Some gradients of whitened networks are so steep that 0.01 times the
+  # gradient is beyond the next minimum.
   optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.01))
   graphdef, state = jax.eval_shape(
     lambda key: state_lib.create(key, config, shape, 3, optimizer),

@@ -39,12 +39,12 @@ runs, these are half an epoch long, and group norm is behind batch norm in large
 batches, and not ahead in batches of 2. One seed decides no claim.
 
 Variants: `quick`, the 8x8 images of scikit-learn, batches of 2, 4 and 32, one
-seed, four minutes; `cifar10`, ResNet-8 and 25,000 examples; `gpu`, ResNet-20 and 3,000,000
-examples; `pod`, ResNet-50 on ImageNet, 100 epochs, each run on a device of its
-own. The published runs are on 8 devices, with the moments of each device, and
-the learning rate 0.1 · batch / 32 for 8 times the batch; `pod` thus has the
-learning rate 0.1 · batch / 256, and falls to a tenth after 30, 60 and 90
-epochs, as published.
+seed, four minutes; `cifar10`, ResNet-8 and 25,000 examples; `gpu`, ResNet-20
+and 3,000,000 examples; `pod`, ResNet-50 on ImageNet, 100 epochs, each run on a
+device of its own. The published runs are on 8 devices, with the moments of each
+device, and the learning rate 0.1 · batch / 32 for 8 times the batch; `pod` thus
+has the learning rate 0.1 · batch / 256, and falls to a tenth after 30, 60 and
+90 epochs, as published.
 """
 
 from typing import Any

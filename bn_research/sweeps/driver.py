@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from bn_research import workdir
-from bn_research.sweeps import points, pool
+from bn_research.sweeps import live, points, pool
 
 _INTERRUPTED = 130  # the exit status in shells after Ctrl-C
 
@@ -50,29 +50,34 @@ def run(
       print(f'failed before: {outcome.point.name}: {outcome.reason};', end=' ')
       print('--retry=failed tries again', flush=True)
   start = time.monotonic()
+  running: dict[str, points.Point] = {}
 
   def ended(outcome: pool.Outcome) -> None:
     outcomes.append(outcome)
+    running.pop(outcome.point.name, None)
     left = len(sweep) - len(outcomes)
     rate = (time.monotonic() - start) / (len(todo) - left)
     place = f'[{len(outcomes):{len(str(len(sweep)))}}/{len(sweep)}]'
-    print(place, _line(outcome, left * rate), flush=True)
+    say(f'{place} {_line(outcome, left * rate)}')
+
+  def waits(count: int) -> None:
+    say(f'waiting for {count} runs that another process trains')
+
+  def started(point: points.Point) -> None:
+    running[point.name] = point
 
   # A scheduler ends a job with SIGTERM. SIGTERM then raises KeyboardInterrupt,
   # as Ctrl-C does, and the pool lets the runs save a checkpoint.
   signal.signal(signal.SIGTERM, signal.default_int_handler)
   try:
-    pool.run(todo, shares, ended, _say_waiting)
+    with live.table(running) as say:
+      pool.run(todo, shares, ended, waits, started)
   except KeyboardInterrupt:
     print('interrupted; the same command goes on from here', flush=True)
     return _INTERRUPTED
   count = collections.Counter(outcome.status for outcome in outcomes)
   print(', '.join(f'{number} {status}' for status, number in count.items()))
   return 1 if count[workdir.FAILED] + count[pool.LOST] else 0
-
-
-def _say_waiting(count: int) -> None:
-  print(f'waiting for {count} runs that another process trains', flush=True)
 
 
 def _known(point: points.Point) -> pool.Outcome:

@@ -4,7 +4,7 @@ import collections
 import datetime
 import pathlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 
 from bn_research import locking, workdir
 from bn_research.sweeps.points import Point
@@ -56,17 +56,23 @@ def _row(point: Point) -> tuple[str, ...]:
     state,
     f'{step:,}',
     f'{point.config["num_steps"]:,}',
-    ' '.join(_numbers(last)),
+    numbers(last),
     _age(point.workdir),
     point.name + (f': {status.reason}' if status.reason else ''),
   )
 
 
-def _numbers(row: dict[str, float]) -> Iterator[str]:
-  """Yields the losses and the accuracies of a row of metrics."""
-  for key, value in row.items():
-    if key.endswith(('_loss', '_accuracy')) and value is not None:
-      yield f'{key}={value:.4g}'
+def numbers(row: Mapping[str, float | None]) -> str:
+  """Returns the losses and the accuracies of a row of metrics as text.
+
+  Args:
+    row: The row, by column.
+  """
+  return ' '.join(
+    f'{key}={value:.4g}'
+    for key, value in row.items()
+    if key.endswith(('_loss', '_accuracy')) and value is not None
+  )
 
 
 def _age(directory: pathlib.Path) -> str:

@@ -61,6 +61,7 @@ def run(
   shares: Sequence[Mapping[str, str]],
   ended: Callable[[Outcome], None],
   waits: Callable[[int], None] = lambda count: None,
+  started: Callable[[points.Point], None] = lambda point: None,
 ) -> None:
   """Trains points, each point in a separate process.
 
@@ -77,6 +78,7 @@ def run(
     ended: A function of the outcome of a run, called after the end of the run.
     waits: A function of a number of runs, called when all runs that are left
       are trained by another process. The pool waits for the end of these runs.
+    started: A function of a point, called when the process of the run starts.
   """
   waiting = collections.deque((point, 1) for point in todo)
   running: list[_Attempt] = []
@@ -90,6 +92,7 @@ def run(
         if status.status == workdir.INCOMPLETE:
           place = places.pop(0)
           running.append(_start(*free, place, shares[place]))
+          started(free[0])
         else:
           ended(Outcome(free[0], status.status, reason=status.reason))
       if waiting and not running and not is_told:

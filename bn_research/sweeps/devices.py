@@ -67,7 +67,8 @@ def shares(
     UserError: If there are too many jobs, or if jobs would share a TPU.
   """
   count = len(found.names)
-  if not count:
+  # A single job has all accelerators without a word.
+  if not count or jobs == 1:
     return [{} for _ in range(jobs)]
   if jobs > count * jobs_a_device:
     raise errors.UserError(
@@ -94,9 +95,7 @@ def shares(
 
 
 def _of_tpus(names: Sequence[str], jobs: int) -> list[dict[str, str]]:
-  """Returns the variables of each job; a job has one TPU chip, or all chips."""
-  if jobs == 1:
-    return [{}]
+  """Returns the variables of each job, which has one TPU chip."""
   return [
     {
       'TPU_VISIBLE_CHIPS': name,

@@ -34,7 +34,7 @@ def test_chips_of_a_tpu_are_found():
   assert found == ('TPU', ('0', '1'))
 
 
-@pytest.mark.parametrize('jobs', range(1, 9))
+@pytest.mark.parametrize('jobs', range(2, 9))
 def test_jobs_divide_the_gpus(jobs):
   shares = devices.shares(EIGHT, jobs)
   names = [share[VISIBLE].split(',') for share in shares]
@@ -57,8 +57,11 @@ def test_jobs_share_a_gpu_and_its_memory(jobs):
   assert all(0.74 < part <= 0.75 for part in memory.values())
 
 
+def test_a_single_job_has_everything():
+  assert devices.shares(FOUR, 1) == devices.shares(EIGHT, 1) == [{}]
+
+
 def test_jobs_on_chips_of_a_tpu():
-  assert devices.shares(FOUR, 1) == [{}]
   shares = devices.shares(FOUR, 3)
   assert [share['TPU_VISIBLE_CHIPS'] for share in shares] == list('012')
   assert {share['TPU_PROCESS_BOUNDS'] for share in shares} == {'1,1,1'}

@@ -127,8 +127,11 @@ def test_a_plain_average_moves_with_every_micro_batch():
 @pytest.mark.parametrize(
   'options',
   some(
-    [{'precondition': {'name': 'input_covariance', 'epsilon': 0.1}}],
-    [{'dense': 'prong', 'momentum': 0.9}],
+    [],
+    [
+      {'precondition': {'name': 'input_covariance', 'epsilon': 0.1}},
+      {'dense': 'prong', 'momentum': 0.9},
+    ],
   ),
 )
 def test_hooks_merge_the_moments_of_micro_batches(options):

@@ -213,9 +213,7 @@ ROWS = [
   for row in rows
 ]
 QUICK = [
-  ('training', 'base', 'batch_size', 8),
   ('training', 'base', 'optimizer.nesterov', True),
-  ('training', 'base', 'optimizer.schedule.warmup', '0.5 epochs'),
   ('evaluation', 'base', 'model.norm.momentum', 0.5),
   ('probe', 'base', 'probes.activations.unit', 2),
   ('nothing', 'base', 'checkpoint_seconds', 0.0),

@@ -23,7 +23,7 @@ import itertools
 import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from bn_research import ranges
 
@@ -108,38 +108,36 @@ class Uniform:
   low: float
   high: float
   digits: int = 3
+  # The lower end is above this number.
+  _above: ClassVar[float] = -math.inf
 
   def __post_init__(self):
-    _check_ends(self.low, self.high, -math.inf, self.digits)
+    # The negated comparison also refuses NaN.
+    if not self._above < self.low < self.high < math.inf:
+      raise ValueError(
+        f'low={self.low} and high={self.high} are no ends of a range'
+      )
+    ranges.whole(1, 17, digits=self.digits)
 
   def at(self, part: float) -> float:
     """Returns the value below which a part of all values is."""
-    value = self.low + part * (self.high - self.low)
-    return float(f'{value:.{self.digits}g}')
+    return float(f'{self._exact(part):.{self.digits}g}')
+
+  def _exact(self, part: float) -> float:
+    return self.low + part * (self.high - self.low)
 
 
 @dataclasses.dataclass(frozen=True)
-class LogUniform:
+class LogUniform(Uniform):
   """Random values whose logarithm has equal density between two ends.
 
-  Attributes:
-    low: The least value, above 0.
-    high: The largest value.
-    digits: The significant digits of a value, because the value is a part of
-      the name of a run.
+  The attributes are those of `Uniform`, and `low` is above 0.
   """
 
-  low: float
-  high: float
-  digits: int = 3
+  _above: ClassVar[float] = 0.0
 
-  def __post_init__(self):
-    _check_ends(self.low, self.high, 0.0, self.digits)
-
-  def at(self, part: float) -> float:
-    """Returns the value below which a part of all values is."""
-    value = self.low * (self.high / self.low) ** part
-    return float(f'{value:.{self.digits}g}')
+  def _exact(self, part: float) -> float:
+    return self.low * (self.high / self.low) ** part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +159,7 @@ class Choice:
     return self.values[int(part * len(self.values))]
 
 
-Distribution = Uniform | LogUniform | Choice
+Distribution = Uniform | Choice
 
 
 def sample(
@@ -223,11 +221,3 @@ def _joined(points: Iterable[Point]) -> Point:
         raise ValueError(f'two grids change {key!r}')
     joined |= point
   return joined
-
-
-def _check_ends(low: float, high: float, above: float, digits: int) -> None:
-  """Raises a ValueError if a distribution has wrong ends."""
-  # The negated comparison also refuses NaN.
-  if not above < low < high < math.inf:
-    raise ValueError(f'low={low} and high={high} are no ends of a range')
-  ranges.whole(1, 17, digits=digits)

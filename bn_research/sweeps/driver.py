@@ -42,8 +42,7 @@ def run(
   if todo:
     check(todo)
   for point in failed:
-    # Without the status, a run continues from the last checkpoint.
-    (point.workdir / workdir.STATUS).unlink()
+    point.retry()
   print(f'{len(sweep)} runs, {len(todo)} to do', flush=True)
   for outcome in outcomes:
     if outcome.status == workdir.FAILED:

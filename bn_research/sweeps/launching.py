@@ -120,7 +120,7 @@ def launch(
   for point in points:
     status = point.read_status().status
     if status == workdir.FAILED and retry:
-      (point.workdir / workdir.STATUS).unlink()
+      point.retry()
     elif status != workdir.INCOMPLETE:
       over += 1
       continue

@@ -43,6 +43,10 @@ class Point:
     """
     return workdir_lib.standing(self.workdir, self.config)
 
+  def retry(self) -> None:
+    """Makes a failed run incomplete, which continues from a checkpoint."""
+    (self.workdir / workdir_lib.STATUS).unlink()
+
 
 def expand(
   sweep: Sequence[Mapping[str, Any]],

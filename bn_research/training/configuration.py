@@ -44,8 +44,7 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
 
   Returns:
     New nested dicts. A text in the place of a part has become a dict with this
-    text as the `name`, and a part of `probes` without a name has the key as
-    the name.
+    text as the `name`, and the parts of `dotted.with_names` have names.
 
   Raises:
     UserError: If a key is unknown or missing, or if a value is out of range.

@@ -1,15 +1,12 @@
 """Figure 2 of the paper: learning rates, lines, seeds, report."""
 
 import functools
-import pathlib
 
 import pytest
 
-from bn_research import config_files, dotted
 from bn_research.reports import claims, figures, summary
-from bn_research.sweeps import points
+from tests.configs import experiments
 
-PATH = pathlib.Path(__file__).parents[2] / 'configs/ioffe2015_fig2.py'
 # The learning rate of Inception, the number of seeds.
 VARIANTS = {
   'quick': (0.005, 1),
@@ -27,15 +24,8 @@ LINES = {
 }
 
 
-@functools.cache
-def module():
-  return config_files.module_of(str(PATH))
-
-
-def resolved(variant):
-  config = module().get_config(variant)
-  found = module().sweep(variant)
-  return [dotted.flatten(points.resolve(config, p, 'x')) for p in found]
+module = functools.partial(experiments.module, 'ioffe2015_fig2')
+resolved = functools.partial(experiments.resolved, 'ioffe2015_fig2')
 
 
 def of_line(variant, label):

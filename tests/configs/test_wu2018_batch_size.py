@@ -1,15 +1,12 @@
 """Error against batch size: learning rates, steps, ghosts, report."""
 
 import functools
-import pathlib
 
 import pytest
 
-from bn_research import config_files, dotted
 from bn_research.reports import claims, figures
-from bn_research.sweeps import points
+from tests.configs import experiments
 
-PATH = pathlib.Path(__file__).parents[2] / 'configs/wu2018_batch_size.py'
 NORMS = ('batch_norm', 'batch_renorm', 'group_norm', 'layer_norm')
 # The batch sizes, the number of seeds, and the batch with a rate of 0.1.
 VARIANTS = {
@@ -20,15 +17,8 @@ VARIANTS = {
 }
 
 
-@functools.cache
-def module():
-  return config_files.module_of(str(PATH))
-
-
-def resolved(variant):
-  config = module().get_config(variant)
-  found = module().sweep(variant)
-  return [dotted.flatten(points.resolve(config, p, 'x')) for p in found]
+module = functools.partial(experiments.module, 'wu2018_batch_size')
+resolved = functools.partial(experiments.resolved, 'wu2018_batch_size')
 
 
 @pytest.mark.parametrize('variant', VARIANTS)

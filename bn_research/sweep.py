@@ -9,12 +9,12 @@ continues the sweep.
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
 
-from bn_research import cli, config_files
+from bn_research import cli, config_files, errors
 from bn_research.sweeps import (
   checking,
   devices,
@@ -22,14 +22,39 @@ from bn_research.sweeps import (
   launching,
   overview,
   points,
+  ray_cluster,
+  ray_engine,
   selection,
 )
 
 _DATA_DIR = cli.define_data_dir()
-_JOBS = flags.DEFINE_integer('jobs', 1, 'Runs at a time.', lower_bound=1)
+_JOBS = flags.DEFINE_integer(
+  'jobs',
+  None,
+  'Runs at a time; by default 1, and on a Ray cluster as many as fit.',
+  lower_bound=1,
+)
 _JOBS_A_DEVICE = flags.DEFINE_integer(
   'jobs_a_device', 1, 'Runs at a time on one GPU.', lower_bound=1
 )
+_ENGINE = flags.DEFINE_enum(
+  'engine', 'local', ['local', 'ray'], 'Where the runs train.'
+)
+_RAY_ADDRESS = flags.DEFINE_string(
+  'ray_address',
+  None,
+  'host:port of the head of a Ray cluster, or auto; without an address, Ray'
+  ' starts on this machine.',
+)
+_RESOURCES = flags.DEFINE_string(
+  'resources', None, 'Resources of each run in Ray, such as CPU=4,GPU=1.'
+)
+# The flags that an engine reads alone.
+_OF_ENGINES = {
+  'jobs_a_device': 'local',
+  'ray_address': 'ray',
+  'resources': 'ray',
+}
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the commands only.')
 _SEEDS = flags.DEFINE_string(
   'seeds', None, 'Seeds in place of those of sweep(): 0:5 for 0 to 4.'
@@ -64,6 +89,7 @@ def main() -> int:
     The exit status.
   """
   path = cli.config_path()
+  _check_engine()
   sweep = _selected(path)
   if _STATUS.value:
     print(overview.table(sweep))
@@ -84,8 +110,34 @@ def main() -> int:
     seconds = launching.seconds_of(_QUEUED.value)
     check(sweep)
     return launching.launch(sweep, template, seconds, _RETRY.value is not None)
-  shares = devices.shares(devices.find(), _JOBS.value, _JOBS_A_DEVICE.value)
-  return driver.run(sweep, shares, check, retry=_RETRY.value is not None)
+  return _train(sweep, check)
+
+
+def _check_engine() -> None:
+  """Raises a UserError if a flag has no meaning for the engine."""
+  for name, engine in _OF_ENGINES.items():
+    if flags.FLAGS[name].present and engine != _ENGINE.value:
+      raise errors.UserError(
+        f'--{name} is a flag of --engine={engine}; give both or neither'
+      )
+
+
+def _train(
+  sweep: Sequence[points.Point],
+  check: Callable[[Sequence[points.Point]], None],
+) -> int:
+  """Trains the runs by the engine of the flags, and returns the exit status."""
+  retry = _RETRY.value is not None
+  if _ENGINE.value == 'local':
+    jobs, found = _JOBS.value or 1, devices.find()
+    shares = devices.shares(found, jobs, _JOBS_A_DEVICE.value)
+    return driver.run(sweep, shares, check, retry)
+  needed = ray_cluster.resources(_RESOURCES.value or '')
+  with ray_cluster.connected(_RAY_ADDRESS.value):
+    room = ray_cluster.room(needed)
+    shares = [{}] * (_JOBS.value or room)
+    engine = ray_engine.Engine(needed)
+    return driver.run(sweep, shares, check, retry, engine.start)
 
 
 def _selected(path: str) -> Sequence[points.Point]:

@@ -56,7 +56,7 @@ OTHERS = {
   'results': {'numpy', 'pandas'},
   'disk': set(),
   'errors': set(),
-  'sweeps': {'ml_collections', 'rich'},
+  'sweeps': {'ml_collections', 'rich', 'ray'},
   'experiment': {'ml_collections'},
   'overrides': {'ml_collections'},
   'registry': set(),
@@ -202,6 +202,7 @@ def test_the_check_itself_can_fail(file, text, is_wrong, monkeypatch):
 @pytest.mark.parametrize('module', ['sweep', 'report', 'train'])
 def test_commands_start_without_heavy_imports(module):
   heavy = {'jax', 'flax', 'tensorflow_datasets', 'sklearn', 'matplotlib'}
+  heavy |= {'ray', 'optuna', 'submitit'}
   program = f'import sys, bn_research.{module}; print(*sys.modules)'
   result = subprocess.run(
     [sys.executable, '-c', program],

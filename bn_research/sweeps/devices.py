@@ -89,9 +89,18 @@ def shares(
     names = found.names[k * count // jobs : last]
     share = {'CUDA_VISIBLE_DEVICES': ','.join(names)}
     if (sharing := here.count(here[k])) > 1:
-      share['XLA_CLIENT_MEM_FRACTION'] = f'{_MEMORY / sharing:.3f}'
+      share |= memory(1 / sharing)
     result.append(share)
   return result
+
+
+def memory(part: float) -> dict[str, str]:
+  """Returns the variable of a process that has a part of a GPU.
+
+  Args:
+    part: The part of the memory that JAX takes by default.
+  """
+  return {'XLA_CLIENT_MEM_FRACTION': f'{_MEMORY * part:.3f}'}
 
 
 def _of_tpus(names: Sequence[str], jobs: int) -> list[dict[str, str]]:

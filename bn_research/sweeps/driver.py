@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from bn_research import workdir
-from bn_research.sweeps import live, points, pool
+from bn_research.sweeps import live, points, pool, processes
 
 _INTERRUPTED = 130  # the exit status in shells after Ctrl-C
 
@@ -17,6 +17,7 @@ def run(
   shares: Sequence[Mapping[str, str]] = ({},),
   check: Callable[[Sequence[points.Point]], None] = lambda todo: None,
   retry: bool = False,
+  start: pool.Start = processes.start,
 ) -> int:
   """Trains the incomplete points of a sweep, and prints the progress.
 
@@ -28,6 +29,7 @@ def run(
       a point is incomplete. An error of the function ends the sweep.
     retry: Whether points with the status failed run again, from the last
       checkpoint.
+    start: The engine; see `pool.run`.
 
   Returns:
     The exit status: 0 if no run failed, now or before; 1 if a run failed, or
@@ -48,14 +50,14 @@ def run(
     if outcome.status == workdir.FAILED:
       print(f'failed before: {outcome.point.name}: {outcome.reason};', end=' ')
       print('--retry=failed tries again', flush=True)
-  start = time.monotonic()
+  began = time.monotonic()
   running: dict[str, points.Point] = {}
 
   def ended(outcome: pool.Outcome) -> None:
     outcomes.append(outcome)
     running.pop(outcome.point.name, None)
     left = len(sweep) - len(outcomes)
-    rate = (time.monotonic() - start) / (len(todo) - left)
+    rate = (time.monotonic() - began) / (len(todo) - left)
     place = f'[{len(outcomes):{len(str(len(sweep)))}}/{len(sweep)}]'
     say(f'{place} {_line(outcome, left * rate)}')
 
@@ -70,7 +72,7 @@ def run(
   signal.signal(signal.SIGTERM, signal.default_int_handler)
   try:
     with live.table(running) as say:
-      pool.run(todo, shares, ended, waits, started)
+      pool.run(todo, shares, ended, waits, started, start)
   except KeyboardInterrupt:
     print('interrupted; the same command goes on from here', flush=True)
     return _INTERRUPTED

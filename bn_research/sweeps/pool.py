@@ -1,18 +1,21 @@
-"""Trains the points of a sweep in a pool of processes."""
+"""Trains the points of a sweep, several at a time.
+
+An engine starts the command of a run: as a process of this machine, or on a
+node of a cluster. The pool knows an engine as a function, and a run as a `Job`.
+"""
 
 import collections
+import contextlib
 import dataclasses
-import os
 import pathlib
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from bn_research import disk, locking, workdir
-from bn_research.sweeps import child, points
+from bn_research.sweeps import points, processes
 
 LOG = 'log.txt'
 
@@ -22,12 +25,31 @@ LOST = 'lost'
 # The outcome if another process, such as a second sweep, trains the run.
 BUSY = 'busy'
 
-# `child` needs the standard library only. The options -I and -S start Python
-# faster, without site-packages and without the environment variables of Python.
-_CHILD = (sys.executable, '-I', '-S', child.__file__)
 _ATTEMPTS = 3
 _POLL_SECONDS = 0.05
 _GRACE_SECONDS = 30.0  # between SIGTERM and SIGKILL, for a last checkpoint
+
+
+class Job(Protocol):
+  """A command that an engine has started, such as a `subprocess.Popen`."""
+
+  def poll(self) -> int | None:
+    """Returns the exit status; None before the end.
+
+    The status of a command that a signal ended, or that was lost with its
+    node, is the negative number of a signal.
+    """
+
+  def terminate(self) -> None:
+    """Sends SIGTERM, which a run uses to save a checkpoint."""
+
+  def kill(self) -> None:
+    """Ends the command at once, or together with the next checkpoint."""
+
+
+# A function of a command, of further environment variables, and of a file for
+# the output, in a folder that exists. The function does not wait.
+Start = Callable[[Sequence[str], Mapping[str, str], pathlib.Path], Job]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +75,7 @@ class _Attempt:
   number: int
   place: int
   start: float
-  process: subprocess.Popen
+  job: Job
 
 
 def run(
@@ -62,14 +84,15 @@ def run(
   ended: Callable[[Outcome], None],
   waits: Callable[[int], None] = lambda count: None,
   started: Callable[[points.Point], None] = lambda point: None,
+  start: Start = processes.start,
 ) -> None:
-  """Trains points, each point in a separate process.
+  """Trains points, each point by a separate command.
 
   The file `log.txt` in the workdir has the output of a run. If a signal ends a
   run, the run starts again from the last checkpoint, until the third signal.
-  After an interrupt of this function, all processes get SIGTERM and time for a
-  checkpoint. On Linux the processes get SIGTERM also after a SIGKILL of the
-  calling process.
+  After an interrupt of this function, all runs get SIGTERM and time for a
+  checkpoint. On Linux the runs get SIGTERM also after a SIGKILL of the calling
+  process.
 
   Args:
     todo: The points, in the order of the starts.
@@ -78,7 +101,8 @@ def run(
     ended: A function of the outcome of a run, called after the end of the run.
     waits: A function of a number of runs, called when all runs that are left
       are trained by another process. The pool waits for the end of these runs.
-    started: A function of a point, called when the process of the run starts.
+    started: A function of a point, called when the command of the run starts.
+    start: The engine.
   """
   waiting = collections.deque((point, 1) for point in todo)
   running: list[_Attempt] = []
@@ -91,7 +115,8 @@ def run(
         status = free[0].read_status()
         if status.status == workdir.INCOMPLETE:
           place = places.pop(0)
-          running.append(_start(*free, place, shares[place]))
+          job = _start(free[0], shares[place], start)
+          running.append(_Attempt(*free, place, time.monotonic(), job))
           started(free[0])
         else:
           ended(Outcome(free[0], status.status, reason=status.reason))
@@ -99,10 +124,12 @@ def run(
         waits(len(waiting))
         is_told = True
       time.sleep(_POLL_SECONDS)
-      for attempt in [a for a in running if a.process.poll() is not None]:
+      for attempt in list(running):
+        if (code := attempt.job.poll()) is None:
+          continue
         running.remove(attempt)
         places.append(attempt.place)
-        outcome = _outcome(attempt)
+        outcome = _outcome(attempt, code)
         if outcome.status == LOST and attempt.number < _ATTEMPTS:
           # The lost run goes to the front, to keep the order of the sweep.
           waiting.appendleft((attempt.point, attempt.number + 1))
@@ -111,7 +138,7 @@ def run(
         else:
           ended(outcome)
   finally:
-    _stop([attempt.process for attempt in running])
+    _stop([attempt.job for attempt in running])
 
 
 def _take(
@@ -125,30 +152,18 @@ def _take(
   return None
 
 
-def _start(
-  point: points.Point, number: int, place: int, share: Mapping[str, str]
-) -> _Attempt:
+def _start(point: points.Point, share: Mapping[str, str], start: Start) -> Job:
   with disk.writing(point.workdir):
     point.workdir.mkdir(parents=True, exist_ok=True)
-    with open(point.workdir / LOG, 'a') as log:
-      print('+', shlex.join(point.command), file=log, flush=True)
-      process = subprocess.Popen(
-        [*_CHILD, str(os.getpid()), *point.command],
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        env={**os.environ, **share},
-        # In a separate process group, Ctrl-C does not reach the run. The parent
-        # gets the signal alone, and `_stop` then ends all runs in order.
-        process_group=0,
-      )
-  return _Attempt(point, number, place, time.monotonic(), process)
+    log = point.workdir / LOG
+    with open(log, 'a') as file:
+      print('+', shlex.join(point.command), file=file)
+    return start(point.command, share, log)
 
 
-def _outcome(attempt: _Attempt) -> Outcome:
+def _outcome(attempt: _Attempt, code: int) -> Outcome:
   seconds = time.monotonic() - attempt.start
   status = attempt.point.read_status()
-  code = attempt.process.returncode
   if status.status != workdir.INCOMPLETE:
     return Outcome(attempt.point, status.status, seconds, status.reason)
   if code == locking.Busy.exit_status:
@@ -168,15 +183,20 @@ def _last_line(path: pathlib.Path) -> str:
   return next((line.strip() for line in reversed(lines) if line.strip()), '')
 
 
-def _stop(processes: Sequence[subprocess.Popen]) -> None:
-  """Ends processes with SIGTERM, and after a time limit with SIGKILL."""
-  for process in processes:
-    process.terminate()
-  try:
-    for process in processes:
-      process.wait(_GRACE_SECONDS)
-  except (subprocess.TimeoutExpired, KeyboardInterrupt):
-    pass  # The runs are too slow, or the user pressed Ctrl-C again.
-  for process in processes:
-    process.kill()
-    process.wait()
+def _stop(jobs: Sequence[Job]) -> None:
+  """Ends jobs with SIGTERM, and after a time limit with SIGKILL."""
+  for job in jobs:
+    job.terminate()
+  # With a second Ctrl-C, the user does not want to wait for the checkpoints.
+  with contextlib.suppress(KeyboardInterrupt):
+    _wait(jobs)
+  for job in jobs:
+    job.kill()
+  _wait(jobs)
+
+
+def _wait(jobs: Sequence[Job]) -> None:
+  """Waits for the end of jobs, at most for the time limit."""
+  end = time.monotonic() + _GRACE_SECONDS
+  while time.monotonic() < end and any(job.poll() is None for job in jobs):
+    time.sleep(_POLL_SECONDS)

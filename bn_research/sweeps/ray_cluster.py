@@ -1,0 +1,147 @@
+"""Finds a Ray cluster, and compares the cluster with the resources of a run."""
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+
+from bn_research import errors
+from bn_research.sweeps import extras
+
+Resources = Mapping[str, float]
+
+_FLAG = '--engine=ray'
+_SECONDS = 5.0  # for the first answer of a cluster
+# Ray reserves a third of the memory for objects by default. Runs pass nothing
+# but command lines through Ray.
+_STORE_BYTES = 80 * 2**20
+_EXAMPLE = 'CPU=4,GPU=1'
+
+
+def resources(text: str) -> dict[str, float]:
+  """Returns the resources of a run, with one CPU if the text has no CPU.
+
+  Args:
+    text: Names as Ray knows them, such as `'CPU=4,GPU=1'` or `'TPU=4'`.
+
+  Raises:
+    UserError: If the text has no numbers, or numbers that Ray refuses.
+  """
+  result = {'CPU': 1.0}
+  for name, value in extras.pairs('--resources', text, _EXAMPLE).items():
+    try:
+      number = float(value)
+    except ValueError:
+      number = -1.0
+    is_part = 0 < number < 1 or (name == 'CPU' and number == 0)
+    if not (is_part or (number >= 1 and number.is_integer())):
+      raise errors.UserError(
+        f'--resources={text}: {name}={value} is neither a whole number nor a'
+        f' part of one; give numbers such as {_EXAMPLE}'
+      )
+    result[name] = number
+  return result
+
+
+@contextlib.contextmanager
+def connected(address: str | None) -> Iterator[None]:
+  """Connects this process to a cluster, until the `with` block ends.
+
+  Args:
+    address: `'host:port'` of the head of a cluster, or `'auto'` for a cluster
+      with a node on this machine. With None, the address is the environment
+      variable RAY_ADDRESS, and without the variable Ray starts on this machine
+      and ends with the block.
+
+  Raises:
+    UserError: If Ray is not installed, or if no cluster answers.
+  """
+  extras.require('ray', 'ray', _FLAG)
+  # No statistics of the use leave this machine unasked.
+  os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
+  import ray
+
+  address = address or os.environ.get('RAY_ADDRESS')
+  quiet = {'logging_level': 'ERROR', 'log_to_driver': False}
+  try:
+    if address is None:
+      own = {'include_dashboard': False, 'object_store_memory': _STORE_BYTES}
+      ray.init('local', **own, **quiet)
+    else:
+      _probe(address)
+      ray.init(address, **quiet)
+  except (ConnectionError, RuntimeError, ValueError) as error:
+    ray.shutdown()
+    reason = str(error).strip().partition('\n')[0]
+    raise errors.UserError(
+      f'no Ray cluster at --ray_address={address}: {reason}'
+    ) from error
+  try:
+    yield
+  finally:
+    ray.shutdown()
+
+
+def _probe(address: str) -> None:
+  """Raises a UserError if nothing answers at an address.
+
+  Ray itself would try for a minute, and then abort the process.
+  """
+  host, _, port = address.rpartition(':')
+  if address == 'auto':
+    return
+  if not (host and port.isdecimal()) or '/' in host:
+    raise errors.UserError(
+      f"--ray_address={address}; give host:port of the head, or 'auto' on a"
+      ' node of the cluster'
+    )
+  try:
+    socket.create_connection((host.strip('[]'), int(port)), _SECONDS).close()
+  except (OSError, OverflowError) as error:
+    raise errors.UserError(
+      f'nothing answers at --ray_address={address} ({error}); start Ray there'
+      f' with: ray start --head --port={port}'
+    ) from error
+
+
+def room(needed: Resources) -> int:
+  """Returns the number of runs that fit the cluster at the same time.
+
+  Args:
+    needed: The resources of a run.
+
+  Raises:
+    UserError: If no node has the resources of a run.
+  """
+  import ray
+
+  nodes = [node['Resources'] for node in ray.nodes() if node['Alive']]
+  count = sum(_fit(node, needed) for node in nodes)
+  if not count:
+    raise errors.UserError(
+      f'--resources={_told(needed)}: no node has as many; the nodes have'
+      f' {" | ".join(_all_told(nodes)) or "nothing"}'
+    )
+  return count
+
+
+def _fit(node: Resources, needed: Resources) -> int:
+  """Returns the number of runs that fit a node."""
+  # The small number is for parts such as 0.1, which have no exact floats.
+  parts = [node.get(key, 0) / n + 1e-9 for key, n in needed.items() if n]
+  return int(min(parts, default=1))
+
+
+def _told(values: Resources) -> str:
+  return ','.join(f'{name}={value:g}' for name, value in values.items())
+
+
+def _all_told(nodes: Sequence[Resources]) -> list[str]:
+  """Returns the different nodes as texts, without what Ray adds for itself."""
+  hidden = ('node:', 'memory', 'object_store_memory')
+  return sorted(
+    {
+      _told({k: n for k, n in sorted(node.items()) if not k.startswith(hidden)})
+      for node in nodes
+    }
+  )

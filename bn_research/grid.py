@@ -121,7 +121,12 @@ class Uniform:
 
   def at(self, part: float) -> float:
     """Returns the value below which a part of all values is."""
-    return float(f'{self._exact(part):.{self.digits}g}')
+    return self.rounded(self._exact(part))
+
+  def rounded(self, value: float) -> float:
+    """Returns a value with the digits of `digits`, between the ends."""
+    short = float(f'{value:.{self.digits}g}')
+    return min(max(short, self.low), self.high)
 
   def _exact(self, part: float) -> float:
     return self.low + part * (self.high - self.low)
@@ -182,18 +187,23 @@ def sample(
   Source: Bergstra and Bengio (2012).
   """
   ranges.whole(1, 10**6, number=number)
-  for key, distribution in distributions.items():
-    if not hasattr(distribution, 'at'):
-      raise ValueError(
-        f'sample() has {distribution!r} for {key!r}; give a Uniform, a'
-        ' LogUniform or a Choice'
-      )
+  check(distributions)
   # Python keeps the numbers of `random()` for a seed from version to version.
   streams = {key: random.Random(f'{seed}/{key}') for key in distributions}
   return [
     {key: distributions[key].at(streams[key].random()) for key in streams}
     for _ in range(number)
   ]
+
+
+def check(distributions: Mapping[str, Any]) -> None:
+  """Raises a ValueError if a value of a dict is no distribution."""
+  for key, distribution in distributions.items():
+    if not isinstance(distribution, Distribution):
+      raise ValueError(
+        f'there is {distribution!r} for {key!r}; give a Uniform, a LogUniform'
+        ' or a Choice'
+      )
 
 
 def _points(source: Source) -> Grid:

@@ -13,6 +13,7 @@ from absl import flags
 from bn_research import cli, config_files
 from bn_research.reports import export, writing
 from bn_research.sweeps import points
+from bn_research.sweeps.search import trials
 
 # A command line of a sweep becomes the command line of its report.
 cli.define_data_dir()
@@ -30,10 +31,15 @@ def main() -> None:
   sweep = (
     points.check(config_files.call(path, 'sweep'), path) if has_sweep else [{}]
   )
+  # A search has drawn the points of its workdir.
+  sweep = trials.planned(str(cli.WORKDIR.value)) or sweep
   writing.write(
     report,
     str(cli.WORKDIR.value),
-    [points.resolve(cli.CONFIG.value, changes, path) for changes in sweep],
+    [
+      points.resolve(cli.CONFIG.value, changes, f'{path}: sweep()')
+      for changes in sweep
+    ],
     set().union(*sweep),
     _EXPORT.value,
   )

@@ -7,9 +7,10 @@ A finished run is not trained again. After an interruption, the same command
 continues the sweep.
 """
 
+import contextlib
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -22,10 +23,14 @@ from bn_research.sweeps import (
   launching,
   overview,
   points,
+  pool,
+  processes,
   ray_cluster,
   ray_engine,
   selection,
 )
+from bn_research.sweeps.search import running, trials
+from bn_research.sweeps.search import settings as search_settings
 
 _DATA_DIR = cli.define_data_dir()
 _JOBS = flags.DEFINE_integer(
@@ -49,6 +54,14 @@ _RAY_ADDRESS = flags.DEFINE_string(
 _RESOURCES = flags.DEFINE_string(
   'resources', None, 'Resources of each run in Ray, such as CPU=4,GPU=1.'
 )
+_SEARCH = flags.DEFINE_integer(
+  'search',
+  None,
+  'The number of trials of search() of the config, in place of sweep().',
+  lower_bound=1,
+)
+# The flags that choose points of sweep(), or train none.
+_OF_SWEEPS = ('seeds', 'only', 'shard', 'launch', 'dry_run')
 # The flags that an engine reads alone.
 _OF_ENGINES = {
   'jobs_a_device': 'local',
@@ -83,13 +96,15 @@ _STATUS = flags.DEFINE_bool(
 
 
 def main() -> int:
-  """Trains the runs that `sweep()` of the config lists.
+  """Trains the runs that `sweep()` or `search()` of the config describes.
 
   Returns:
     The exit status.
   """
   path = cli.config_path()
-  _check_engine()
+  _check_flags()
+  if _SEARCH.value is not None:
+    return _search(path, _SEARCH.value)
   sweep = _selected(path)
   if _STATUS.value:
     print(overview.table(sweep))
@@ -98,46 +113,79 @@ def main() -> int:
     for point in sweep:
       print(shlex.join(point.command))
     return 0
-  # A config may name modules beside the config file.
-  folder = os.path.dirname(os.path.abspath(path.partition(':')[0]))
 
   def check(todo: Sequence[points.Point]) -> None:
-    configs = [point.config for point in todo]
-    checking.check(configs, folder, _DATA_DIR.value)
+    _check([point.config for point in todo], path)
 
+  retry = _RETRY.value is not None
   if _LAUNCH.value is not None:
     template = launching.split(_LAUNCH.value)
     seconds = launching.seconds_of(_QUEUED.value)
     check(sweep)
-    return launching.launch(sweep, template, seconds, _RETRY.value is not None)
-  return _train(sweep, check)
+    return launching.launch(sweep, template, seconds, retry)
+  with _engine() as (shares, start):
+    return driver.run(sweep, shares, check, retry, start)
 
 
-def _check_engine() -> None:
-  """Raises a UserError if a flag has no meaning for the engine."""
+def _search(path: str, count: int) -> int:
+  """Trains the trials of `search()`, and returns the exit status."""
+  where = f'{path}: search()'
+  settings = search_settings.read(config_files.call(path, 'search'), where)
+  ends, given = settings.corners(), cli.config_overrides()
+  points.check_given(cli.CONFIG.value, ends[0], given)
+  corners = [points.resolve(cli.CONFIG.value, end, where) for end in ends]
+  settings.check_objective(corners[0], where)
+
+  def point_of(trial: trials.Trial) -> points.Point:
+    (point,) = _expand(path, [trial.parameters], lambda _: trial.name)
+    return point
+
+  search = running.Search(settings, str(cli.WORKDIR.value), point_of)
+  if _STATUS.value:
+    states = {name: search.state(name) for name in search.points}
+    pruned = {n: state for n, state in states.items() if state == trials.PRUNED}
+    print(overview.table(list(search.points.values()), pruned))
+    return 0
+  _check(corners, path)
+  with _engine() as (shares, start):
+    return running.run(search, count, shares, start, _RETRY.value is not None)
+
+
+def _check(configs: Sequence[Mapping[str, Any]], path: str) -> None:
+  """Raises a UserError if a run of a config could not start."""
+  # A config may name modules beside the config file.
+  folder = os.path.dirname(os.path.abspath(path.partition(':')[0]))
+  checking.check(configs, folder, _DATA_DIR.value)
+
+
+def _check_flags() -> None:
+  """Raises a UserError if two flags do not go together."""
   for name, engine in _OF_ENGINES.items():
     if flags.FLAGS[name].present and engine != _ENGINE.value:
       raise errors.UserError(
         f'--{name} is a flag of --engine={engine}; give both or neither'
       )
+  for name in _OF_SWEEPS if _SEARCH.value is not None else ():
+    if flags.FLAGS[name].present:
+      raise errors.UserError(
+        f'--{name} is a flag for sweep(), and --search uses search(); leave one'
+        ' of both out'
+      )
 
 
-def _train(
-  sweep: Sequence[points.Point],
-  check: Callable[[Sequence[points.Point]], None],
-) -> int:
-  """Trains the runs by the engine of the flags, and returns the exit status."""
-  retry = _RETRY.value is not None
+@contextlib.contextmanager
+def _engine() -> Iterator[tuple[Sequence[Mapping[str, str]], pool.Start]]:
+  """Returns the shares of the jobs, and the function that starts a run."""
   if _ENGINE.value == 'local':
     jobs, found = _JOBS.value or 1, devices.find()
     shares = devices.shares(found, jobs, _JOBS_A_DEVICE.value)
-    return driver.run(sweep, shares, check, retry)
+    yield shares, processes.start
+    return
   needed = ray_cluster.resources(_RESOURCES.value or '')
   with ray_cluster.connected(_RAY_ADDRESS.value):
     room = ray_cluster.room(needed)
-    shares = [{}] * (_JOBS.value or room)
     engine = ray_engine.Engine(needed)
-    return driver.run(sweep, shares, check, retry, engine.start)
+    yield [{}] * (_JOBS.value or room), engine.start
 
 
 def _selected(path: str) -> Sequence[points.Point]:
@@ -145,7 +193,21 @@ def _selected(path: str) -> Sequence[points.Point]:
   sweep: Sequence[Any] = points.check(config_files.call(path, 'sweep'), path)
   if _SEEDS.value is not None:
     sweep = selection.with_seeds(sweep, _SEEDS.value)
-  found = points.expand(
+  found = _expand(path, sweep)
+  if _ONLY.value is not None:
+    found = selection.only(found, _ONLY.value)
+  if _SHARD.value is not None:
+    found = selection.shard(found, _SHARD.value)
+  return found
+
+
+def _expand(
+  path: str,
+  sweep: Sequence[Mapping[str, Any]],
+  named: Callable[[Mapping[str, Any]], str] | None = None,
+) -> list[points.Point]:
+  """Returns the points of the changes in `sweep`, with the flags of all."""
+  return points.expand(
     sweep,
     cli.CONFIG.value,
     path,
@@ -153,12 +215,8 @@ def _selected(path: str) -> Sequence[points.Point]:
     cli.config_overrides(),
     [f'--data_dir={_DATA_DIR.value}'] if _DATA_DIR.value else [],
     config_files.load(path),
+    named,
   )
-  if _ONLY.value is not None:
-    found = selection.only(found, _ONLY.value)
-  if _SHARD.value is not None:
-    found = selection.shard(found, _SHARD.value)
-  return found
 
 
 if __name__ == '__main__':

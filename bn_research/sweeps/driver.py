@@ -4,12 +4,12 @@ import collections
 import datetime
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from bn_research import workdir
 from bn_research.sweeps import live, points, pool, processes
 
-_INTERRUPTED = 130  # the exit status in shells after Ctrl-C
+INTERRUPTED = 130  # the exit status in shells after Ctrl-C
 
 
 def run(
@@ -50,16 +50,43 @@ def run(
     if outcome.status == workdir.FAILED:
       print(f'failed before: {outcome.point.name}: {outcome.reason};', end=' ')
       print('--retry=failed tries again', flush=True)
-  began = time.monotonic()
+  return train(todo, len(sweep), outcomes, shares, start)
+
+
+def train(
+  todo: Iterable[points.Point],
+  total: int,
+  outcomes: list[pool.Outcome],
+  shares: Sequence[Mapping[str, str]],
+  start: pool.Start,
+  prunes: Callable[[points.Point], bool] = lambda point: False,
+  note: Callable[[str], str] = lambda name: '',
+) -> int:
+  """Trains points, and prints a line for each run that ends, and a summary.
+
+  Args:
+    todo: The points; see `pool.run`.
+    total: The number of runs, with those that were over before.
+    outcomes: The outcomes of the runs that were over before. The list gets the
+      outcomes of further runs.
+    shares: The environment variables of each job; see `pool.run`.
+    start: The engine; see `pool.run`.
+    prunes: See `pool.run`.
+    note: A function of the name of a run that is over: a text for its line.
+
+  Returns:
+    The exit status; see `run`.
+  """
+  began, before = time.monotonic(), len(outcomes)
   running: dict[str, points.Point] = {}
 
   def ended(outcome: pool.Outcome) -> None:
     outcomes.append(outcome)
     running.pop(outcome.point.name, None)
-    left = len(sweep) - len(outcomes)
-    rate = (time.monotonic() - began) / (len(todo) - left)
-    place = f'[{len(outcomes):{len(str(len(sweep)))}}/{len(sweep)}]'
-    say(f'{place} {_line(outcome, left * rate)}')
+    left = total - len(outcomes)
+    rate = (time.monotonic() - began) / (len(outcomes) - before)
+    place = f'[{len(outcomes):{len(str(total))}}/{total}]'
+    say(f'{place} {_line(outcome, left * rate, note(outcome.point.name))}')
 
   def waits(count: int) -> None:
     say(f'waiting for {count} runs that another process trains')
@@ -72,10 +99,10 @@ def run(
   signal.signal(signal.SIGTERM, signal.default_int_handler)
   try:
     with live.table(running) as say:
-      pool.run(todo, shares, ended, waits, started, start)
+      pool.run(todo, shares, ended, waits, started, start, prunes)
   except KeyboardInterrupt:
     print('interrupted; the same command goes on from here', flush=True)
-    return _INTERRUPTED
+    return INTERRUPTED
   count = collections.Counter(outcome.status for outcome in outcomes)
   print(', '.join(f'{number} {status}' for status, number in count.items()))
   return 1 if count[workdir.FAILED] + count[pool.LOST] else 0
@@ -86,8 +113,9 @@ def _known(point: points.Point) -> pool.Outcome:
   return pool.Outcome(point, status.status, reason=status.reason)
 
 
-def _line(outcome: pool.Outcome, seconds_left: float) -> str:
+def _line(outcome: pool.Outcome, seconds_left: float, note: str) -> str:
   text = f'{outcome.status:8} {outcome.point.name}  {outcome.seconds:.1f} s'
+  text += f'  {note}' if note else ''
   if outcome.reason:
     text += f': {outcome.reason}'
   if seconds_left:

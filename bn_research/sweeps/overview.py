@@ -13,8 +13,10 @@ _TITLES = ('state', 'step', 'of', 'last row', 'changed', 'run')
 TRAINING = 'training'
 TO_DO = 'to do'
 
+_NONE: Mapping[str, str] = {}
 
-def table(points: Sequence[Point]) -> str:
+
+def table(points: Sequence[Point], states: Mapping[str, str] = _NONE) -> str:
   """Returns a line for each run of a sweep, and the number of runs by state.
 
   The states are those of `status.json`; `training` for a run that a process
@@ -22,8 +24,9 @@ def table(points: Sequence[Point]) -> str:
 
   Args:
     points: The points of a sweep.
+    states: States that no `status.json` has, by the name of the run.
   """
-  rows = [_row(point) for point in points]
+  rows = [_row(point, states.get(point.name)) for point in points]
   widths = [
     max(map(len, column)) for column in zip(_TITLES, *rows, strict=True)
   ]
@@ -40,14 +43,16 @@ def _line(row: Sequence[str], widths: Sequence[int]) -> str:
   return '  '.join(cells).rstrip()
 
 
-def _row(point: Point) -> tuple[str, ...]:
+def _row(point: Point, known: str | None) -> tuple[str, ...]:
   status = point.read_status()
   state, step = status.status, status.step
   rows = workdir.read_metrics(point.workdir)
   if state == workdir.INCOMPLETE:
     # A run writes its status at checkpoints, and its rows more often.
     step = max(step, rows[-1]['step'] if rows else 0)
-    if locking.is_held(point.workdir):
+    if known is not None:
+      state = known
+    elif locking.is_held(point.workdir):
       state = TRAINING
     elif not step:
       state = TO_DO

@@ -8,7 +8,7 @@ import json
 import pathlib
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -56,6 +56,7 @@ def expand(
   given: Mapping[str, Any],
   flags: Sequence[str] = (),
   base: ml_collections.ConfigDict | None = None,
+  named: Callable[[Mapping[str, Any]], str] | None = None,
 ) -> list[Point]:
   """Makes the points of a sweep from overrides, and checks each point.
 
@@ -69,6 +70,8 @@ def expand(
     flags: Further flags for every run.
     base: The config before the overrides `given`, which the flags of a run
       change; `config` by default.
+    named: A function of the overrides, which returns the name of a run;
+      `name_of` by default.
 
   Returns:
     The points, in the order of `sweep`.
@@ -85,11 +88,11 @@ def expand(
   points = {}
   names: dict[str, str] = {}
   for changes in check(sweep, path):
-    resolved = resolve(config, changes, path)
-    name = name_of(changes)
+    resolved = resolve(config, changes, f'{path}: sweep()')
+    name = (named or name_of)(changes)
     if name in points:
       raise errors.UserError(f'{path}: sweep() has the run {name} twice')
-    _check_given(config, changes, given)
+    check_given(config, changes, given)
     run = pathlib.Path(directory, name)
     # A finished run does not start again, hence only this check can find a
     # workdir with a finished run of a different config.
@@ -134,12 +137,18 @@ def check(sweep: Any, path: str) -> list[Mapping[str, Any]]:
   return list(sweep)
 
 
-def _check_given(
+def check_given(
   config: ml_collections.ConfigDict,
   changes: Mapping[str, Any],
   given: Mapping[str, Any],
 ) -> None:
-  """Raises a UserError if a run would drop an override `given`."""
+  """Raises a UserError if a run would drop an override of the command line.
+
+  Args:
+    config: The config after the overrides `given`.
+    changes: The overrides of the run, by dotted key.
+    given: The overrides on the command line.
+  """
   swept = dotted.flatten(changes)
   keys = [*given, *swept]
   # A text in the place of a part is short for the name of the part.
@@ -165,14 +174,14 @@ def _identity(config: Mapping[str, Any]) -> str:
 
 
 def resolve(
-  config: ml_collections.ConfigDict, changes: Mapping[str, Any], path: str
+  config: ml_collections.ConfigDict, changes: Mapping[str, Any], where: str
 ) -> dict[str, Any]:
   """Returns the config of a run, in the form of `config.json`.
 
   Args:
     config: The config of the experiment.
     changes: The overrides of the run, by dotted key.
-    path: The experiment on the command line, for messages.
+    where: The place of the changes, for messages: `'FILE.py: sweep()'`.
 
   Raises:
     UserError: If an override has an unknown key or a wrong type, or if a file
@@ -181,9 +190,9 @@ def resolve(
   # A deep copy keeps the references of ml_collections: a value that refers to
   # an overridden value changes, too.
   config = copy.deepcopy(config)
-  overrides.apply(config, changes, f'{path}: sweep()')
+  overrides.apply(config, changes, where)
   for key, value in dotted.flatten(config.to_dict()).items():
-    overrides.check_value(f'{path}: the config', key, value)
+    overrides.check_value(f'{where}: the config', key, value)
   return dotted.with_names(json.loads(config.to_json_best_effort()))
 
 

@@ -11,7 +11,7 @@ import pathlib
 import shlex
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from bn_research import disk, locking, workdir
@@ -24,6 +24,8 @@ LOG = 'log.txt'
 LOST = 'lost'
 # The outcome if another process, such as a second sweep, trains the run.
 BUSY = 'busy'
+# The outcome of a run that the caller of the pool ended early.
+PRUNED = 'pruned'
 
 _ATTEMPTS = 3
 _POLL_SECONDS = 0.05
@@ -58,7 +60,8 @@ class Outcome:
 
   Attributes:
     point: The point of the sweep.
-    status: `DONE`, `DIVERGED` or `FAILED` of `workdir`, or `LOST` or `BUSY`.
+    status: `DONE`, `DIVERGED` or `FAILED` of `workdir`, or `LOST`, `BUSY` or
+      `PRUNED`.
     seconds: The duration of the last attempt.
     reason: The reason of the status, in a single line; '' without a reason.
   """
@@ -79,12 +82,13 @@ class _Attempt:
 
 
 def run(
-  todo: Sequence[points.Point],
+  todo: Iterable[points.Point],
   shares: Sequence[Mapping[str, str]],
   ended: Callable[[Outcome], None],
   waits: Callable[[int], None] = lambda count: None,
   started: Callable[[points.Point], None] = lambda point: None,
   start: Start = processes.start,
+  prunes: Callable[[points.Point], bool] = lambda point: False,
 ) -> None:
   """Trains points, each point by a separate command.
 
@@ -95,7 +99,8 @@ def run(
   process.
 
   Args:
-    todo: The points, in the order of the starts.
+    todo: The points, in the order of the starts. The pool takes a point when
+      there is room for a further run, hence a point can depend on outcomes.
     shares: For each of the runs at the same time, further environment
       variables, such as the GPU of the run.
     ended: A function of the outcome of a run, called after the end of the run.
@@ -103,14 +108,18 @@ def run(
       are trained by another process. The pool waits for the end of these runs.
     started: A function of a point, called when the command of the run starts.
     start: The engine.
+    prunes: A function of a point whose run trains, called again and again. With
+      the result True the run gets SIGTERM, and does not start again.
   """
-  waiting = collections.deque((point, 1) for point in todo)
+  source = iter(todo)
+  waiting: collections.deque[tuple[points.Point, int]] = collections.deque()
+  pruned: set[str] = set()
   running: list[_Attempt] = []
   is_told = False
   places = list(range(len(shares)))  # of `shares`, without a run
   try:
-    while waiting or running:
-      while places and (free := _take(waiting)):
+    while True:
+      while places and (free := _take(waiting, source)):
         # Another process may have trained the run in the meantime.
         status = free[0].read_status()
         if status.status == workdir.INCOMPLETE:
@@ -120,17 +129,25 @@ def run(
           started(free[0])
         else:
           ended(Outcome(free[0], status.status, reason=status.reason))
-      if waiting and not running and not is_told:
+      if not waiting and not running:
+        break
+      if not running and not is_told:
         waits(len(waiting))
         is_told = True
       time.sleep(_POLL_SECONDS)
       for attempt in list(running):
+        name = attempt.point.name
         if (code := attempt.job.poll()) is None:
+          if name not in pruned and prunes(attempt.point):
+            pruned.add(name)
+            attempt.job.terminate()
           continue
         running.remove(attempt)
         places.append(attempt.place)
         outcome = _outcome(attempt, code)
-        if outcome.status == LOST and attempt.number < _ATTEMPTS:
+        if outcome.status == LOST and name in pruned:
+          ended(dataclasses.replace(outcome, status=PRUNED, reason=''))
+        elif outcome.status == LOST and attempt.number < _ATTEMPTS:
           # The lost run goes to the front, to keep the order of the sweep.
           waiting.appendleft((attempt.point, attempt.number + 1))
         elif outcome.status == BUSY:
@@ -143,12 +160,17 @@ def run(
 
 def _take(
   waiting: collections.deque[tuple[points.Point, int]],
+  source: Iterator[points.Point],
 ) -> tuple[points.Point, int] | None:
   """Removes the first run that no other process trains, and returns the run."""
   for place, (point, number) in enumerate(waiting):
     if not locking.is_held(point.workdir):
       del waiting[place]
       return point, number
+  for point in source:
+    if not locking.is_held(point.workdir):
+      return point, 1
+    waiting.append((point, 1))
   return None
 
 

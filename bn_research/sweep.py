@@ -28,6 +28,7 @@ from bn_research.sweeps import (
   ray_cluster,
   ray_engine,
   selection,
+  slurm,
 )
 from bn_research.sweeps.search import running, trials
 from bn_research.sweeps.search import settings as search_settings
@@ -43,7 +44,7 @@ _JOBS_A_DEVICE = flags.DEFINE_integer(
   'jobs_a_device', 1, 'Runs at a time on one GPU.', lower_bound=1
 )
 _ENGINE = flags.DEFINE_enum(
-  'engine', 'local', ['local', 'ray'], 'Where the runs train.'
+  'engine', 'local', ['local', 'ray', 'slurm'], 'Where the runs train.'
 )
 _RAY_ADDRESS = flags.DEFINE_string(
   'ray_address',
@@ -62,11 +63,21 @@ _SEARCH = flags.DEFINE_integer(
 )
 # The flags that choose points of sweep(), or train none.
 _OF_SWEEPS = ('seeds', 'only', 'shard', 'launch', 'dry_run')
-# The flags that an engine reads alone.
-_OF_ENGINES = {
-  'jobs_a_device': 'local',
-  'ray_address': 'ray',
-  'resources': 'ray',
+_SLURM = flags.DEFINE_string(
+  'slurm',
+  '',
+  'Options of each run in Slurm by the names of submitit:'
+  ' partition=gpu,timeout_min=240,gpus_per_node=1.',
+)
+# The engines that read a flag.
+_ENGINES = {
+  'jobs': ('local', 'ray'),
+  'jobs_a_device': ('local',),
+  'ray_address': ('ray',),
+  'resources': ('ray',),
+  'slurm': ('slurm',),
+  'launch': ('local',),
+  'search': ('local', 'ray'),
 }
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the commands only.')
 _SEEDS = flags.DEFINE_string(
@@ -118,13 +129,23 @@ def main() -> int:
     _check([point.config for point in todo], path)
 
   retry = _RETRY.value is not None
-  if _LAUNCH.value is not None:
-    template = launching.split(_LAUNCH.value)
+  if (launcher := _launcher()) is not None:
     seconds = launching.seconds_of(_QUEUED.value)
     check(sweep)
-    return launching.launch(sweep, template, seconds, retry)
+    is_array = _ENGINE.value == 'slurm'
+    return launching.launch(sweep, launcher, seconds, retry, is_array)
   with _engine() as (shares, start):
     return driver.run(sweep, shares, check, retry, start)
+
+
+def _launcher() -> launching.Launcher | None:
+  """Returns the launcher of the flags; None where this process waits."""
+  if _ENGINE.value == 'slurm':
+    folder = slurm.folder(str(cli.WORKDIR.value))
+    return slurm.Array(_SLURM.value, folder).submit
+  if _LAUNCH.value is not None:
+    return launching.command(launching.split(_LAUNCH.value))
+  return None
 
 
 def _search(path: str, count: int) -> int:
@@ -160,10 +181,11 @@ def _check(configs: Sequence[Mapping[str, Any]], path: str) -> None:
 
 def _check_flags() -> None:
   """Raises a UserError if two flags do not go together."""
-  for name, engine in _OF_ENGINES.items():
-    if flags.FLAGS[name].present and engine != _ENGINE.value:
+  for name, engines in _ENGINES.items():
+    if flags.FLAGS[name].present and _ENGINE.value not in engines:
       raise errors.UserError(
-        f'--{name} is a flag of --engine={engine}; give both or neither'
+        f'--{name} goes with --engine={" or ".join(engines)}, and not with'
+        f' --engine={_ENGINE.value}; change one of both'
       )
   for name in _OF_SWEEPS if _SEARCH.value is not None else ():
     if flags.FLAGS[name].present:

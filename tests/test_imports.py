@@ -56,7 +56,7 @@ OTHERS = {
   'results': {'numpy', 'pandas'},
   'disk': set(),
   'errors': set(),
-  'sweeps': {'ml_collections', 'rich', 'ray', 'optuna'},
+  'sweeps': {'ml_collections', 'rich', 'ray', 'optuna', 'submitit'},
   'experiment': {'ml_collections'},
   'overrides': {'ml_collections'},
   'registry': set(),

@@ -1,6 +1,6 @@
-"""Launches the runs of a sweep by a command of a scheduler, and does not wait.
+"""Launches the runs of a sweep by a scheduler, and does not wait.
 
-A template such as
+A template of a command, such as
 
     sbatch --job-name={name} --wrap="{command}"
 
@@ -21,7 +21,7 @@ import string
 import subprocess
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from bn_research import disk, errors, locking, workdir
 from bn_research.sweeps.points import Point
@@ -97,26 +97,33 @@ def job_name(name: str) -> str:
   return f'{plain or "run"}-{zlib.crc32(name.encode()):08x}'
 
 
+# A function that launches points together, and returns the reason of a failure
+# in one line, or ''.
+Launcher = Callable[[Sequence[Point]], str]
+
+
 def launch(
   points: Sequence[Point],
-  arguments: Sequence[str],
+  launcher: Launcher,
   queued_seconds: float,
   retry: bool = False,
+  together: bool = False,
 ) -> int:
   """Launches the runs that nothing trains, and prints a line for each launch.
 
   Args:
     points: The points of a sweep.
-    arguments: The result of `split`.
+    launcher: The launcher, such as the result of `command`.
     queued_seconds: The time after a launch without a further launch, unless the
       run is over.
     retry: Whether runs with the status failed are launched again.
+    together: Whether the launcher is called once, with all runs.
 
   Returns:
     The exit status: 0, or 1 if a launch failed.
   """
   counts = {'launched': 0, 'failed to launch': 0, 'queued': 0, 'training': 0}
-  over = 0
+  over, ready = 0, []
   for point in points:
     status = point.read_status().status
     if status == workdir.FAILED and retry:
@@ -129,8 +136,10 @@ def launch(
     elif _age(point) < queued_seconds:
       counts['queued'] += 1
     else:
-      is_launched = _launch(point, arguments)
-      counts['launched' if is_launched else 'failed to launch'] += 1
+      ready.append(point)
+  for batch in _batches(ready, together):
+    is_launched = _launch(batch, launcher)
+    counts['launched' if is_launched else 'failed to launch'] += len(batch)
   print(
     ', '.join(f'{number} {what}' for what, number in counts.items() if number)
     or 'nothing to launch',
@@ -141,32 +150,56 @@ def launch(
   return 1 if counts['failed to launch'] else 0
 
 
-def _launch(point: Point, arguments: Sequence[str]) -> bool:
-  """Calls the launcher for a run, and returns whether the call succeeded."""
-  fields = {
-    'name': job_name(point.name),
-    'command': shlex.join(point.command),
-    'arguments': shlex.join(point.command[1:]),
-    'workdir': str(point.workdir),
-  }
-  filled = [argument.format(**fields) for argument in arguments]
+def command(arguments: Sequence[str]) -> Launcher:
+  """Returns a launcher of single points by a command.
+
+  Args:
+    arguments: The result of `split`.
+  """
+
+  def call(points: Sequence[Point]) -> str:
+    (point,) = points
+    fields = {
+      'name': job_name(point.name),
+      'command': shlex.join(point.command),
+      'arguments': shlex.join(point.command[1:]),
+      'workdir': str(point.workdir),
+    }
+    filled = [argument.format(**fields) for argument in arguments]
+    try:
+      done = subprocess.run(
+        filled, stdin=subprocess.DEVNULL, capture_output=True, text=True
+      )
+    except OSError as error:
+      return f'{filled[0]}: {error.strerror}'
+    output = (done.stderr or done.stdout).strip().splitlines()
+    silent = f'exit status {done.returncode}'
+    return [silent, *output][-1] if done.returncode else ''
+
+  return call
+
+
+def _batches(ready: Sequence[Point], together: bool) -> list[Sequence[Point]]:
+  """Returns the points of each call of a launcher."""
+  if together:
+    return [ready] if ready else []
+  return [[point] for point in ready]
+
+
+def _launch(points: Sequence[Point], launcher: Launcher) -> bool:
+  """Calls the launcher, and returns whether the call succeeded."""
   # The time is written before the call: if this process is killed in between,
   # a run is launched late rather than twice.
-  disk.write_json(point.workdir / FILE, {'time': time.time()})
-  try:
-    done = subprocess.run(
-      filled, stdin=subprocess.DEVNULL, capture_output=True, text=True
-    )
-    code, output = done.returncode, done.stderr or done.stdout
-  except OSError as error:
-    code, output = 1, f'{filled[0]}: {error.strerror}'
-  lines = output.strip().splitlines() or ['']
-  if code:
-    (point.workdir / FILE).unlink()
-    print(f'failed to launch {point.name}: {lines[-1]}', flush=True)
-    return False
-  print(f'launched {point.name}', flush=True)
-  return True
+  for point in points:
+    disk.write_json(point.workdir / FILE, {'time': time.time()})
+  reason = launcher(points)
+  for point in points:
+    if reason:
+      (point.workdir / FILE).unlink()
+      print(f'failed to launch {point.name}: {reason}', flush=True)
+    else:
+      print(f'launched {point.name}', flush=True)
+  return not reason
 
 
 def _age(point: Point) -> float:

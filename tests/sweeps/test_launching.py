@@ -45,7 +45,7 @@ def test_a_template_is_split_first_and_filled_then(tmp_path, notes):
     f'{shlex.join(launcher)} --name={{name}} --wrap="cd /tmp && {{command}}"'
     ' {arguments} {workdir} {{{{literal}}}}'
   )
-  assert launching.launch([run], template, 0) == 0
+  assert launching.launch([run], launching.command(template), 0) == 0
   ((name, wrap, arguments, folder, braces),) = read()
   assert re.fullmatch('--name=it-s-home-[0-9a-f]{8}', name)
   assert wrap == f'--wrap=cd /tmp && {shlex.join(run.command)}'
@@ -63,10 +63,10 @@ def test_only_what_nothing_trains_is_launched(tmp_path, notes, capsys):
   for run in runs[:3]:
     workdir.write_status(run.workdir, workdir.Status(run.name, 1))
   workdir.write_status(runs[3].workdir, workdir.Status())
-  template = [*launcher, '{workdir}']
+  call = launching.command([*launcher, '{workdir}'])
 
   def launch(seconds, **options):
-    assert launching.launch(runs, template, seconds, **options) == 0
+    assert launching.launch(runs, call, seconds, **options) == 0
     return [pathlib.Path(folder).name for (folder,) in read()]
 
   with locking.exclusive(runs[4].workdir):
@@ -83,14 +83,15 @@ def test_only_what_nothing_trains_is_launched(tmp_path, notes, capsys):
 
 def test_a_launch_that_fails_is_told_and_tried_again(tmp_path, notes, capsys):
   run = point(tmp_path, 'run')
+  missing = launching.command(['/no/such/launcher'])
   failing = [sys.executable, '-c', 'raise SystemExit("no partition x")']
-  assert launching.launch([run], failing, 3600) == 1
+  assert launching.launch([run], launching.command(failing), 3600) == 1
   assert 'failed to launch run: no partition x' in capsys.readouterr().out
-  assert launching.launch([run], ['/no/such/launcher'], 3600) == 1
+  assert launching.launch([run], missing, 3600) == 1
   out = capsys.readouterr().out
   assert 'failed to launch run: /no/such/launcher: No such file' in out
   launcher, read = notes
-  assert launching.launch([run], launcher, 3600) == 0
+  assert launching.launch([run], launching.command(launcher), 3600) == 0
   assert len(read()) == 1
 
 
@@ -122,7 +123,8 @@ def test_the_templates_of_schedulers_fit(name, tmp_path, monkeypatch):
   program.chmod(0o755)
   monkeypatch.setenv('PATH', str(tmp_path), prepend=os.pathsep)
   run = point(tmp_path, 'seed=0', sys.executable, '-m', 'x', "--a='1'")
-  assert launching.launch([run], launching.split(TEMPLATES[name]), 0) == 0
+  call = launching.command(launching.split(TEMPLATES[name]))
+  assert launching.launch([run], call, 0) == 0
   found = json.loads((tmp_path / 'found').read_text())
   whole = ' '.join(found)
   assert '{' not in whole

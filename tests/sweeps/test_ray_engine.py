@@ -131,12 +131,14 @@ def error_of(tmp_path, *flags):
 @pytest.mark.parametrize(
   ('flags', 'message'),
   [
-    (['--resources=GPU=1'], '--resources is a flag of --engine=ray'),
-    (['--ray_address=auto'], '--ray_address is a flag of --engine=ray'),
+    (['--resources=GPU=1'], '--resources goes with --engine=ray, and not'),
+    (['--ray_address=auto'], '--ray_address goes with --engine=ray, and not'),
     (
       ['--engine=ray', '--jobs_a_device=2'],
-      '--jobs_a_device is a flag of --engine=local',
+      '--jobs_a_device goes with --engine=local, and not with --engine=ray',
     ),
+    (['--engine=slurm', '--jobs=2'], '--jobs goes with --engine=local or ray'),
+    (['--engine=slurm', '--search=2'], '--search goes with --engine=local or'),
   ],
 )
 def test_a_flag_of_another_engine_is_one_line(flags, message, tmp_path):

@@ -127,8 +127,7 @@ def room(needed: Resources) -> int:
 
 def _fit(node: Resources, needed: Resources) -> int:
   """Returns the number of runs that fit a node."""
-  # The small number is for parts such as 0.1, which have no exact floats.
-  parts = [node.get(key, 0) / n + 1e-9 for key, n in needed.items() if n]
+  parts = [node.get(key, 0) / n for key, n in needed.items() if n]
   return int(min(parts, default=1))
 
 

@@ -98,6 +98,9 @@ def test_values_are_short_because_they_are_names():
   ends = grid.LogUniform(0.1, 0.3)
   assert ends.at(0.0) == 0.1
   assert math.isclose(ends.at(1 - 1e-12), 0.3)
+  # Three digits of these ends are outside of the range.
+  narrow = grid.Uniform(0.12345, 0.12355)
+  assert [narrow.at(part) for part in (0.1, 0.9)] == [0.12345, 0.12355]
 
 
 @pytest.mark.parametrize(

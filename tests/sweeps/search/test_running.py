@@ -124,7 +124,7 @@ signal.signal(
   signal.SIGTERM, (lambda *_: sys.exit(0)) if is_last else signal.SIG_IGN
 )
 row(1, -x * x)
-if is_last: time.sleep(60)
+time.sleep(60 if is_last else 0.5)
 end('done')
 """
 
@@ -138,10 +138,18 @@ def test_a_pruned_run_ends_early_and_does_not_start_again(tmp_path, capsys):
   assert 'pruned   trial=2' in out
   assert '3 trials, 0 to do' in out
   assert starts(tmp_path) == [1, 1, 1]
-  assert trials.read(tmp_path)[2].pruned == 1
+  assert [trial.pruned for trial in trials.read(tmp_path)] == [1, 1, 1]
   states = [past.state for past in search(tmp_path, pruner=pruner).past()]
   assert states == [workdir.DONE, workdir.DONE, trials.PRUNED]
   assert len(trials.planned(tmp_path)) == 2
+
+
+def test_a_trial_that_trains_is_read_again(tmp_path):
+  found = search(tmp_path)
+  (point,) = found.new(1)
+  assert found.state(point.name) == workdir.INCOMPLETE
+  workdir.write_status(point.workdir, workdir.Status(workdir.DONE, 1))
+  assert found.state(point.name) == workdir.DONE
 
 
 def test_failed_and_diverged_trials_are_told(tmp_path, capsys):

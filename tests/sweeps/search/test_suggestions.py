@@ -57,6 +57,9 @@ def test_a_suggestion_depends_on_the_past_and_on_the_seed_alone():
     assert again == one.trial.parameters
   other = suggestions.suggest(search(seed=1), found[:3], 3)
   assert other != found[3].trial.parameters
+  # With an empty past, only the number differs.
+  first, second = (suggestions.suggest(search(), [], k) for k in (0, 1))
+  assert first != second
 
 
 def test_values_have_the_digits_and_the_types_of_the_space():

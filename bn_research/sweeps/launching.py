@@ -30,7 +30,8 @@ FILE = 'launched.json'
 
 _FIELDS = ('name', 'command', 'arguments', 'workdir')
 _UNITS = {'s': 1, 'm': 60, 'h': 3600, 'd': 86400}
-_LONGEST_NAME = 50
+# With a hash 39 characters, the longest name of a workload of xpk.
+_LONGEST_NAME = 30
 
 
 def split(template: str) -> list[str]:
@@ -85,15 +86,16 @@ def seconds_of(text: str) -> float:
 
 
 def job_name(name: str) -> str:
-  """Returns a name of letters, digits and hyphens, at most 59 characters long.
+  """Returns a name of letters, digits and hyphens, at most 39 characters long.
 
-  Kubernetes and most schedulers accept such names. A hash keeps names apart
-  that differ in further characters only.
+  The name begins with a letter. Kubernetes, xpk and most schedulers accept such
+  names. A hash keeps names apart that differ in further characters only.
 
   Args:
     name: The name of a run.
   """
-  plain = re.sub(r'[^a-z0-9]+', '-', name.lower())[:_LONGEST_NAME].strip('-')
+  plain = re.sub(r'[^a-z0-9]+', '-', name.lower()).lstrip('-0123456789')
+  plain = plain[:_LONGEST_NAME].strip('-')
   return f'{plain or "run"}-{zlib.crc32(name.encode()):08x}'
 
 

@@ -158,16 +158,16 @@ def test_mistakes_are_one_line(function, text, message):
   assert '\n' not in str(caught.value)
 
 
-def test_names_of_jobs_are_those_of_kubernetes():
+def test_names_of_jobs_are_those_of_kubernetes_and_xpk():
   long = 'model.norm.name=batch_norm,' * 9
   names = [
     launching.job_name(name)
-    for name in ('a=1', 'a=1.0', 'A=1', '___', long, f'{long}x')
+    for name in ('a=1', 'a=1.0', 'A=1', '___', '1-a', long, f'{long}x')
   ]
   assert len(set(names)) == len(names)
   for name in names:
-    assert len(name) < 63
-    assert re.fullmatch('[a-z0-9]([a-z0-9-]*[a-z0-9])?', name)
+    assert len(name) < 40
+    assert re.fullmatch('[a-z]([a-z0-9-]*[a-z0-9])?', name)
 
 
 _CONFIG = """

@@ -30,7 +30,9 @@ COPY configs configs
 # The user has a home folder, because compiled programs and datasets are cached
 # in ~/.cache. The workdir of a run is a volume that this user may write to.
 RUN useradd --create-home --uid 1000 researcher
-USER researcher
+# A cluster that gives devices to root alone needs RUN_AS=root.
+ARG RUN_AS=researcher
+USER ${RUN_AS}
 
 # {arguments} of `sweep --launch` begin with `-m bn_research.train`.
 ENTRYPOINT ["python"]

@@ -1,8 +1,8 @@
 """Helpers for `sweep()` of a config file: products, pairs, samples, seeds.
 
 A grid is a list of points, and a point is a dict of changes by dotted key, as
-`sweep()` returns them. Each helper takes grids, or values by key, and returns a
-grid:
+`sweep()` returns them. Each helper takes grids, or values by key, and
+returns a grid:
 
     from bn_research import experiment, grid
 

@@ -16,6 +16,8 @@ _SECONDS = 5.0  # for the first answer of a cluster
 # but command lines through Ray.
 _STORE_BYTES = 80 * 2**20
 _EXAMPLE = 'CPU=4,GPU=1'
+_KINDS = ('GPU', 'TPU')
+_PLATFORMS = 'JAX_PLATFORMS'
 
 
 def resources(text: str) -> dict[str, float]:
@@ -111,12 +113,21 @@ def room(needed: Resources) -> int:
     needed: The resources of a run.
 
   Raises:
-    UserError: If no node has the resources of a run.
+    UserError: If no node has the resources of a run, or if each run would see
+      all accelerators of its node.
   """
   import ray
 
   nodes = [node['Resources'] for node in ray.nodes() if node['Alive']]
   count = sum(_fit(node, needed) for node in nodes)
+  for kind in _KINDS:
+    # Ray hides the accelerators of other runs only from a run with one.
+    is_here = any(node.get(kind) and _fit(node, needed) for node in nodes)
+    if is_here and kind not in needed and os.environ.get(_PLATFORMS) != 'cpu':
+      raise errors.UserError(
+        f'--resources={_told(needed)}: a node has {kind}s, and each run would'
+        f' take all of them; give {kind}=1, or set {_PLATFORMS}=cpu'
+      )
   if not count:
     raise errors.UserError(
       f'--resources={_told(needed)}: no node has as many; the nodes have'

@@ -98,16 +98,15 @@ def test_a_launch_that_fails_is_told_and_tried_again(tmp_path, notes, capsys):
 TEMPLATES = {
   'sbatch': 'sbatch --job-name={name} --time=1:00:00 --wrap="{command}"',
   'xpk': (
-    'xpk workload create --workload {name} --cluster C'
-    ' --tpu-type=v5litepod-16 --docker-image IMG --command "python {arguments}"'
+    'xpk workload create --workload {name} --cluster C --tpu-type=v6e-1'
+    ' --docker-image IMG --storage=shared --command "python {arguments}"'
   ),
-  'sky': 'sky jobs launch --detach-run --yes --name {name} "{command}"',
+  'sky': (
+    'sky jobs launch docs/cluster/sky.yaml --yes --detach-run --name {name}'
+    ' --env "ARGUMENTS={arguments}"'
+  ),
   'kubectl': (
     'kubectl create job {name} --image=IMG -- bash -c "python {arguments}"'
-  ),
-  'gcloud': (
-    'gcloud compute tpus queued-resources ssh VM --zone=Z'
-    ' --command="nohup {command} > {workdir}/out.txt 2>&1 &"'
   ),
 }
 

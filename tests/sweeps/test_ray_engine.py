@@ -1,6 +1,7 @@
 """The engine of Ray: mistakes without Ray, and runs on real local clusters."""
 
 import importlib.util
+import os
 import pathlib
 import re
 import signal
@@ -75,8 +76,16 @@ def cluster(monkeypatch):
     ({'CPU': 0, 'GPU': 0.1}, 20),
   ],
 )
-def test_the_room_of_a_cluster(needed, count, cluster):
+def test_the_room_of_a_cluster(needed, count, cluster, monkeypatch):
+  monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
   assert ray_cluster.room(needed) == count
+
+
+def test_runs_that_would_take_all_gpus_are_refused(cluster, monkeypatch):
+  monkeypatch.delenv('JAX_PLATFORMS')
+  with pytest.raises(errors.UserError, match='give GPU=1, or set JAX_PLATFORM'):
+    ray_cluster.room({'CPU': 1})
+  assert ray_cluster.room({'CPU': 1, 'GPU': 1}) == 2
 
 
 @pytest.mark.parametrize('needed', [{'CPU': 1, 'GPU': 8}, {'CPU': 1, 'TPU': 4}])
@@ -290,6 +299,43 @@ def test_the_end_of_a_sweep_ends_and_saves_the_runs(number, tmp_path):
   if number == signal.SIGTERM:
     assert (process.returncode, error) == (130, '')
     assert 'the same command goes on' in out
+
+
+@pytest.mark.slow
+def test_each_run_sees_the_gpus_of_its_share(tmp_path):
+  pytest.importorskip('ray', reason='the extra [ray] is not installed')
+  # Ray believes in two GPUs, and gives numbers.
+  program = f"""
+import pathlib, ray, sys, time
+from bn_research.sweeps import ray_cluster, ray_engine
+ray.init(num_cpus=2, num_gpus=2, include_dashboard=False, logging_level='ERROR')
+see = {_SEE!r}
+for part in ('1', '0.5'):
+  engine = ray_engine.Engine(ray_cluster.resources('GPU=' + part))
+  logs = [pathlib.Path({str(tmp_path)!r}, part + name) for name in 'ab']
+  jobs = [engine.start([sys.executable, '-c', see], {{}}, log) for log in logs]
+  while any(job.poll() is None for job in jobs):
+    time.sleep(0.05)
+  print(sorted(log.read_text().strip() for log in logs))
+"""
+  done = subprocess.run(
+    [sys.executable, '-c', program],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    env={**os.environ, 'RAY_USAGE_STATS_ENABLED': '0'},
+  )
+  assert done.stdout.splitlines() == [
+    "['0 None', '1 None']",
+    "['0 0.375', '0 0.375']",
+  ], done.stderr
+
+
+_SEE = """
+import os, time
+time.sleep(3)
+print(*map(os.environ.get, ['CUDA_VISIBLE_DEVICES', 'XLA_CLIENT_MEM_FRACTION']))
+"""
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ def run(
     The exit status: 0 if no run failed, now or before; 1 if a run failed, or
     was lost to signals; 130 after an interrupt.
   """
-  outcomes = [_known(point) for point in sweep]
+  outcomes = [known(point) for point in sweep]
   again = (workdir.INCOMPLETE, *([workdir.FAILED] if retry else []))
   todo = [o.point for o in outcomes if o.status in again]
   failed = [o.point for o in outcomes if o.status in again[1:]]
@@ -46,10 +46,7 @@ def run(
   for point in failed:
     point.retry()
   print(f'{len(sweep)} runs, {len(todo)} to do', flush=True)
-  for outcome in outcomes:
-    if outcome.status == workdir.FAILED:
-      print(f'failed before: {outcome.point.name}: {outcome.reason};', end=' ')
-      print('--retry=failed tries again', flush=True)
+  tell_failed(outcomes)
   return train(todo, len(sweep), outcomes, shares, start)
 
 
@@ -108,9 +105,18 @@ def train(
   return 1 if count[workdir.FAILED] + count[pool.LOST] else 0
 
 
-def _known(point: points.Point) -> pool.Outcome:
+def known(point: points.Point) -> pool.Outcome:
+  """Returns what the workdir of a point says about an earlier run."""
   status = point.read_status()
   return pool.Outcome(point, status.status, reason=status.reason)
+
+
+def tell_failed(outcomes: Sequence[pool.Outcome]) -> None:
+  """Prints a line for each run that failed before."""
+  for outcome in outcomes:
+    if outcome.status == workdir.FAILED:
+      print(f'failed before: {outcome.point.name}: {outcome.reason};', end=' ')
+      print('--retry=failed tries again', flush=True)
 
 
 def _line(outcome: pool.Outcome, seconds_left: float, note: str) -> str:

@@ -12,6 +12,11 @@ Resources = Mapping[str, float]
 
 _FLAG = '--engine=ray'
 _SECONDS = 5.0  # for the first answer of a cluster
+# The head speaks gRPC: a server of HTTP/2 answers this greeting with settings.
+_GREETING = b'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n' + bytes(
+  (0, 0, 0, 4, 0, 0, 0, 0, 0)
+)
+_SETTINGS = 4
 # Ray reserves a third of the memory for objects by default. Runs pass nothing
 # but command lines through Ray.
 _STORE_BYTES = 80 * 2**20
@@ -59,24 +64,27 @@ def connected(address: str | None) -> Iterator[None]:
     UserError: If Ray is not installed, or if no cluster answers.
   """
   extras.require('ray', 'ray', _FLAG)
+  address = address or os.environ.get('RAY_ADDRESS')
+  # Under TLS, only Ray itself can ask.
+  if address not in (None, 'auto') and os.environ.get('RAY_USE_TLS') != '1':
+    _probe(address)
   # No statistics of the use leave this machine unasked.
   os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
   import ray
 
-  address = address or os.environ.get('RAY_ADDRESS')
   quiet = {'logging_level': 'ERROR', 'log_to_driver': False}
   try:
     if address is None:
       own = {'include_dashboard': False, 'object_store_memory': _STORE_BYTES}
       ray.init('local', **own, **quiet)
     else:
-      _probe(address)
       ray.init(address, **quiet)
   except (ConnectionError, RuntimeError, ValueError) as error:
     ray.shutdown()
     reason = str(error).strip().partition('\n')[0]
+    place = f'no Ray cluster at --ray_address={address}'
     raise errors.UserError(
-      f'no Ray cluster at --ray_address={address}: {reason}'
+      f'{place if address else "Ray does not start here"}: {reason}'
     ) from error
   try:
     yield
@@ -85,24 +93,26 @@ def connected(address: str | None) -> Iterator[None]:
 
 
 def _probe(address: str) -> None:
-  """Raises a UserError if nothing answers at an address.
+  """Raises a UserError if no cluster answers at an address.
 
-  Ray itself would try for a minute, and then abort the process.
+  Ray itself would try for minutes.
   """
   host, _, port = address.rpartition(':')
-  if address == 'auto':
-    return
   if not (host and port.isdecimal()) or '/' in host:
     raise errors.UserError(
       f"--ray_address={address}; give host:port of the head, or 'auto' on a"
       ' node of the cluster'
     )
   try:
-    socket.create_connection((host.strip('[]'), int(port)), _SECONDS).close()
+    place = (host.strip('[]'), int(port))
+    with socket.create_connection(place, _SECONDS) as connection:
+      connection.sendall(_GREETING)
+      if connection.recv(4)[3:] != bytes((_SETTINGS,)):
+        raise OSError('the answer is not from Ray')
   except (OSError, OverflowError) as error:
     raise errors.UserError(
-      f'nothing answers at --ray_address={address} ({error}); start Ray there'
-      f' with: ray start --head --port={port}'
+      f'no Ray cluster answers at --ray_address={address} ({error}); start Ray'
+      f' there with: ray start --head --port={port}'
     ) from error
 
 

@@ -95,6 +95,27 @@ def test_a_launch_that_fails_is_told_and_tried_again(tmp_path, notes, capsys):
   assert len(read()) == 1
 
 
+def test_runs_that_are_launched_together_succeed_or_fail_together(
+  tmp_path, capsys
+):
+  runs = [point(tmp_path, name) for name in 'abc']
+  workdir.write_status(runs[1].workdir, workdir.Status(workdir.DONE, 1))
+  calls = []
+
+  def launch(reason):
+    def launcher(points):
+      calls.append([point.name for point in points])
+      return reason
+
+    return launching.launch(runs, launcher, 3600, together=True)
+
+  assert launch('no room') == 1
+  assert 'failed to launch c: no room' in capsys.readouterr().out
+  assert [launch(''), launch('')] == [0, 0]
+  assert calls == [['a', 'c'], ['a', 'c']]
+  assert capsys.readouterr().out.splitlines()[-1] == '2 queued; 1 of 3 over'
+
+
 TEMPLATES = {
   'sbatch': 'sbatch --job-name={name} --time=1:00:00 --wrap="{command}"',
   'xpk': (

@@ -119,6 +119,44 @@ end('done')
   ]
 
 
+def test_a_point_is_taken_when_there_is_room_for_it(tmp_path):
+  outcomes, known = [], []
+
+  def todo():
+    for name in 'abc':
+      known.append(len(outcomes))
+      yield point(tmp_path, name, "end('done')")
+
+  pool.run(todo(), [{}], outcomes.append)
+  assert known == [0, 1, 2]
+  assert len(outcomes) == 3
+
+
+def test_a_run_that_is_pruned_saves_and_does_not_start_again(tmp_path):
+  script = """
+def save(*_):
+  (here / 'saved').touch()
+  sys.exit(0)
+signal.signal(signal.SIGTERM, save)
+(here / 'ready').touch()
+time.sleep(60 if here.name == 'pruned' else 0)
+end('done')
+"""
+  runs = [point(tmp_path, name, script) for name in ('pruned', 'other')]
+  outcomes = []
+  pool.run(
+    runs,
+    [{}],
+    outcomes.append,
+    prunes=lambda point: (
+      point.name == 'pruned' and (point.workdir / 'ready').exists()
+    ),
+  )
+  assert [outcome.status for outcome in outcomes] == [pool.PRUNED, workdir.DONE]
+  assert (runs[0].workdir / 'saved').exists()
+  assert starts(runs[0]) == 1
+
+
 def test_a_run_that_another_process_trains_is_waited_for(tmp_path, capsys):
   held = point(tmp_path, 'held', "end('done')")
   free = point(tmp_path, 'free', "end('done')")

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import types
 
@@ -179,8 +180,34 @@ def test_an_address_that_nobody_answers_is_one_line(closed_port, tmp_path):
   pytest.importorskip('ray', reason='the extra [ray] is not installed')
   address = f'--ray_address=127.0.0.1:{closed_port}'
   line = error_of(tmp_path, '--engine=ray', address)
-  assert f'nothing answers at {address}' in line
+  assert f'no Ray cluster answers at {address}' in line
   assert f'ray start --head --port={closed_port}' in line
+
+
+@pytest.mark.parametrize('answer', [b'', b'SSH-2.0-OpenSSH', None])
+def test_an_address_of_another_service_is_one_line(answer, monkeypatch):
+  pytest.importorskip('ray', reason='the extra [ray] is not installed')
+  monkeypatch.setattr(ray_cluster, '_SECONDS', 0.2)
+  with socket.create_server(('127.0.0.1', 0)) as server:
+
+    def serve():
+      connection, _ = server.accept()
+      with connection:
+        if answer is None:  # The service waits for more.
+          connection.recv(1000)
+          time.sleep(0.5)
+        else:
+          connection.sendall(answer)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    address = f'127.0.0.1:{server.getsockname()[1]}'
+    with (
+      pytest.raises(errors.UserError, match='no Ray cluster answers at'),
+      ray_cluster.connected(address),
+    ):
+      pass
+    thread.join()
 
 
 @pytest.mark.slow

@@ -201,6 +201,7 @@ def test_a_job_whose_run_fails_has_failed(local, tmp_path):
     job.result()
 
 
+@pytest.mark.slow
 def test_the_command_submits_the_points(sbatch, tmp_path):
   config = f'{ROOT}/configs/ioffe2015_fig1.py:quick'
   done = subprocess.run(

@@ -119,17 +119,18 @@ class Search:
 
   def best(self) -> trials.Past | None:
     """Returns the trial with the best objective; None without a number."""
-    numbers = {p.value: p for p in self.past() if p.value is not None}
+    done = [(p.value, p) for p in self.past() if p.value is not None]
     pick = max if self.settings.direction == 'maximize' else min
-    return numbers[pick(numbers)] if numbers else None
+    return pick(done, key=lambda pair: pair[0])[1] if done else None
 
   def _past(self, name: str) -> trials.Past:
     if (past := self._over.get(name)) is None:
       trial, objective = self._trials[name], self.settings.objective
       status = self.points[name].read_status().status
       past = trials.past(trial, status, self.directory, objective)
-      # A pruner asks often, and a trial that is over stays as it is.
-      if past.state != workdir.INCOMPLETE:
+      # A pruner asks often, and a trial that is over stays as it is. A run may
+      # be done before it notices that it was pruned.
+      if past.state not in (workdir.INCOMPLETE, trials.PRUNED):
         self._over[name] = past
     return past
 
@@ -163,12 +164,13 @@ def run(
     states = {name: search.state(name) for name in search.points}
     left = [n for n, state in states.items() if state == workdir.INCOMPLETE]
     over = [
-      pool.Outcome(search.points[name], state)
+      dataclasses.replace(driver.known(search.points[name]), status=state)
       for name, state in states.items()
       if name not in left
     ]
     total = max(count, len(states))
     print(f'{total} trials, {total - len(over)} to do', flush=True)
+    driver.tell_failed(over)
     todo = itertools.chain((search.points[n] for n in left), search.new(count))
     code = driver.train(
       todo, total, over, shares, start, search.prunes, search.note

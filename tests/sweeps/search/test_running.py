@@ -1,5 +1,6 @@
 """Searches over small programs in place of runs, and one over real runs."""
 
+import dataclasses
 import pathlib
 import signal
 import subprocess
@@ -148,6 +149,10 @@ def test_a_trial_that_trains_is_read_again(tmp_path):
   found = search(tmp_path)
   (point,) = found.new(1)
   assert found.state(point.name) == workdir.INCOMPLETE
+  (marked,) = trials.read(tmp_path)
+  dataclasses.replace(marked, pruned=1).write(tmp_path)
+  found.read()
+  assert found.state(point.name) == trials.PRUNED
   workdir.write_status(point.workdir, workdir.Status(workdir.DONE, 1))
   assert found.state(point.name) == workdir.DONE
 
@@ -161,6 +166,8 @@ else: row(1, 1.0); end('done')
 """
   assert run(search(tmp_path, script), 3) == 1
   assert '1 diverged, 1 failed, 1 done' in capsys.readouterr().out
+  assert run(search(tmp_path, script), 3) == 1
+  assert 'failed before: trial=1' in capsys.readouterr().out
   assert run(search(tmp_path, script), 3, retry=True) == 0
   assert starts(tmp_path) == [1, 2, 1]
 
@@ -248,6 +255,7 @@ def command(tmp_path):
 @pytest.mark.parametrize(
   ('flags', 'objective', 'message'),
   [
+    (['--search=0'], 'test_accuracy', 'flag --search=0'),
     (['--seeds=0:5'], 'test_accuracy', '--seeds is a flag for sweep()'),
     (['--launch={command}'], 'test_accuracy', '--launch is a flag for sweep()'),
     ([], 'tst_accuracy', "objective 'tst_accuracy' (did you mean"),

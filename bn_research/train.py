@@ -19,9 +19,7 @@ import os
 
 from absl import flags
 
-from bn_research import cli, interrupt, workdir
-
-_DIVERGED = 3
+from bn_research import cli, interrupt
 
 _DATA_DIR = cli.define_data_dir()
 _CACHE = flags.DEFINE_string(
@@ -47,7 +45,7 @@ def main() -> int:
   # flags do not wait for JAX.
   cli.import_jax()
   from bn_research import training
-  from bn_research.training import compilation
+  from bn_research.training import compilation, loop
 
   # None selects the default directory. Only the empty text disables the cache.
   if _CACHE.value != '':
@@ -57,9 +55,8 @@ def main() -> int:
     status = training.train(cli.CONFIG.value, directory, _DATA_DIR.value)
   except training.Interrupted as end:
     status = end.status
-  reason = f': {status.reason}' if status.reason else ''
-  print(f'{directory}: {status.status} at step {status.step:,}{reason}')
-  return _DIVERGED if status.status == workdir.DIVERGED else 0
+  print(loop.line(directory, status))
+  return loop.exit_status(status)
 
 
 def _print_cost() -> int:

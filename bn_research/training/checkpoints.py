@@ -137,8 +137,7 @@ class Checkpoints:
     if self._open_manager is not None:
       manager, self._open_manager = self._open_manager, None
       with orbax.writing(self._directory):
-        manager.wait_until_finished()
-        manager.close()
+        orbax.close(manager)
 
   def _check_same_run(self, there: Mapping[str, Any] | None) -> None:
     """Raises a UserError if a checkpoint is of a run with another config."""

@@ -36,6 +36,10 @@ class Compiler:
     """Takes no further programs, and does not wait for the threads."""
     self._pool.shutdown(wait=False)
 
+  def as_arrays(self, tree: Any) -> Any:
+    """Returns the result of a program as arrays, which here are arrays."""
+    return tree
+
   def like(self, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     """Returns an abstract array with a copy on each device."""
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._whole)

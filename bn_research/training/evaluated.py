@@ -4,19 +4,19 @@ An evaluation takes the last weights or an average of the weights, and the
 running moments or moments that are measured for these weights.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import PartitionSpec
 
 from bn_research import errors
 from bn_research.layers.nnx import reestimation
 from bn_research.models.interface import Network
 from bn_research.optim import averaging
-from bn_research.training import evaluation
+from bn_research.training import evaluation, mesh
 from bn_research.training import step as step_lib
 from bn_research.training.state import TrainState
 
@@ -76,16 +76,32 @@ def reestimate(
   model: Any = nnx.merge(graphdef, state.params, state.rest, copy=True)
   if not reestimation.measures(model):
     return state.rest
-  num_devices = jax.sharding.get_abstract_mesh().size
 
   def call(model: Network, batch: jax.Array) -> None:
-    # The devices cannot always share the batch of the remaining examples.
-    if len(batch) % num_devices == 0:
-      batch = jax.lax.with_sharding_constraint(batch, PartitionSpec('data'))
+    batch = mesh.divided(batch)
     model(to_input(examples.images[batch]), train=True)
 
   reestimation.reestimate(model, indices, call)
   return nnx.as_pure(nnx.state(model, nnx.Not(nnx.Param)))
+
+
+def of_weights(
+  weights: str, function: Callable[..., Any]
+) -> Callable[..., Any]:
+  """Returns a function of a training state, for the weights of a config.
+
+  Args:
+    weights: `config.eval.weights`: 'last' or 'average'.
+    function: A function of a training state and of further arguments.
+  """
+  if weights == 'last':
+    return function
+
+  @functools.wraps(function)
+  def of_average(state: TrainState, *args: Any, **parts: Any) -> Any:
+    return function(averaged(state), *args, **parts)
+
+  return of_average
 
 
 def averaged(state: TrainState) -> TrainState:

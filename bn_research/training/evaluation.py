@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import PartitionSpec
 
 from bn_research.models.interface import Network
-from bn_research.training import losses
+from bn_research.training import losses, mesh
 from bn_research.training import step as step_lib
 from bn_research.training.state import TrainState
 
@@ -78,7 +77,7 @@ def evaluate(
   model: Network = nnx.merge(graphdef, state.params, state.rest, copy=True)
 
   def sums(batch: jax.Array) -> Sums:
-    batch = jax.lax.with_sharding_constraint(batch, PartitionSpec('data'))
+    batch = mesh.divided(batch)
     labels = jnp.where(batch >= 0, examples.labels[batch], -1)
     logits = model(to_input(examples.images[batch]), train=False)
     losses.check_logits(logits, len(batch), num_classes)

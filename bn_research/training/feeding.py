@@ -1,5 +1,6 @@
 """The data of a run on the devices, for the training and the measurements."""
 
+import copy
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -129,6 +130,14 @@ class Memory:
       self.stacks = self._put(
         evaluated.stacks(self._num_examples, mesh.size, _numbers(dataset.train))
       )
+
+  def with_seed(self, seed: int) -> 'Memory':
+    """Returns the same data with the keys and the order of another seed."""
+    other = copy.copy(self)
+    other._seed = seed
+    other.key = self._put(jax.random.key(seed))
+    other.train = self.train._replace(key=self._put(augmentation_key(seed)))
+    return other
 
   def sample(self, count: int) -> np.ndarray:
     """Returns at most `count` training images on the host, equally spaced."""

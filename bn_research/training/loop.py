@@ -15,6 +15,7 @@ from bn_research.training import (
   configuration,
   copies,
   feeding,
+  pace as pace_lib,
   progress,
   record,
   recorder,
@@ -23,9 +24,7 @@ from bn_research.training import (
 from bn_research.training import mesh as mesh_lib
 from bn_research.training.programs import Programs
 
-# A chunk of steps cannot be stopped, so SIGTERM waits for this time at most.
-_SECONDS_A_CHUNK = 0.5
-_FIRST_CHUNK = 10
+_DIVERGED = 3
 
 
 def train(
@@ -55,30 +54,76 @@ def train(
   disk.check_local(directory)
   config = configuration.resolve(config)
   # A run that is over needs no data and no compilation.
-  if pathlib.Path(directory).is_dir():
-    with locking.exclusive(directory):
-      status = _standing(directory, config)
-    if status.is_over:
-      return status
+  status = standing(directory, config)
+  if status.is_over:
+    return status
   dataset = feeding.open_dataset(
     config['data'], data_dir, config['eval']['splits']
   )
   mesh = mesh_lib.create(config['num_devices'], config['batch_size'])
   with jax.set_mesh(mesh), stopping.on_signals() as stop:
-    programs = Programs(config, dataset, mesh)
-    with contextlib.closing(programs), locking.exclusive(directory):
-      # Another process may have trained during the compilation.
-      status = _standing(directory, config)
-      if status.is_over:
-        return status
-      written = record.write(directory, config, dataset)
-      with _noting_failure(directory):
-        run = Run(config, directory, programs, written)
-        with contextlib.closing(run):
-          status = run.until_end_or(stop)
-      if status.status == workdir.INCOMPLETE:
-        raise Interrupted(status)
+    with contextlib.closing(Programs(config, dataset, mesh)) as programs:
+      status = go_on(config, directory, dataset, programs, stop)
+    if status.status == workdir.INCOMPLETE:
+      raise Interrupted(status)
+    return status
+
+
+def standing(
+  directory: disk.PathLike, config: Mapping[str, Any]
+) -> workdir.Status:
+  """Returns the status of a run, while no other process trains the run.
+
+  Args:
+    directory: The workdir, which need not exist.
+    config: The resolved config.
+
+  Raises:
+    UserError: If the workdir is of another config, or if another process trains
+      the run.
+  """
+  if not pathlib.Path(directory).is_dir():
+    return workdir.Status()
+  with locking.exclusive(directory):
+    return _standing(directory, config)
+
+
+def go_on(
+  config: dict[str, Any],
+  directory: disk.PathLike,
+  dataset: feeding.Dataset,
+  programs: Programs,
+  stop: stopping.Stop,
+  pace: pace_lib.Pace | None = None,
+  about: Mapping[str, Any] | None = None,
+) -> workdir.Status:
+  """Trains a run from the newest checkpoint, with programs that are there.
+
+  Args:
+    config: The resolved config.
+    directory: The workdir.
+    dataset: The dataset of the run.
+    programs: What the run computes.
+    stop: A request to stop.
+    pace: The lengths of chunks; None for a pace of this run alone.
+    about: What `config.json` tells about this start besides; None for nothing.
+
+  Returns:
+    The status: done, diverged, or incomplete after a signal.
+
+  Raises:
+    UserError: If data, devices or disk do not allow it.
+  """
+  with locking.exclusive(directory):
+    # Another process may have trained during the compilation.
+    status = _standing(directory, config)
+    if status.is_over:
       return status
+    written = record.write(directory, config, dataset, about or {})
+    with _noting_failure(directory):
+      run = Run(config, directory, programs, written, pace)
+      with contextlib.closing(run):
+        return run.until_end_or(stop)
 
 
 def _standing(
@@ -113,6 +158,17 @@ def _mend_record(directory: disk.PathLike) -> None:
       f'{directory}/{workdir.CONFIG} is damaged, and there is no checkpoint;'
       ' remove the folder and train again'
     )
+
+
+def line(directory: disk.PathLike, status: workdir.Status) -> str:
+  """Returns the last line that a run prints."""
+  reason = f': {status.reason}' if status.reason else ''
+  return f'{directory}: {status.status} at step {status.step:,}{reason}'
+
+
+def exit_status(status: workdir.Status) -> int:
+  """Returns the exit status of a run."""
+  return _DIVERGED if status.status == workdir.DIVERGED else 0
 
 
 @contextlib.contextmanager
@@ -161,6 +217,7 @@ class Run:
     directory: disk.PathLike,
     programs: Programs,
     written: Mapping[str, Any] | None = None,
+    pace: pace_lib.Pace | None = None,
   ):
     """Restores the newest checkpoint, or starts at step 0.
 
@@ -170,6 +227,7 @@ class Run:
       programs: What the run computes.
       written: The content of `config.json`, which checkpoints keep; None for a
         run without the file.
+      pace: The lengths of chunks; None for a pace of this run alone.
     """
     self._num_steps: int = config['num_steps']
     self._directory = directory
@@ -183,7 +241,7 @@ class Run:
       written,
     )
     began = workdir.read_status(directory).step
-    self._chunk = _FIRST_CHUNK
+    self._pace = pace or pace_lib.Pace()
     restored = self._checkpoints.restore(programs.abstract)
     state = None if restored is None else restored.state
     step = -1 if state is None else int(state.step)
@@ -237,15 +295,14 @@ class Run:
 
   def advance(self) -> None:
     """Takes a chunk of steps, and the measurements that are due after it."""
-    chunk = min(self._chunk, self._programs.max_steps)
+    chunk = min(self._pace.steps(self.step), self._programs.max_steps)
     end = min(self.step + chunk, self._recorder.next_point(self.step))
     start = time.monotonic()
     scalars = self._train(end)
     step, loss = jax.device_get((self._state.step, self._state.loss))
     if not math.isfinite(loss):
       raise recorder.Diverged(int(step), 'the training loss', loss)
-    rate = (end - self.step) / max(time.monotonic() - start, 1e-6)
-    self._chunk = int(rate * _SECONDS_A_CHUNK) + 1
+    self._pace.took(end - self.step, time.monotonic() - start)
     self.step = end
     self._measure(scalars)
     self._progress.update(end, self._recorder.last)
@@ -272,7 +329,7 @@ class Run:
   def _save(self) -> None:
     # In this order, because a checkpoint keeps all results up to its step.
     self._recorder.flush()
-    self._checkpoints.save(self._state)
+    self._checkpoints.save(self._programs.as_arrays(self._state))
     self._write_status(workdir.INCOMPLETE, self.step, '')
 
   def _write_status(self, *fields: Any) -> workdir.Status:

@@ -54,6 +54,21 @@ def check_batch(num_devices: int, batch_size: int) -> None:
     )
 
 
+def divided(batch: jax.Array) -> jax.Array:
+  """Divides a batch among the devices of the mesh in context.
+
+  Without a mesh, and if the devices cannot have equal parts, the batch stays as
+  it is.
+
+  Args:
+    batch: An array, (batch, ...).
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or len(batch) % mesh.size:
+    return batch
+  return jax.lax.with_sharding_constraint(batch, PartitionSpec('data'))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
   """Returns the sharding of an array with a full copy on every device."""
   return NamedSharding(mesh, PartitionSpec())

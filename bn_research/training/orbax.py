@@ -13,6 +13,7 @@ import pathlib
 import re
 import shutil
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -50,9 +51,27 @@ def save(manager: Any, step: int, arrays: dict[str, Any], json: Any) -> None:
   from orbax import checkpoint as ocp
 
   items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
-  manager.save(
-    step, args=ocp.args.Composite(run=ocp.args.JsonSave(json), **items)
-  )
+  args = ocp.args.Composite(run=ocp.args.JsonSave(json), **items)
+  with _one_at_a_time:
+    for other in _saving - {manager}:
+      other.wait_until_finished()
+    _saving.clear()
+    _saving.add(manager)
+    manager.save(step, args=args)
+
+
+# Orbax numbers the saves of a process, and mixes up two saves at a time. The
+# runs of a pack each have a manager in one process.
+_one_at_a_time = threading.RLock()
+_saving: set[Any] = set()
+
+
+def close(manager: Any) -> None:
+  """Waits until all checkpoints of a manager are on the disk."""
+  with _one_at_a_time:
+    _saving.discard(manager)
+    manager.wait_until_finished()
+    manager.close()
 
 
 def read_json(manager: Any, step: int) -> Any:
@@ -60,7 +79,8 @@ def read_json(manager: Any, step: int) -> Any:
   from orbax import checkpoint as ocp
 
   args = ocp.args.Composite(run=ocp.args.JsonRestore())
-  return manager.restore(step, args=args)['run']
+  with _one_at_a_time:
+    return manager.restore(step, args=args)['run']
 
 
 def read_arrays(manager: Any, step: int, name: str, *abstract: Any) -> Any:
@@ -76,7 +96,8 @@ def read_arrays(manager: Any, step: int, name: str, *abstract: Any) -> Any:
   from orbax import checkpoint as ocp
 
   args = ocp.args.Composite(**{name: ocp.args.StandardRestore(*abstract)})
-  return manager.restore(step, args=args)[name]
+  with _one_at_a_time:
+    return manager.restore(step, args=args)[name]
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """The compiled programs of a run."""
 
+import copy
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -41,7 +42,13 @@ class Programs:
   """
 
   def __init__(
-    self, config: Mapping[str, Any], dataset: feeding.Dataset, mesh: Mesh
+    self,
+    config: Mapping[str, Any],
+    dataset: feeding.Dataset,
+    mesh: Mesh,
+    feed: feeding.Memory | None = None,
+    compiler: Any = None,
+    width: int = 1,
   ):
     """Brings the data, and starts to compile the programs.
 
@@ -49,6 +56,10 @@ class Programs:
       config: The resolved config.
       dataset: The dataset for training and evaluation.
       mesh: The device mesh.
+      feed: The data, if these are on the devices already.
+      compiler: A compiler or tracer with the methods of `compiling.Compiler`;
+        None for a compiler of this mesh.
+      width: The number of runs that a call of `train` trains together.
 
     Raises:
       UserError: If a name in the config is unknown, or if a value does not fit.
@@ -58,21 +69,44 @@ class Programs:
     self.max_steps = max(
       1,
       min(
-        config['num_steps'], _MAX_STEPS, _MAX_INDICES // config['batch_size']
+        config['num_steps'],
+        _MAX_STEPS // width,
+        _MAX_INDICES // config['batch_size'] // width,
       ),
     )
     self._data: feeding.Memory | streaming.Streamed
     if isinstance(dataset, data.Stream):
       self._data = streaming.Streamed(config, dataset, mesh)
     else:
-      self._data = feeding.Memory(config, dataset, mesh)
-    self._compiler = compiling.Compiler(mesh)
+      self._data = feed or feeding.Memory(config, dataset, mesh)
+    self._compiler = compiler or compiling.Compiler(mesh)
     self._compile(dataset)
     self._compiler.close()
+
+  @property
+  def form(self) -> type:
+    """The form of the loop, `stepping.OnDevice` or `stepping.OneByOne`."""
+    return type(self._steps)
+
+  def with_seed(self, seed: int) -> 'Programs':
+    """Returns the same programs on the data of another seed.
+
+    No program depends on the seed, but for the keys and the order of the data,
+    which are arguments. The dataset must be in memory.
+    """
+    other = copy.copy(self)
+    assert isinstance(self._data, feeding.Memory)
+    other._data = self._data.with_seed(seed)
+    other._steps = self._steps.with_feed(other._data)
+    return other
 
   def wait(self) -> None:
     """Waits until all programs are compiled."""
     self._compiler.wait()
+
+  def as_arrays(self, train_state: state.TrainState) -> state.TrainState:
+    """Returns a training state for a checkpoint, as whole arrays."""
+    return self._compiler.as_arrays(train_state)
 
   def close(self) -> None:
     """Ends the reading of data."""
@@ -125,8 +159,6 @@ class Programs:
     self, train_state: state.TrainState
   ) -> dict[str, dict[str, float]]:
     """Returns `'accuracy'` and `'loss'` on each split of `config.eval`."""
-    if self._config['eval']['weights'] == 'average':
-      train_state = evaluated.averaged(train_state)
     if self._reestimate is not None:
       # Only this evaluation uses the measured moments: training continues with
       # the running moments.
@@ -223,7 +255,7 @@ class Programs:
     self._reestimate = None
     if self._data.stacks:
       self._reestimate = self._compiler.ahead(
-        functools.partial(evaluated.reestimate, **parts),
+        functools.partial(self._of_weights(evaluated.reestimate), **parts),
         self.abstract,
         self._data.train,
         *self._data.stacks,
@@ -238,17 +270,22 @@ class Programs:
     if isinstance(feed, feeding.Memory):
       given = feed.splits[split]
       whole = compiler.ahead(
-        functools.partial(evaluation.evaluate, **parts), self.abstract, *given
+        functools.partial(self._of_weights(evaluation.evaluate), **parts),
+        self.abstract,
+        *given,
       )
       return lambda train_state: whole(train_state, *given)
     one = compiler.ahead(
-      functools.partial(evaluation.evaluate_batch, **parts),
+      functools.partial(self._of_weights(evaluation.evaluate_batch), **parts),
       self.abstract,
       feed.abstract_evaluation(compiler, split),
     )
     return lambda train_state: evaluation.means(
       one(train_state, batch) for batch in feed.evaluation(split)
     )
+
+  def _of_weights(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    return evaluated.of_weights(self._config['eval']['weights'], function)
 
   def _compile_probes(self, optimizer: Any, parts: dict[str, Any]) -> None:
     self._probe = {

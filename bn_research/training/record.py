@@ -18,7 +18,10 @@ from bn_research.training import feeding
 
 
 def write(
-  directory: disk.PathLike, config: Mapping[str, Any], dataset: feeding.Dataset
+  directory: disk.PathLike,
+  config: Mapping[str, Any],
+  dataset: feeding.Dataset,
+  about: Mapping[str, Any],
 ) -> dict[str, Any]:
   """Writes `config.json`, and keeps the earlier starts of the run.
 
@@ -26,6 +29,7 @@ def write(
     directory: The workdir.
     config: The resolved config.
     dataset: The dataset of the run.
+    about: Further facts of this start, which may replace the usual facts.
 
   Returns:
     The content of `config.json`. `lengths` contains the earlier numbers of
@@ -52,6 +56,7 @@ def write(
     'revision': _revision(),
     'devices': [str(device) for device in jax.devices()],
     'command': sys.argv,
+    **about,
   }
   record = {
     'format': workdir.FORMAT,

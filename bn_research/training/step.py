@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import PartitionSpec
 
 from bn_research import hooks, probes
 from bn_research.models.interface import Network
-from bn_research.training import gradients
+from bn_research.training import gradients, mesh
 from bn_research.training.state import SCALARS, TrainState
 
 
@@ -161,7 +160,7 @@ def on_batch(
   images, labels, key = examples
   if batch is not None:
     # Each device computes with a part of the batch.
-    batch = jax.lax.with_sharding_constraint(batch, PartitionSpec('data'))
+    batch = mesh.divided(batch)
     images, labels = images[batch], labels[batch]
   if augment is not None:
     images = augment(jax.random.fold_in(key, state.step), images)

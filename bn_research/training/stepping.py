@@ -1,5 +1,6 @@
 """The steps of a run as compiled programs: many steps a call, or one."""
 
+import copy
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -88,6 +89,12 @@ class OnDevice:
         *feed.abstract(compiler),
       )
 
+  def with_feed(self, feed: feeding.Memory) -> 'OnDevice':
+    """Returns the same programs on other data of the same shapes."""
+    other = copy.copy(self)
+    other._feed = feed
+    return other
+
   def train(
     self, train_state: state.TrainState, start: int, stop: int
   ) -> state.TrainState:
@@ -138,6 +145,12 @@ class OneByOne:
       *feed.abstract(compiler),
       donate_argnums=0,
     )
+
+  def with_feed(self, feed: feeding.Memory) -> 'OneByOne':
+    """Returns the same programs on other data of the same shapes."""
+    other = copy.copy(self)
+    other._feed = feed
+    return other
 
   def train(
     self, train_state: state.TrainState, start: int, stop: int

@@ -127,8 +127,9 @@ def next_state(state: TrainState, new: probes.Step) -> TrainState:
     params=new.params,
     rest=new.rest,
     opt_state=new.opt_state,
-    loss=new.loss,
-    loss_sum=state.loss_sum + new.loss,
+    # The loss of a network of a user may have another type.
+    loss=new.loss.astype(state.loss.dtype),
+    loss_sum=state.loss_sum + new.loss.astype(state.loss.dtype),
     sums={name: total + measured[name] for name, total in state.sums.items()},
   )
 

@@ -78,14 +78,13 @@ def train(
   todo = list(_unfinished(group))
   if not todo:
     return
-  devices = jax.devices()[: len(todo)]
   if is_vectorized is None:
-    is_vectorized = devices[0].platform != 'cpu'
+    is_vectorized = jax.default_backend() != 'cpu'
   section, splits = todo[0].config['data'], todo[0].config['eval']['splits']
   dataset = feeding.open_dataset(section, data_dir, splits)
   for kind in _kinds(todo, dataset):
     if stop.signal is None:
-      _train_pack(kind, dataset, devices, is_vectorized, stop)
+      _train_pack(kind, dataset, is_vectorized, stop)
 
 
 def _unfinished(group: Sequence[Member]) -> Iterator[Member]:
@@ -163,7 +162,6 @@ def _are_alike(one: Setting, two: Setting) -> bool:
 def _train_pack(
   kind: Sequence[Setting],
   dataset: feeding.Dataset,
-  devices: Sequence[jax.Device],
   is_vectorized: bool,
   stop: stopping.Stop,
 ) -> None:
@@ -172,12 +170,8 @@ def _train_pack(
   for setting in kind:
     for member in setting.members:
       todo.put((setting, member))
-  if kind[0].programs.form is stepping.OneByOne:
-    # The devices of a CPU share the cores. A single device has all of these.
-    devices, width = devices[:1], 1
-  else:
-    most = room.most(kind[0].tracer, devices, is_vectorized)
-    width = _width(kind, len(devices), min(most, _MOST))
+  width = _width(kind, is_vectorized)
+  devices = jax.devices()[: _num_devices(width)]
   about = {'pack': {'width': width, 'devices': len(devices)}}
   pack = Pack([one.tracer for one in kind], width, devices, is_vectorized)
   pace = pace_lib.Pace()
@@ -205,18 +199,27 @@ def _train_pack(
     thread.join()
 
 
-def _width(kind: Sequence[Setting], num_devices: int, most: int) -> int:
+def _width(kind: Sequence[Setting], is_vectorized: bool) -> int:
   """Returns the number of places.
 
   Runs that were in a pack before keep the number of places, because another
   number may round differently.
   """
   members = [member for setting in kind for member in setting.members]
-  recorded = max(map(_recorded_width, members))
-  if recorded and recorded % num_devices == 0:
+  if recorded := max(map(_recorded_width, members)):
     return recorded
-  count = min(len(members), most)
-  return -(-count // num_devices) * num_devices
+  if kind[0].programs.form is stepping.OneByOne:
+    return 1  # A run has all cores, which the devices of a CPU share.
+  devices = jax.devices()[: len(members)]
+  most = room.most(kind[0].tracer, devices, is_vectorized)
+  count = min(len(members), most, _MOST)
+  return -(-count // len(devices)) * len(devices)
+
+
+def _num_devices(width: int) -> int:
+  """Returns the largest number of devices with equal numbers of places."""
+  count = jax.device_count()
+  return next(n for n in range(count, 0, -1) if width % n == 0)
 
 
 def _recorded_width(member: Member) -> int:

@@ -22,6 +22,9 @@ class Program:
   On a CPU, a device computes its places one after another: the weights of a run
   then stay in the cache of a core for many steps. On an accelerator, a device
   computes its places at once (`vmap`).
+
+  Attributes:
+    name: The name of the function.
   """
 
   def __init__(
@@ -43,6 +46,7 @@ class Program:
       lifting.Different: If two settings differ in more than numbers.
     """
     self._traced = settings[0]
+    self.name = self._traced.name
     self._width, self._num_devices = width, len(devices)
     self._is_vectorized = is_vectorized
     self._mesh = jax.make_mesh(

@@ -22,9 +22,12 @@ class Stacked:
     self.array = array
 
   @functools.cached_property
-  def on_host(self) -> Any:
-    """The array on the host; the parts of all runs share the copy."""
-    return self.array if is_key(self.array) else np.array(self.array)
+  def on_host(self) -> np.ndarray:
+    """The numbers on the host; the parts of all runs share the copy."""
+    is_key_array = is_key(self.array)
+    return np.array(
+      jax.random.key_data(self.array) if is_key_array else self.array
+    )
 
 
 class Part:
@@ -56,7 +59,11 @@ class Part:
 
   def whole(self) -> Any:
     """Returns an array of NumPy, or a key of JAX."""
-    return self.stacked.on_host[self.place]
+    numbers = self.stacked.on_host[self.place]
+    if is_key(self.stacked.array):
+      impl = jax.random.key_impl(self.stacked.array)
+      return jax.random.wrap_key_data(numbers, impl=impl)
+    return numbers
 
 
 def is_key(array: Any) -> bool:

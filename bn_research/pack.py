@@ -6,8 +6,9 @@ is a list of lists of runs, each with `config`, `workdir` and `command`, the
 command that trains the run alone. `folder` is the directory of the modules of
 the user, and `data_dir` is the directory of the datasets or null.
 
-A run ends as its own command would end: with its own files, status and log. The
-exit status is 0, or the largest that the command of a run would have.
+A run ends as its own command would end, with its own files, status and log. The
+workdir and the exit status of a run that ended are a line of a second file,
+beside the request and with the suffix `.ended`.
 """
 
 import json
@@ -18,14 +19,11 @@ import sys
 from bn_research import cli, config_files, interrupt
 
 
-def main() -> int:
-  """Trains the runs of the request.
-
-  Returns:
-    The exit status.
-  """
+def main() -> None:
+  """Trains the runs of the request."""
   interrupt.end_the_process()
-  request = json.loads(pathlib.Path(sys.argv[1]).read_text())
+  path = pathlib.Path(sys.argv[1])
+  request = json.loads(path.read_text())
   config_files.make_importable(request['folder'])
   # The runs are divided among the devices, and each core is a device of a CPU.
   os.environ.setdefault('JAX_NUM_CPU_DEVICES', str(_num_cores()))
@@ -40,11 +38,15 @@ def main() -> int:
     ]
     for runs in request['groups']
   ]
+
+  def ended(member: packing.Member, exit_status: int) -> None:
+    with open(path.with_suffix('.ended'), 'a') as file:
+      print(json.dumps([member.directory, exit_status]), file=file)
+
   with stopping.on_signals() as stop, packing.by_thread():
     for group in groups:
       if stop.signal is None:
-        packing.train(group, stop, request['data_dir'])
-  return max(member.exit_status or 0 for group in groups for member in group)
+        packing.train(group, stop, ended, request['data_dir'])
 
 
 def _num_cores() -> int:
@@ -55,4 +57,4 @@ def _num_cores() -> int:
 
 
 if __name__ == '__main__':
-  cli.in_one_line(lambda: sys.exit(main()))
+  cli.in_one_line(main)

@@ -9,7 +9,9 @@ continues the sweep.
 
 import contextlib
 import os
+import pathlib
 import shlex
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +24,7 @@ from bn_research.sweeps import (
   driver,
   launching,
   overview,
+  packs,
   points,
   pool,
   processes,
@@ -62,7 +65,7 @@ _SEARCH = flags.DEFINE_integer(
   lower_bound=1,
 )
 # The flags that choose points of sweep(), or train none.
-_OF_SWEEPS = ('seeds', 'only', 'shard', 'launch', 'dry_run')
+_OF_SWEEPS = ('seeds', 'only', 'shard', 'launch', 'dry_run', 'pack')
 _SLURM = flags.DEFINE_string(
   'slurm',
   '',
@@ -78,8 +81,15 @@ _ENGINES = {
   'slurm': ('slurm',),
   'launch': ('local',),
   'search': ('local', 'ray'),
+  'pack': ('local',),
 }
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the commands only.')
+_PACK = flags.DEFINE_bool(
+  'pack',
+  None,
+  'Train runs that differ in numbers together in one process; by default on a'
+  ' GPU or TPU.',
+)
 _SEEDS = flags.DEFINE_string(
   'seeds', None, 'Seeds in place of those of sweep(): 0:5 for 0 to 4.'
 )
@@ -134,8 +144,25 @@ def main() -> int:
     check(sweep)
     is_array = _ENGINE.value == 'slurm'
     return launching.launch(sweep, launcher, seconds, retry, is_array)
-  with _engine() as (shares, start):
-    return driver.run(sweep, shares, check, retry, start)
+  # The rest has no program in common with other runs, or needs more devices.
+  packed, rest = packs.divide(sweep) if _is_packed() else ([], sweep)
+  status = 0
+  if packed:
+    with _pack_engine(packed, path) as (shares, start):
+      check_all = lambda todo: check([*todo, *rest])
+      status = driver.run(packed, shares, check_all, retry, start)
+  if rest and status != driver.INTERRUPTED:
+    with _engine() as (shares, start):
+      status = max(status, driver.run(rest, shares, check, retry, start))
+  return status
+
+
+def _is_packed() -> bool:
+  """Returns whether runs train together in one process."""
+  if _PACK.value is not None:
+    return _PACK.value
+  # On a CPU, runs in processes of their own are as quick for most networks.
+  return _ENGINE.value == 'local' and bool(devices.find().names)
 
 
 def _launcher() -> launching.Launcher | None:
@@ -174,9 +201,12 @@ def _search(path: str, count: int) -> int:
 
 def _check(configs: Sequence[Mapping[str, Any]], path: str) -> None:
   """Raises a UserError if a run of a config could not start."""
-  # A config may name modules beside the config file.
-  folder = os.path.dirname(os.path.abspath(path.partition(':')[0]))
-  checking.check(configs, folder, _DATA_DIR.value)
+  checking.check(configs, _folder(path), _DATA_DIR.value)
+
+
+def _folder(path: str) -> str:
+  """Returns the folder of modules that a config may name."""
+  return os.path.dirname(os.path.abspath(path.partition(':')[0]))
 
 
 def _check_flags() -> None:
@@ -196,12 +226,27 @@ def _check_flags() -> None:
 
 
 @contextlib.contextmanager
+def _pack_engine(
+  packed: Sequence[points.Point], path: str
+) -> Iterator[tuple[Sequence[Mapping[str, str]], pool.Start]]:
+  """Returns the shares of the runs, and the function that starts a run."""
+  request = {'folder': _folder(path), 'data_dir': _DATA_DIR.value}
+  with tempfile.TemporaryDirectory() as folder:
+    engine = packs.Engine(packed, _shares(), request, pathlib.Path(folder))
+    yield [{}] * len(packed), engine.start
+
+
+def _shares() -> Sequence[Mapping[str, str]]:
+  """Returns the environment variables of each process at the same time."""
+  jobs, found = _JOBS.value or 1, devices.find()
+  return devices.shares(found, jobs, _JOBS_A_DEVICE.value)
+
+
+@contextlib.contextmanager
 def _engine() -> Iterator[tuple[Sequence[Mapping[str, str]], pool.Start]]:
   """Returns the shares of the jobs, and the function that starts a run."""
   if _ENGINE.value == 'local':
-    jobs, found = _JOBS.value or 1, devices.find()
-    shares = devices.shares(found, jobs, _JOBS_A_DEVICE.value)
-    yield shares, processes.start
+    yield _shares(), processes.start
     return
   needed = ray_cluster.resources(_RESOURCES.value or '')
   with ray_cluster.connected(_RAY_ADDRESS.value):

@@ -15,13 +15,15 @@ from bn_research.training import (
   configuration,
   copies,
   feeding,
-  pace as pace_lib,
   progress,
   record,
   recorder,
   stopping,
 )
 from bn_research.training import mesh as mesh_lib
+from bn_research.training import (
+  pace as pace_lib,
+)
 from bn_research.training.programs import Programs
 
 _DIVERGED = 3

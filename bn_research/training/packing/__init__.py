@@ -8,7 +8,8 @@ its own, in a thread, and the threads meet at the calls of the programs
 (`meeting`). The files of a run thus cannot tell a pack.
 """
 
-from bn_research.training.packing.members import Member, train
+from bn_research.training.packing.members import Member
 from bn_research.training.packing.output import by_thread
+from bn_research.training.packing.training import train
 
 __all__ = ['Member', 'by_thread', 'train']

@@ -1,7 +1,7 @@
 """Arrays of many runs as one array, with the runs along the first axis."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax

@@ -1,0 +1,193 @@
+"""An engine that trains many runs in one process: `sweep --pack`.
+
+Runs that start at the same time go to one process, which trains them together
+where their programs differ in numbers only, and one after another otherwise.
+For the pool, a run of a pack is a job like any other: with an exit status, and
+started again after a signal.
+"""
+
+import itertools
+import json
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bn_research.sweeps import pool, processes
+from bn_research.sweeps.points import Point
+
+
+def obstacle(config: Mapping[str, Any]) -> str:
+  """Returns why a run cannot be in a pack; '' if the run can.
+
+  Args:
+    config: The config of the run, in the form of `config.json`.
+  """
+  if config['num_devices'] > 1:
+    return f'config.num_devices={config["num_devices"]}, and a pack gives 1'
+  if config['data'].get('stream') is not None:
+    return 'config.data.stream, and a pack has the data in memory'
+  return ''
+
+
+def divide(points: Sequence[Point]) -> tuple[list[Point], list[Point]]:
+  """Returns the runs that packs can train, and the rest, whose reason is told.
+
+  Args:
+    points: The points of a sweep.
+  """
+  packed, rest = [], []
+  for point in points:
+    if reason := obstacle(point.config):
+      print(f'not in a pack: {point.name}: {reason}', flush=True)
+    (rest if reason else packed).append(point)
+  return packed, rest
+
+
+def form(config: Mapping[str, Any]) -> str:
+  """Returns a text that is the same for configs that one pack may train.
+
+  Such configs differ in the seed and in real numbers, and have the same data.
+
+  Args:
+    config: The config of a run, in the form of `config.json`.
+  """
+  rest = {k: v for k, v in config.items() if k not in ('seed', 'data')}
+  return json.dumps([config['data'], _without_numbers(rest)], sort_keys=True)
+
+
+def _without_numbers(value: Any) -> Any:
+  if isinstance(value, Mapping):
+    return {key: _without_numbers(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [_without_numbers(item) for item in value]
+  return 'a number' if isinstance(value, float) else value
+
+
+class Engine:
+  """Starts processes that each train the runs which start at the same time."""
+
+  def __init__(
+    self,
+    points: Sequence[Point],
+    shares: Sequence[Mapping[str, str]],
+    request: Mapping[str, Any],
+    folder: pathlib.Path,
+  ):
+    """Starts nothing yet.
+
+    Args:
+      points: The runs that may start.
+      shares: The environment variables of each process at the same time.
+      request: The keys `folder` and `data_dir` of a request, which
+        `bn_research.pack` describes.
+      folder: A folder of this machine for requests and answers.
+    """
+    self._points = {point.command: point for point in points}
+    self._shares, self._request, self._folder = shares, request, folder
+    self._numbers = itertools.count()
+    self._waiting: list[_Job] = []
+
+  def start(
+    self,
+    command: Sequence[str],
+    environ: Mapping[str, str],
+    log: pathlib.Path,
+  ) -> '_Job':
+    """Notes a run, which starts with the next question for its state."""
+    del environ, log  # Of a process of the run alone.
+    job = _Job(self, self._points[tuple(command)])
+    self._waiting.append(job)
+    return job
+
+  def launch(self) -> None:
+    """Starts the processes of all runs that wait."""
+    jobs = sorted(self._waiting, key=lambda job: form(job.point.config))
+    self._waiting = []
+    count = min(len(self._shares), len(jobs))
+    for k in range(count):
+      some = jobs[k * len(jobs) // count : (k + 1) * len(jobs) // count]
+      path = self._folder / f'{next(self._numbers)}.json'
+      process = _Process(path, some, self._request, self._shares[k])
+      for job in some:
+        job.process = process
+
+
+class _Job:
+  """A run that waits, or that a process trains."""
+
+  def __init__(self, engine: Engine, point: Point):
+    self.point = point
+    self.process: _Process | None = None
+    self._engine = engine
+
+  def poll(self) -> int | None:
+    """Returns the exit status of the run; None before the end."""
+    if self.process is None:
+      self._engine.launch()
+    assert self.process is not None
+    return self.process.status_of(self.point)
+
+  def terminate(self) -> None:
+    """Lets the process save all of its runs."""
+    if self.process is not None:
+      self.process.terminate()
+
+  def kill(self) -> None:
+    """Ends the process."""
+    if self.process is not None:
+      self.process.job.kill()
+
+
+class _Process:
+  """A process that trains runs."""
+
+  def __init__(
+    self,
+    path: pathlib.Path,
+    jobs: Sequence[_Job],
+    request: Mapping[str, Any],
+    share: Mapping[str, str],
+  ):
+    """Writes the request, and starts the process."""
+    self._ended = path.with_suffix('.ended')
+    self._is_terminated = False
+    path.write_text(json.dumps({**request, 'groups': _groups(jobs)}))
+    command = (sys.executable, '-m', 'bn_research.pack', str(path))
+    log = path.with_suffix('.txt')
+    self.job: pool.Job = processes.start(command, share, log)
+
+  def status_of(self, point: Point) -> int | None:
+    """Returns the exit status of a run; None before the end."""
+    # In this order: a process may end between the two questions.
+    code = self.job.poll()
+    status = self._statuses().get(str(point.workdir))
+    return code if status is None else status
+
+  def terminate(self) -> None:
+    """Sends SIGTERM once, because a second signal would end the process."""
+    if not self._is_terminated:
+      self._is_terminated = True
+      self.job.terminate()
+
+  def _statuses(self) -> dict[str, int]:
+    try:
+      lines = self._ended.read_text().splitlines()
+    except FileNotFoundError:
+      return {}
+    return dict(map(json.loads, lines))
+
+
+def _groups(jobs: Sequence[_Job]) -> list[list[dict[str, Any]]]:
+  """Returns the runs of a request, in groups that may train together."""
+  groups: dict[str, list[dict[str, Any]]] = {}
+  for job in jobs:
+    point = job.point
+    groups.setdefault(form(point.config), []).append(
+      {
+        'config': point.config,
+        'workdir': str(point.workdir),
+        'command': list(point.command),
+      }
+    )
+  return list(groups.values())

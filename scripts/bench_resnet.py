@@ -42,6 +42,7 @@ from bn_research.training import (
   evaluation,
   loop,
   mesh,
+  pace,
   probing,
   programs,
   state,
@@ -112,6 +113,15 @@ def _dataset() -> data.Dataset:
   return data.Dataset('random pixels', split(), split(), 10)
 
 
+class _Fixed(pace.Pace):
+  """Chunks of the same length, where a run takes a time."""
+
+  def steps(self, start: int) -> int:
+    """Returns the number of steps of a turn."""
+    del start
+    return _STEPS
+
+
 class Harness:
   """A run of the ResNet-8, and the programs of the run without the run."""
 
@@ -124,7 +134,7 @@ class Harness:
     create = state.creator(config, (32, 32, 3), 10, self._optimizer)
     with jax.set_mesh(self._mesh):
       self._programs = programs.Programs(config, dataset, self._mesh)
-      self._run = loop.Run(config, directory, self._programs)
+      self._run = loop.Run(config, directory, self._programs, pace=_Fixed())
       self._graphdef, _ = jax.eval_shape(create, jax.random.key(0))
       self._state = jax.jit(lambda key: create(key)[1])(jax.random.key(0))
     self._parts = {'graphdef': self._graphdef, 'to_input': data.to_input}
@@ -142,7 +152,6 @@ class Harness:
     """Yields a turn of the run, and a turn of the same step, jitted alone."""
 
     def ours() -> None:
-      self._run._chunk = _STEPS  # A chunk of a run ends by the clock.
       with contextlib.redirect_stdout(None):  # Progress is for people.
         self._run.advance()
 

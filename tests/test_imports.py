@@ -39,7 +39,8 @@ ROOMS = {
   'experiment': {'overrides'},
   'grid': set(),
   'overrides': set(),
-  'train': {'cli', 'training', 'workdir'},
+  'train': {'cli', 'training'},
+  'pack': {'cli', 'config_files', 'training'},
   'sweep': {'cli', 'config_files', 'sweeps'},
   'report': {'cli', 'config_files', 'reports', 'sweeps'},
 }

@@ -36,7 +36,8 @@ def divide(points: Sequence[Point]) -> tuple[list[Point], list[Point]]:
   Args:
     points: The points of a sweep.
   """
-  packed, rest = [], []
+  packed: list[Point] = []
+  rest: list[Point] = []
   for point in points:
     if reason := obstacle(point.config):
       print(f'not in a pack: {point.name}: {reason}', flush=True)

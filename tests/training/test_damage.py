@@ -16,7 +16,6 @@ from flax import nnx
 
 import bn_research
 from bn_research import data, errors, training, workdir
-from bn_research.training import loop
 from bn_research.training.programs import Programs
 from tests.damage import HARMS
 from tests.quick import some
@@ -39,7 +38,7 @@ def originals(dataset, tmp_path_factory):
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(data, 'load', lambda config, data_dir, splits: dataset)
-    patch.setattr(loop, '_FIRST_CHUNK', 5)
+    patch.setattr(pace, '_FIRST', 5)
     training.train(config, whole)
     patch.setattr(Programs, 'train', take_and_stop)
     with pytest.raises(KeyboardInterrupt):

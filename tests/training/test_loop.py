@@ -7,7 +7,7 @@ import pytest
 
 import bn_research
 from bn_research import errors, locking, training, workdir
-from bn_research.training import checkpoints, loop, progress, schedule
+from bn_research.training import checkpoints, pace, progress, schedule
 from bn_research.training.programs import Programs
 from tests.quick import some
 from tests.training.conftest import CONFIG
@@ -254,8 +254,8 @@ def test_the_length_of_chunks_changes_no_bit(
   config, tmp_path, results, monkeypatch, seconds
 ):
   training.train(config, tmp_path / 'long')
-  monkeypatch.setattr(loop, '_FIRST_CHUNK', 1)
-  monkeypatch.setattr(loop, '_SECONDS_A_CHUNK', seconds)
+  monkeypatch.setattr(pace, '_FIRST', 1)
+  monkeypatch.setattr(pace, '_SECONDS', seconds)
   training.train(config, tmp_path / 'short')
   assert results(tmp_path / 'short') == results(tmp_path / 'long')
 
@@ -309,7 +309,7 @@ def test_what_was_measured_is_on_the_disk_before_its_checkpoint(
   config, tmp_path, monkeypatch
 ):
   config['checkpoint_seconds'] = 0.0
-  monkeypatch.setattr(loop, '_FIRST_CHUNK', 7)
+  monkeypatch.setattr(pace, '_FIRST', 7)
   sync, save = os.fsync, checkpoints.Checkpoints.save
   path = tmp_path / workdir.METRICS
   synced, saved = [], []

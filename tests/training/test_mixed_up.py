@@ -11,7 +11,7 @@ import pytest
 
 import bn_research
 from bn_research import data, disk, errors, training, workdir
-from bn_research.training import checkpoints, copies, digests, loop, orbax
+from bn_research.training import checkpoints, copies, digests, orbax
 from bn_research.training.programs import Programs
 from tests.quick import some
 
@@ -192,7 +192,7 @@ def stopped(config, tmp_path, monkeypatch):
     return train(self, state, start, stop)
 
   with monkeypatch.context() as patch:
-    patch.setattr(loop, '_FIRST_CHUNK', 5)
+    patch.setattr(pace, '_FIRST', 5)
     patch.setattr(Programs, 'train', take_and_stop)
     with pytest.raises(KeyboardInterrupt):
       training.train(config | {'checkpoint_seconds': 0.0}, run)

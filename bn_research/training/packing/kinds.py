@@ -5,6 +5,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
+from bn_research import data
 from bn_research.training import feeding
 from bn_research.training import mesh as mesh_lib
 from bn_research.training.packing import lifting
@@ -29,7 +30,7 @@ class Setting:
 
 
 def sort(
-  members: Sequence[Member], dataset: feeding.Dataset, ends: Ends
+  members: Sequence[Member], dataset: data.Dataset, ends: Ends
 ) -> list[list[Setting]]:
   """Traces the programs of each setting, and sorts the settings.
 

@@ -117,7 +117,7 @@ def _of_values(
     yield path, one, two
 
 
-def _value(literal: core.Literal) -> np.ndarray:
+def _value(literal: Any) -> np.ndarray:
   return np.asarray(literal.val, literal.aval.dtype)
 
 

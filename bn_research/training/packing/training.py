@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from bn_research import errors, workdir
+from bn_research import data, errors, workdir
 from bn_research.training import (
   configuration,
   feeding,
@@ -55,6 +55,10 @@ def train(
   section, splits = todo[0].config['data'], todo[0].config['eval']['splits']
   with ends.on_error(*todo):
     dataset = feeding.open_dataset(section, data_dir, splits)
+    if isinstance(dataset, data.Stream):
+      raise errors.UserError(
+        'config.data.stream: a pack has the data in memory; train the run alone'
+      )
     for kind in kinds.sort(todo, dataset, ends):
       members = [member for setting in kind for member in setting.members]
       with ends.on_error(*members):

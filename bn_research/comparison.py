@@ -3,10 +3,11 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from bn_research import disk, dotted, errors, experiment, workdir
+from bn_research import disk, dotted, errors, older, workdir
 
 # Keys that may change when a run continues, because the curve stays the same.
 _FREE = (
+  *('parallel.form', 'parallel.model_devices'),
   *('num_devices', 'checkpoint_seconds'),
   *(f'data.stream.{key}' for key in ('threads', 'workers', 'max_corrupt')),
 )
@@ -69,7 +70,7 @@ def differences(
   """Compares the config of a run with a requested config.
 
   A missing key equals a key with the value None, because both stand for the
-  default of a factory. A key of `experiment.ADDED` that is missing has the
+  default of a factory. A key of `older.ADDED` that is missing has the
   value there.
 
   Args:
@@ -82,7 +83,7 @@ def differences(
     For each differing dotted key, a text with both values.
   """
   there, here = (
-    {**experiment.ADDED, **dotted.flatten(dotted.with_names(config))}
+    {**older.ADDED, **dotted.flatten(dotted.with_names(config))}
     for config in (there, here)
   )
   # A text in the place of a part is short for the name of the part.

@@ -19,12 +19,9 @@ from typing import Any
 
 import ml_collections
 
-from bn_research import overrides, registry
+from bn_research import older, overrides, registry
 
 Changes = Mapping[str, Any]
-
-ADDED = {'label_smoothing': 0.0, 'microbatches': 1, 'eval.weights': 'last'}
-"""Keys that configs of older versions lack, with the value that is meant."""
 
 KEYS = {
   'seed': (
@@ -37,6 +34,15 @@ KEYS = {
   'microbatches': (
     'The number of parts in which a step computes the gradient, one after'
     ' another, to save memory. Statistics of a batch are then of a part.'
+  ),
+  'parallel.form': (
+    'How a step uses several devices: `jit` over a mesh, `shard_map` or `pmap`.'
+    ' The numbers are the same but for rounding.'
+  ),
+  'parallel.model_devices': (
+    'The number of devices that share the columns of each matrix of weights,'
+    ' which divides `num_devices`. The other devices share the batch. Only for'
+    ' `jit`.'
   ),
   'label_smoothing': (
     'ε in [0, 1): the loss of the training takes the label with the weight'
@@ -159,8 +165,8 @@ def base() -> ml_collections.ConfigDict:
       'num_steps': 1000,
       'batch_size': 60,
       'num_devices': 1,
-      'microbatches': ADDED['microbatches'],
-      'label_smoothing': ADDED['label_smoothing'],
+      'microbatches': older.ADDED['microbatches'],
+      'label_smoothing': older.ADDED['label_smoothing'],
       'data': {'name': 'digits', 'train': 'train', 'test': 'test'},
       'model': {'name': 'mlp', 'norm': {'name': 'none'}},
       'optimizer': {'name': 'sgd', 'learning_rate': 0.1},
@@ -168,9 +174,13 @@ def base() -> ml_collections.ConfigDict:
         'num_points': 50,
         'spacing': 'linear',
         'splits': ('test',),
-        'population': 'running',
-        'weights': ADDED['eval.weights'],
-        'step_norms': 'last',
+        'population': older.ADDED['eval.population'],
+        'weights': older.ADDED['eval.weights'],
+        'step_norms': older.ADDED['eval.step_norms'],
+      },
+      'parallel': {
+        'form': older.ADDED['parallel.form'],
+        'model_devices': older.ADDED['parallel.model_devices'],
       },
       'probes': {},
       'checkpoint_seconds': 60.0,

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from bn_research import disk, dotted, errors
+from bn_research import disk, dotted, errors, older
 
 CONFIG = 'config.json'
 METRICS = 'metrics.jsonl'
@@ -25,10 +25,6 @@ CHECKPOINTS = 'checkpoints'
 
 FORMAT = 2
 """The format of `config.json`. Format 1 had no number, and a single start."""
-
-# Keys of the base of all configs that older runs lack, and the values that
-# these runs had.
-_ADDED = {'eval.population': 'running', 'eval.step_norms': 'last'}
 
 INCOMPLETE = 'incomplete'
 DONE = 'done'
@@ -230,11 +226,7 @@ def read_record(workdir: disk.PathLike) -> dict[str, Any]:
       f'{path} has the format {record["format"]}, and this version knows'
       f' formats up to {FORMAT}; update, or choose another --workdir'
     )
-  for key, value in _ADDED.items():
-    section, _, name = key.rpartition('.')
-    if section in record['config']:
-      record['config'][section].setdefault(name, value)
-  record['config'] = dotted.with_names(record['config'])
+  record['config'] = older.completed(dotted.with_names(record['config']))
   return record
 
 

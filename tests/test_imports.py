@@ -34,7 +34,7 @@ ROOMS = {
   '__init__': {'results'},
   'check': {'cli', 'config_files', 'training'},
   'cli': {'config_files', 'overrides'},
-  'comparison': {'experiment', 'workdir'},
+  'comparison': {'workdir'},
   'config_files': set(),
   'experiment': {'overrides'},
   'grid': set(),
@@ -47,7 +47,7 @@ ROOMS = {
 # Small helpers without an opinion: everyone but `norms` may use them.
 HELPERS = {
   *('arguments', 'disk', 'dotted', 'errors', 'interrupt', 'locking'),
-  *('ranges', 'registry', 'trees'),
+  *('older', 'ranges', 'registry', 'trees'),
 }
 
 # What some rooms may import beside that and the standard library.

@@ -87,7 +87,7 @@ from bn_research.norms.scopes import (
 )
 from bn_research.norms.statistics.moments import Moments, estimate, joined
 from bn_research.norms.statistics.views import View
-from bn_research.norms.surgery import freeze, sync
+from bn_research.norms.surgery import freeze, over_devices, sync
 
 __all__ = [
   'AXES',
@@ -155,6 +155,7 @@ __all__ = [
   'mean_only_batch_norm',
   'none',
   'normalize',
+  'over_devices',
   'positional_norm',
   'power_norm',
   'recalled',

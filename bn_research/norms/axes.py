@@ -134,6 +134,27 @@ class Scope(Axis):
     """
     raise NotImplementedError
 
+  def over_devices(self, axis_name: str) -> 'Scope':
+    """Returns the scope for examples that are spread over named devices.
+
+    Under `shard_map` and `pmap`, the program sees the examples of one device.
+    The returned scope has the sets of the whole batch nevertheless. A scope
+    with `shares = False` needs no change.
+
+    Args:
+      axis_name: The name of the mesh axis over which the examples are spread.
+
+    Raises:
+      ValueError: If the scope has no such form.
+    """
+    if self.shares:
+      raise ValueError(
+        f'{self} does not say how examples on several named devices share'
+        ' statistics: give the class a method over_devices, or use jit over a'
+        ' mesh.'
+      )
+    return self
+
   def moments(
     self, view: View, x: jax.Array, mask: jax.Array | None, map_: 'Map'
   ) -> tuple[Moments, Moments]:

@@ -85,6 +85,38 @@ def sync(normalization: Normalization, axis_name: AxisNames) -> Normalization:
   return mapped(change, normalization)
 
 
+def over_devices(normalization: Any, axis_name: str) -> Any:
+  """Returns a normalization for examples that are spread over named devices.
+
+  The result normalizes within `shard_map` and `pmap` as the normalization does
+  over a whole batch. `sync`, in contrast, also pools the features of a single
+  example.
+
+  Args:
+    normalization: A normalization, or a combination.
+    axis_name: The name of the mesh axis over which the examples are spread.
+
+  Raises:
+    ValueError: If a scope, or a part of a user, has no such form.
+  """
+
+  def change(part: Any) -> Any:
+    if isinstance(part, Normalization):
+      scope = part.scope.over_devices(axis_name)
+      return dataclasses.replace(part, scope=scope)
+    if hasattr(part, 'over_devices'):
+      return part.over_devices(axis_name)
+    if part.remembers:
+      raise ValueError(
+        f'{part} does not say how examples on several named devices share'
+        ' statistics: give the class a method over_devices, or use jit over a'
+        ' mesh.'
+      )
+    return part
+
+  return mapped(change, normalization)
+
+
 def _synced(normalization: Any, axis_name: AxisNames) -> Normalization:
   scope: Any = point_of(normalization).scope
   if 'axis_name' not in {field.name for field in dataclasses.fields(scope)}:

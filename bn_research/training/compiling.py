@@ -6,10 +6,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 
 from bn_research import registry
 from bn_research.training import mesh as mesh_lib
+from bn_research.training.state import TrainState
 
 
 class Compiler:
@@ -22,6 +24,7 @@ class Compiler:
       mesh: The device mesh. The methods need this mesh in context, by
         `jax.set_mesh`.
     """
+    self._mesh = mesh
     self._whole = mesh_lib.replicated(mesh)
     self.platform = mesh.devices.flat[0].platform
     # XLA compiles without the lock of the Python interpreter (GIL), hence
@@ -43,6 +46,11 @@ class Compiler:
   def like(self, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     """Returns an abstract array with a copy on each device."""
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._whole)
+
+  def like_state(self, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """Returns an abstract array of a training state."""
+    sharding = mesh_lib.of_state(leaf, self._mesh)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
   def int32(self, *shape: int) -> jax.ShapeDtypeStruct:
     """Returns an abstract int32 array with a copy on each device."""
@@ -80,10 +88,29 @@ class Compiler:
     **jit_options: Any,
   ) -> Any:
     """Traces a function; see `ahead`."""
-    # A program returns replicated arrays, because the next program expects
-    # replicated arguments.
-    jitted = jax.jit(function, out_shardings=self._whole, **jit_options)
     # Tracing calls the model and the probes, which raise the errors of a wrong
     # config.
     with registry.mistakes_in(where):
+      # A program returns arrays with the shardings that the next program
+      # expects.
+      shardings = self._of_results(function, args)
+      jitted = jax.jit(function, out_shardings=shardings, **jit_options)
       return jitted.trace(*args)
+
+  def _of_results(self, function: Callable[..., Any], args: Any) -> Any:
+    """Returns the shardings of the results of a function."""
+    if 'model' not in self._mesh.shape:
+      return self._whole
+    kinds = (TrainState, nnx.State)
+    return jax.tree.map(
+      lambda part: jax.tree.map(
+        lambda leaf: (
+          mesh_lib.of_state(leaf, self._mesh)
+          if isinstance(part, kinds)
+          else self._whole
+        ),
+        part,
+      ),
+      jax.eval_shape(function, *args),
+      is_leaf=lambda part: isinstance(part, kinds),
+    )

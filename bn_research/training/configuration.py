@@ -8,6 +8,7 @@ from bn_research import (
   dotted,
   errors,
   experiment,
+  older,
   probes,
   ranges,
   registry,
@@ -23,11 +24,13 @@ _WHOLE_NUMBERS = {
   'num_devices': (1, _INT32),
   'microbatches': (1, _INT32),
   'eval.num_points': (1, 10**6),
+  'parallel.model_devices': (1, _INT32),
 }
 _CHOICES = {
   'eval.population': ('running', 'reestimated'),
   'eval.step_norms': ('last', 'mean'),
   'eval.weights': ('last', 'average'),
+  'parallel.form': ('jit', 'shard_map', 'pmap'),
 }
 _OF_A_PROBE = {'num_examples': (1, _INT32), 'num_points': (1, 10**6)}
 
@@ -49,18 +52,18 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
   Raises:
     UserError: If a key is unknown or missing, or if a value is out of range.
   """
-  resolved = dotted.with_names(_plain(config))
+  resolved = older.completed(dotted.with_names(_plain(config)))
   # None leaves an option to the default, and the default is no probe.
   if resolved.get('probes', {}) is None:
     resolved['probes'] = {}
-  _add_missing(resolved)
   base = _plain(experiment.base())
   _name_parts(resolved, base)
   registry.check_keys('the config', resolved, base)
   for key, section in base.items():
     if isinstance(section, dict) and not isinstance(resolved.get(key), dict):
       raise errors.UserError(f'config.{key} is no section of the config')
-  registry.check_keys('config.eval', resolved['eval'], base['eval'])
+  for section in ('eval', 'parallel'):
+    registry.check_keys(f'config.{section}', resolved[section], base[section])
   flat = dotted.flatten(resolved)
   for key in dotted.flatten(base):
     if flat.get(key) is None:
@@ -75,7 +78,7 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     )
   with registry.mistakes_in('the config'):
     ranges.weight_of_old(label_smoothing=flat['label_smoothing'])
-  mesh.check_batch(resolved['num_devices'], resolved['batch_size'])
+  _check_parallel(resolved)
   _check_microbatches(resolved)
   _check_average(resolved)
   _check_splits(resolved['eval']['splits'])
@@ -102,15 +105,20 @@ def _name_parts(config: dict[str, Any], base: Mapping[str, Any]) -> None:
         _name_parts(config[key], part)
 
 
-def _add_missing(config: dict[str, Any]) -> None:
-  """Adds the keys that a config of an older version lacks."""
-  for key, value in experiment.ADDED.items():
-    section: Any = config
-    *parents, name = key.split('.')
-    for parent in parents:
-      section = section.get(parent)
-    if isinstance(section, dict):
-      section.setdefault(name, value)
+def _check_parallel(config: Mapping[str, Any]) -> None:
+  """Raises a UserError for devices that cannot share a batch or the weights."""
+  count, form = config['parallel']['model_devices'], config['parallel']['form']
+  if config['num_devices'] % count:
+    raise errors.UserError(
+      f'config.parallel.model_devices={count} does not divide'
+      f' num_devices={config["num_devices"]}; choose a divisor'
+    )
+  if count > 1 and form != 'jit':
+    raise errors.UserError(
+      f'config.parallel.model_devices={count} is for the form jit, and'
+      f' config.parallel.form={form}; change one of both'
+    )
+  mesh.check_batch(config['num_devices'] // count, config['batch_size'])
 
 
 def _check_microbatches(config: Mapping[str, Any]) -> None:

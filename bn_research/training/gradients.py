@@ -11,7 +11,7 @@ from bn_research import errors, hooks, norms
 from bn_research.layers.nnx import tree
 from bn_research.layers.nnx.norm import Norm
 from bn_research.norms import combination
-from bn_research.training import losses
+from bn_research.training import losses, spreading
 
 
 class Rule(NamedTuple):
@@ -22,11 +22,14 @@ class Rule(NamedTuple):
     microbatches: The number of parts of a mini-batch, one after another.
     unroll: Whether the micro-batches are unrolled, without a loop on the
       device; see `loops.is_slow_on_device`.
+    form: How several devices compute the gradient: `'jit'`, `'shard_map'` or
+      `'pmap'`.
   """
 
   label_smoothing: float = 0.0
   microbatches: int = 1
   unroll: bool = False
+  form: str = 'jit'
 
 
 PLAIN = Rule()
@@ -35,7 +38,11 @@ PLAIN = Rule()
 
 def rule_of(config: Mapping[str, Any]) -> Rule:
   """Returns the rule of a resolved config, with micro-batches in a loop."""
-  return Rule(config['label_smoothing'], config['microbatches'])
+  return Rule(
+    config['label_smoothing'],
+    config['microbatches'],
+    form=config['parallel']['form'] if config['num_devices'] > 1 else 'jit',
+  )
 
 
 def check_populations(rule: Rule, model: nnx.Module) -> None:
@@ -117,14 +124,56 @@ def gradient(
       or if a hook cannot merge the notes of micro-batches.
   """
 
+  if rule.form != 'jit':
+    return _over_devices(params, rest, images, labels, brought, graphdef, rule)
+  return _of_part(params, rest, images, labels, brought, graphdef, rule)
+
+
+def _over_devices(
+  params: nnx.State,
+  rest: nnx.State,
+  images: jax.Array,
+  labels: jax.Array,
+  brought: hooks.Brought,
+  graphdef: nnx.GraphDef,
+  rule: Rule,
+) -> Gradient:
+  """Computes the gradient, of which each device computes a share."""
+
+  def local(params: Any, rest: Any, images: Any, labels: Any) -> Any:
+    found = _of_part(params, rest, images, labels, brought, graphdef, rule)
+    loss, grads = spreading.total((found.loss, found.grads))
+    return (loss, found.rest, grads), found.noted
+
+  mapped = spreading.on_devices(rule.form, local)
+  (loss, rest, grads), noted = mapped(params, rest, images, labels)
+  return Gradient(loss, rest, brought.merged(noted), grads)
+
+
+def _of_part(
+  params: nnx.State,
+  rest: nnx.State,
+  images: jax.Array,
+  labels: jax.Array,
+  brought: hooks.Brought,
+  graphdef: nnx.GraphDef,
+  rule: Rule,
+) -> Gradient:
+  """Computes the gradient of all examples, or the share of a device."""
+  is_spread = rule.form != 'jit'
+
   def loss_fn(params: nnx.State, rest: nnx.State, images: Any, labels: Any):
     # Without a copy, the variables of the outer trace would receive arrays of
     # this inner trace.
     model: Any = nnx.merge(graphdef, params, rest, copy=True)
+    if is_spread:
+      spreading.spread(model)
     noted = brought.listen(model)
     logits = model(images, train=True)
     loss = losses.losses(logits, labels, rule.label_smoothing).mean()
-    return loss, (nnx.as_pure(nnx.state(model, nnx.Not(nnx.Param))), noted)
+    # The derivative is of the share: see docs/program_forms.md.
+    share = loss / jax.lax.axis_size(spreading.AXIS) if is_spread else loss
+    return share, (nnx.as_pure(nnx.state(model, nnx.Not(nnx.Param))), noted)
 
   grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
   count = rule.microbatches
@@ -135,7 +184,9 @@ def gradient(
   def add(sums: Any, part: tuple[jax.Array, jax.Array]) -> Any:
     rest, *before = sums
     (loss, (rest, noted)), grads = grad_fn(params, rest, *part)
-    after = jax.tree.map(jnp.add, before, [loss, grads])
+    # The loss of a network of a user may have another type than the sum.
+    add_up = lambda total, x: total + x.astype(total.dtype)
+    after = jax.tree.map(add_up, before, [loss, grads])
     return (rest, *after), noted
 
   start = rest, jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params)

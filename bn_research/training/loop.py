@@ -62,7 +62,11 @@ def train(
   dataset = feeding.open_dataset(
     config['data'], data_dir, config['eval']['splits']
   )
-  mesh = mesh_lib.create(config['num_devices'], config['batch_size'])
+  mesh = mesh_lib.create(
+    config['num_devices'],
+    config['batch_size'],
+    config['parallel']['model_devices'],
+  )
   with jax.set_mesh(mesh), stopping.on_signals() as stop:
     with contextlib.closing(Programs(config, dataset, mesh)) as programs:
       status = go_on(config, directory, dataset, programs, stop)

@@ -8,31 +8,38 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from bn_research import errors
 
 
-def create(num_devices: int, batch_size: int) -> Mesh:
-  """Creates a mesh with a single axis, `'data'`, along which batches are split.
+def create(num_devices: int, batch_size: int, model_devices: int = 1) -> Mesh:
+  """Creates a mesh, whose axis `'data'` divides batches.
+
+  The axis `'model'` divides the columns of matrices of weights.
 
   Args:
     num_devices: Number of devices in the mesh.
     batch_size: Number of examples in a training batch.
+    model_devices: Number of devices along the axis `'model'`, a divisor of
+      `num_devices`; with 1 the mesh has no such axis.
 
   Returns:
-    A mesh of the first devices. The type of the axis is Auto: the compiler
+    A mesh of the first devices. The type of the axes is Auto: the compiler
     chooses the sharding of intermediate arrays.
 
   Raises:
     UserError: If `num_devices` is less than 1 or more than the number of
-      devices of the machine, or does not divide `batch_size`.
+      devices of the machine, or if the batch cannot be divided.
   """
   if not 1 <= num_devices <= jax.device_count():
     raise errors.UserError(
       f'num_devices={num_devices}, but there are {jax.device_count()};'
       ' on a CPU, JAX_NUM_CPU_DEVICES sets how many'
     )
-  check_batch(num_devices, batch_size)
+  check_batch(num_devices // model_devices, batch_size)
+  sizes = {'data': num_devices // model_devices}
+  if model_devices > 1:
+    sizes['model'] = model_devices
   return jax.make_mesh(
-    (num_devices,),
-    ('data',),
-    axis_types=(AxisType.Auto,),
+    tuple(sizes.values()),
+    tuple(sizes),
+    axis_types=(AxisType.Auto,) * len(sizes),
     devices=jax.devices()[:num_devices],
   )
 
@@ -64,9 +71,27 @@ def divided(batch: jax.Array) -> jax.Array:
     batch: An array, (batch, ...).
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or len(batch) % mesh.size:
+  if mesh.empty or len(batch) % mesh.shape['data']:
     return batch
   return jax.lax.with_sharding_constraint(batch, PartitionSpec('data'))
+
+
+def of_state(leaf: jax.ShapeDtypeStruct, mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of an array in a training state.
+
+  With an axis `'model'`, an array of at least two axes is cut along the last
+  axis, if the devices along `'model'` can have equal parts. Every further array
+  has a full copy on every device.
+
+  Args:
+    leaf: The array, or its shape and type.
+    mesh: The mesh.
+  """
+  count = mesh.shape.get('model', 1)
+  if count == 1 or len(leaf.shape) < 2 or leaf.shape[-1] % count:
+    return replicated(mesh)
+  spec = (*(None,) * (len(leaf.shape) - 1), 'model')
+  return NamedSharding(mesh, PartitionSpec(*spec))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -198,7 +198,7 @@ class Programs:
     quickly = {'xla_backend_optimization_level': 1}
     self._init = self._compiler.ahead(create, self._data.key, options=quickly)
     graphdef, shapes = jax.eval_shape(create, self._data.key)
-    self.abstract = jax.tree.map(self._compiler.like, shapes)
+    self.abstract = jax.tree.map(self._compiler.like_state, shapes)
     images = self._data.images
     parts = {
       'graphdef': graphdef,
@@ -217,7 +217,9 @@ class Programs:
       {**parts, 'optimizer': optimizer, 'augment': augment, 'rule': rule},
     )
     self._compile_evaluation(dataset.num_classes, parts)
-    self._compile_probes(optimizer, {**parts, 'rule': self._steps.rule})
+    # The examples of a probe need not divide among devices.
+    rule = self._steps.rule._replace(form='jit')
+    self._compile_probes(optimizer, {**parts, 'rule': rule})
 
   def _abstract_model(self, parts: Mapping[str, Any]) -> nnx.Module:
     """Returns the model, with shapes in the place of arrays."""

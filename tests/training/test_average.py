@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 import bn_research
-from bn_research import errors, experiment, training, workdir
+from bn_research import errors, older, training, workdir
 
 pytestmark = pytest.mark.usefixtures('loaded')
 
@@ -115,7 +115,7 @@ def test_a_config_of_an_older_version_goes_on(small, tmp_path, results):
   whole = tmp_path / 'whole'
   training.train(small | {'num_steps': 18}, whole)
   old = json.loads(json.dumps(small))
-  for key in experiment.ADDED:
+  for key in older.ADDED:
     section = old
     *parents, name = key.split('.')
     for parent in parents:

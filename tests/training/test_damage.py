@@ -16,6 +16,7 @@ from flax import nnx
 
 import bn_research
 from bn_research import data, errors, training, workdir
+from bn_research.training import pace
 from bn_research.training.programs import Programs
 from tests.damage import HARMS
 from tests.quick import some

@@ -11,7 +11,7 @@ import pytest
 
 import bn_research
 from bn_research import data, disk, errors, training, workdir
-from bn_research.training import checkpoints, copies, digests, orbax
+from bn_research.training import checkpoints, copies, digests, orbax, pace
 from bn_research.training.programs import Programs
 from tests.quick import some
 

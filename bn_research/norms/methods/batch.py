@@ -6,6 +6,7 @@ from bn_research.norms.normalization import Normalization
 from bn_research.norms.populations import Ema
 from bn_research.norms.pytrees import Schedule
 from bn_research.norms.scopes import Batch, Reference
+from bn_research.norms.scopes.batch import GroupSize
 from bn_research.norms.statistics.collectives import AxisNames
 
 # The schedules of Ioffe (2017), Section 4.1. Until update 5000 the bounds allow
@@ -18,7 +19,7 @@ def batch_norm(
   momentum: Schedule = 0.99,
   epsilon: Schedule = 1e-5,
   *,
-  group_size: int | None = None,
+  group_size: GroupSize = None,
   axis_name: AxisNames = None,
   gradient: str | gradients.Gradient = 'through',
   unbiased: bool = True,
@@ -31,7 +32,8 @@ def batch_norm(
     momentum: Weight of the old value in the running averages, in [0, 1). The
       averages are free of bias from the first update on.
     epsilon: ε, added to the variance, in squared units of the activations.
-    group_size: None for the whole batch, or the number of examples that share
+    group_size: None for the whole batch, 'device' for the examples of each
+      device, or the number of examples that share
       statistics (ghost batches).
     axis_name: Names of the mesh axes to pool over, under `shard_map`, `pmap` or
       `vmap`.
@@ -60,7 +62,7 @@ def batch_norm(
 def mean_only_batch_norm(
   momentum: Schedule = 0.99,
   *,
-  group_size: int | None = None,
+  group_size: GroupSize = None,
   axis_name: AxisNames = None,
   gradient: str | gradients.Gradient = 'through',
 ) -> Normalization:
@@ -71,7 +73,8 @@ def mean_only_batch_norm(
   Args:
     momentum: Weight of the old value in the running averages, in [0, 1). The
       averages are free of bias from the first update on.
-    group_size: None for the whole batch, or the number of examples that share
+    group_size: None for the whole batch, 'device' for the examples of each
+      device, or the number of examples that share
       statistics (ghost batches).
     axis_name: Names of the mesh axes to pool over, under `shard_map`, `pmap` or
       `vmap`.
@@ -98,7 +101,7 @@ def power_norm(
   momentum: Schedule = 0.99,
   epsilon: Schedule = 1e-5,
   *,
-  group_size: int | None = None,
+  group_size: GroupSize = None,
   axis_name: AxisNames = None,
   gradient: str | gradients.Gradient = 'through',
 ) -> Normalization:
@@ -114,7 +117,8 @@ def power_norm(
     momentum: Weight of the old value in the running averages, in [0, 1). The
       averages are free of bias from the first update on.
     epsilon: ε, added to the mean square, in squared units of the activations.
-    group_size: None for the whole batch, or the number of examples that share
+    group_size: None for the whole batch, 'device' for the examples of each
+      device, or the number of examples that share
       statistics (ghost batches).
     axis_name: Names of the mesh axes to pool over, under `shard_map`, `pmap` or
       `vmap`.
@@ -144,7 +148,7 @@ def batch_renorm(
   *,
   r_max: Schedule = _R_MAX,
   d_max: Schedule = _D_MAX,
-  group_size: int | None = None,
+  group_size: GroupSize = None,
   axis_name: AxisNames = None,
 ) -> Normalization:
   """Batch renormalization: values of inference, with gradients of the batch.
@@ -165,7 +169,8 @@ def batch_renorm(
     d_max: Bound of the difference of means, in running deviations, at least 0:
       a number, or a function of the number of updates. The default is the
       schedule of the paper.
-    group_size: None for the whole batch, or the number of examples that share
+    group_size: None for the whole batch, 'device' for the examples of each
+      device, or the number of examples that share
       statistics (ghost batches).
     axis_name: Names of the mesh axes to pool over, under `shard_map`, `pmap` or
       `vmap`.

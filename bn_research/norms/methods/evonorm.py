@@ -65,6 +65,12 @@ class EvoNormB0(Node):
     Ema(self.momentum)  # raises a ValueError for a momentum out of range
     object.__setattr__(self, 'axis_name', as_tuples(self.axis_name))
 
+  def over_devices(self, axis_name: str) -> 'EvoNormB0':
+    """Returns the normalization with a name of devices; see `Scope`."""
+    if self.axis_name is not None:
+      return self
+    return dataclasses.replace(self, axis_name=axis_name)
+
   @property
   def _batch(self) -> Normalization:
     return Normalization(

@@ -9,6 +9,7 @@ from bn_research.norms.normalization import Normalization
 from bn_research.norms.populations import Ema, Interval
 from bn_research.norms.pytrees import Schedule
 from bn_research.norms.scopes import Batch, Example
+from bn_research.norms.scopes.batch import GroupSize
 from bn_research.norms.statistics.collectives import AxisNames
 
 
@@ -18,7 +19,7 @@ def batch_whitening(
   epsilon: Schedule = 1e-5,
   *,
   momentum: Schedule = 0.99,
-  ghost_size: int | None = None,
+  ghost_size: GroupSize = None,
   relative: bool = True,
   shrinkage: Schedule | Literal['oas'] = 0.0,
   floor: Schedule = 0.0,
@@ -42,7 +43,8 @@ def batch_whitening(
     epsilon: ε, added to the diagonal of the covariance.
     momentum: Weight of the old value in the running averages, in [0, 1). The
       averages are free of bias from the first update on.
-    ghost_size: None for the whole batch, or the number of examples that share
+    ghost_size: None for the whole batch, 'device' for the examples of each
+      device, or the number of examples that share
       statistics (ghost batches).
     relative: Whether ε counts in units of the mean variance. Otherwise ε counts
       in squared units of the activations.

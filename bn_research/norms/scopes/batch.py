@@ -27,6 +27,12 @@ from bn_research.norms.statistics.moments import (
 )
 from bn_research.norms.statistics.views import View, as_tuples, canonical_axes
 
+DEVICE = 'device'
+"""The size of groups that are the rows of each device."""
+
+GroupSize = int | str | None
+"""A number of rows, `DEVICE`, or None for all rows."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Batch(Scope):
@@ -39,7 +45,8 @@ class Batch(Scope):
   Attributes:
     group_size: None for the whole batch, or the number of examples that share
       statistics. Consecutive rows form a group, called a ghost batch. The last
-      group holds the remaining rows.
+      group holds the remaining rows. `'device'` for the rows of each device, in
+      every form of program: the numbers then depend on the number of devices.
     axis: Feature axes. The scope pools every other axis.
     axis_name: Names of the mesh axes over which the examples are spread.
     axis_index_groups: Groups of device indices; each group pools alone. Only
@@ -50,7 +57,7 @@ class Batch(Scope):
   (2017), Algorithm 1 for ghost batches.
   """
 
-  group_size: int | None = None
+  group_size: GroupSize = None
   axis: int | Axes = -1
   axis_name: AxisNames = None
   axis_index_groups: IndexGroups = None
@@ -62,10 +69,15 @@ class Batch(Scope):
       if value is not None and not isinstance(value, int | str):
         object.__setattr__(self, name, as_tuples(value))
     require_names(self.axis_name, self.axis_index_groups)
-    if self.group_size is not None and self.group_size < 1:
+    size = self.group_size
+    if isinstance(size, str):
+      is_right = size == DEVICE
+    else:
+      is_right = size is None or size >= 1
+    if not is_right:
       raise ValueError(
-        f'group_size={self.group_size} must be at least 1 example, or None '
-        'for the whole batch.'
+        f'group_size={size!r} must be at least 1 example, {DEVICE!r} for the'
+        ' examples of each device, or None for the whole batch.'
       )
 
   def objection(self, normalization: Any) -> str | None:
@@ -84,6 +96,12 @@ class Batch(Scope):
         'group_size or axis_name but not both, or give the map a merge.'
       )
     return None
+
+  def over_devices(self, axis_name: str) -> 'Batch':
+    """Returns the scope with a name of devices, unless it has a name."""
+    if self.axis_name is not None:
+      return self
+    return dataclasses.replace(self, axis_name=axis_name)
 
   def features(self, shape: Shape) -> Shape:
     """Returns the sizes of the feature axes."""
@@ -119,26 +137,35 @@ class Batch(Scope):
         )
       return View(x.shape, pooled, is_whole=is_whole)
     shards = 1 if is_whole else meshes.num_shards(x)
-    if self.group_size is None and shards == 1:
+    group_size = self._num_rows(x)
+    if group_size is None and shards == 1:
       return View(x.shape, pooled, is_whole=is_whole)
     # With named devices a group may continue on the next device. Padding would
     # then separate rows of one group, so this case needs small blocks too.
-    spans_devices = self.group_size is not None and self.axis_name is not None
-    is_one_group = _is_at_least(self.group_size, x.shape[0])
+    spans_devices = group_size is not None and self.axis_name is not None
+    is_one_group = _is_at_least(group_size, x.shape[0])
     if shards == 1 and is_one_group and not spans_devices:
       return View(x.shape, pooled, is_whole=is_whole)
     # The cut turns axis 0 into two axes, so each pooled axis moves up by one.
     within = tuple(a + 1 for a in pooled)
     if shards == 1 and not spans_devices:
-      size: Any = self.group_size
+      size: Any = group_size
       # Rounds up. The form with two minus signs also takes a symbolic size.
       groups = -(-x.shape[0] // size)
       padding = groups * size - x.shape[0]
       cut = (0, groups)
       return View(x.shape, within, cut, False, padding, is_whole)
     # The largest block size that divides the rows of a device and a group.
-    size = math.gcd(x.shape[0] // shards, self.group_size or x.shape[0])
+    size = math.gcd(x.shape[0] // shards, group_size or x.shape[0])
     return View(x.shape, within, (0, x.shape[0] // size))
+
+  def _num_rows(self, x: jax.Array) -> int | None:
+    """Returns the number of rows of a group; None for the whole batch."""
+    if self.group_size != DEVICE:
+      return self.group_size
+    shards = meshes.num_shards(x)
+    is_alone = shards == 1 and self.axis_name is None
+    return None if is_alone else x.shape[0] // shards
 
   def moments(
     self, view: View, x: jax.Array, mask: jax.Array | None, map_: Map
@@ -160,7 +187,9 @@ class Batch(Scope):
     whole = map_.merge(gathered(blocks, devices), 0)
     if self.group_size is None:
       return whole, whole
-    blocks_per_group = self.group_size // x.shape[1]
+    # The rows of a device are a block.
+    is_block = isinstance(self.group_size, str)
+    blocks_per_group = 1 if is_block else self.group_size // x.shape[1]
     if blocks_per_group == 1:
       return blocks, whole
     return self._of_groups(view, blocks, devices, blocks_per_group, map_), whole

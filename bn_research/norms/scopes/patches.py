@@ -118,6 +118,12 @@ class Patches(Scope):
         f'of kernel_size={self.kernel_size}.'
       )
 
+  def over_devices(self, axis_name: str) -> 'Patches':
+    """Returns the scope with a name of devices, unless it has a name."""
+    if self.axis_name is not None:
+      return self
+    return dataclasses.replace(self, axis_name=axis_name)
+
   def features(self, shape: Shape) -> Shape:
     """Returns the number of numbers in a patch, (d,)."""
     self._require_space(shape)

@@ -44,6 +44,13 @@ class Reference(Scope):
       )
     return None
 
+  def over_devices(self, axis_name: str) -> Scope:
+    """Raises a ValueError, because a single device has the reference rows."""
+    raise ValueError(
+      f'{self} takes the first rows of the batch that the program sees, and'
+      f' devices along {axis_name!r} see a part each; use jit over a mesh.'
+    )
+
   def features(self, shape: Shape) -> Shape:
     """Returns the size of the last axis."""
     return shape[-1:]

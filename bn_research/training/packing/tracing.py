@@ -75,6 +75,10 @@ class Tracer:
     """Returns an abstract array of a single run."""
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._sharding)
 
+  def like_state(self, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """Returns an abstract array of the training state of a single run."""
+    return self.like(leaf)
+
   def int32(self, *shape: int) -> jax.ShapeDtypeStruct:
     """Returns an abstract int32 array of a single run."""
     return self.like(jax.ShapeDtypeStruct(shape, np.int32))

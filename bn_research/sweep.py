@@ -14,12 +14,13 @@ from typing import Any
 
 from absl import flags
 
-from bn_research import cli, config_files
+from bn_research import cli, config_files, disk
 from bn_research.sweeps import (
   checking,
   devices,
   driver,
   launching,
+  logs,
   overview,
   points,
   selection,
@@ -79,12 +80,15 @@ def main() -> int:
     configs = [point.config for point in todo]
     checking.check(configs, folder, _DATA_DIR.value)
 
+  # Before any run starts, a bucket tells that it cannot be written.
+  disk.check_writable(str(cli.WORKDIR.value))
   if _LAUNCH.value is not None:
     template = launching.split(_LAUNCH.value)
     seconds = launching.seconds_of(_QUEUED.value)
     check(sweep)
     return launching.launch(sweep, template, seconds, _RETRY.value is not None)
   shares = devices.shares(devices.find(), _JOBS.value, _JOBS_A_DEVICE.value)
+  logs.tell_folder(str(cli.WORKDIR.value))
   return driver.run(sweep, shares, check, retry=_RETRY.value is not None)
 
 

@@ -46,6 +46,7 @@ ROOMS = {
 # Small helpers without an opinion: everyone but `norms` may use them.
 HELPERS = {
   *('arguments', 'disk', 'dotted', 'errors', 'interrupt', 'locking'),
+  *('buckets', 'json_text'),
   *('ranges', 'registry', 'trees'),
 }
 
@@ -54,7 +55,9 @@ OTHERS = {
   'norms': {'jax', 'numpy'},
   'workdir': {'numpy'},
   'results': {'numpy', 'pandas'},
-  'disk': set(),
+  'disk': {'etils'},
+  'buckets': {'fsspec', 'gcsfs', 's3fs'},
+  'json_text': set(),
   'errors': set(),
   'sweeps': {'ml_collections', 'rich'},
   'experiment': {'ml_collections'},
@@ -201,7 +204,10 @@ def test_the_check_itself_can_fail(file, text, is_wrong, monkeypatch):
 
 @pytest.mark.parametrize('module', ['sweep', 'report', 'train'])
 def test_commands_start_without_heavy_imports(module):
-  heavy = {'jax', 'flax', 'tensorflow_datasets', 'sklearn', 'matplotlib'}
+  heavy = {
+    *('jax', 'flax', 'tensorflow_datasets', 'sklearn', 'matplotlib'),
+    *('etils', 'fsspec', 'bn_research.buckets'),
+  }
   program = f'import sys, bn_research.{module}; print(*sys.modules)'
   result = subprocess.run(
     [sys.executable, '-c', program],

@@ -162,7 +162,7 @@ def _launch(point: Point, arguments: Sequence[str]) -> bool:
     code, output = 1, f'{filled[0]}: {error.strerror}'
   lines = output.strip().splitlines() or ['']
   if code:
-    (point.workdir / FILE).unlink()
+    disk.remove(point.workdir / FILE)
     print(f'failed to launch {point.name}: {lines[-1]}', flush=True)
     return False
   print(f'launched {point.name}', flush=True)
@@ -172,7 +172,8 @@ def _launch(point: Point, arguments: Sequence[str]) -> bool:
 def _age(point: Point) -> float:
   """Returns the seconds since the last launch; infinite without a launch."""
   try:
-    record: Mapping[str, float] = json.loads((point.workdir / FILE).read_text())
+    content = disk.read_bytes(point.workdir / FILE)
+    record: Mapping[str, float] = json.loads(content)
     return time.time() - float(record['time'])
   except (OSError, ValueError, KeyError, TypeError):
     return float('inf')

@@ -12,9 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from bn_research import disk, locking, workdir
-from bn_research.sweeps import child, points
-
-LOG = 'log.txt'
+from bn_research.sweeps import child, logs, points
 
 # The outcome after signals ended a run. A signal does not mean an error of the
 # run, and the status in the workdir stays `INCOMPLETE`.
@@ -128,9 +126,11 @@ def _take(
 def _start(
   point: points.Point, number: int, place: int, share: Mapping[str, str]
 ) -> _Attempt:
-  with disk.writing(point.workdir):
-    point.workdir.mkdir(parents=True, exist_ok=True)
-    with open(point.workdir / LOG, 'a') as log:
+  disk.make_folder(point.workdir)
+  path = logs.path(point.workdir)
+  with disk.writing(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, 'a') as log:
       print('+', shlex.join(point.command), file=log, flush=True)
       process = subprocess.Popen(
         [*_CHILD, str(os.getpid()), *point.command],
@@ -154,7 +154,8 @@ def _outcome(attempt: _Attempt) -> Outcome:
   if code == locking.Busy.exit_status:
     return Outcome(attempt.point, BUSY, seconds)
   if code > 0:
-    reason = _last_line(attempt.point.workdir / LOG).removeprefix('error: ')
+    line = _last_line(logs.path(attempt.point.workdir))
+    reason = line.removeprefix('error: ')
     return Outcome(attempt.point, workdir.FAILED, seconds, reason)
   # A run that catches SIGTERM saves a checkpoint and exits with status 0. The
   # code of a process that a signal ended is the negative number of the signal.

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import pathlib
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -52,10 +51,10 @@ def train(
     Interrupted: If a signal stopped the run, after the run was saved.
     UserError: If config, data, devices or disk do not allow it.
   """
-  disk.check_local(directory)
+  disk.check_writable(directory)
   config = configuration.resolve(config)
   # A run that is over needs no data and no compilation.
-  if pathlib.Path(directory).is_dir():
+  if disk.is_folder(directory):
     with locking.exclusive(directory):
       status = _standing(directory, config)
     if status.is_over:

@@ -105,7 +105,7 @@ _OF_THE_SYSTEM = {
 }
 
 
-def check_system(path: pathlib.Path, error: Exception) -> None:
+def check_system(path: pathlib.PurePath, error: Exception) -> None:
   """Raises a UserError for a failure that says nothing about the file.
 
   Args:

@@ -35,13 +35,10 @@ def read(path: disk.PathLike) -> Version | None:
   Raises:
     UserError: If the bucket refuses.
   """
-  fs = connecting.filesystem(path)
-  bucket, key = _split(path)
+  get = _read_s3 if _is_s3(path) else _read_gcs
   try:
     with connecting.told(path):
-      if os.fspath(path).startswith('s3:'):
-        return _read_s3(fs, bucket, key)
-      return _read_gcs(fs, bucket, key)
+      return get(connecting.filesystem(path), *_split(path))
   except FileNotFoundError:
     return None
 
@@ -61,18 +58,20 @@ def write(path: disk.PathLike, content: bytes, tag: str | None) -> None:
   Raises:
     UserError: If the bucket refuses.
   """
-  fs = connecting.filesystem(path)
-  bucket, key = _split(path)
-  put = _write_s3 if os.fspath(path).startswith('s3:') else _write_gcs
+  put = _write_s3 if _is_s3(path) else _write_gcs
   try:
     with connecting.told(path):
       try:
-        put(fs, bucket, key, content, tag)
+        put(connecting.filesystem(path), *_split(path), content, tag)
       except Exception as error:
         if not connecting.precondition_failed(error):
           raise
   except FileNotFoundError:
     pass  # The version to replace was removed.
+
+
+def _is_s3(path: disk.PathLike) -> bool:
+  return os.fspath(path).startswith('s3:')
 
 
 def _split(path: disk.PathLike) -> tuple[str, str]:

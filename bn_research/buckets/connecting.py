@@ -13,6 +13,10 @@ from typing import Any
 
 from bn_research import disk, errors
 
+# Listings must be new: other processes write to the same bucket. The instances
+# of fsspec would keep an old environment.
+_OPTIONS = {'use_listings_cache': False, 'skip_instance_cache': True}
+
 
 def filesystem(path: disk.PathLike) -> Any:
   """Returns the file system of fsspec for a path, which keeps no listings.
@@ -23,23 +27,23 @@ def filesystem(path: disk.PathLike) -> Any:
   Raises:
     UserError: If the package for the protocol is not installed.
   """
-  return _filesystem(os.fspath(path).partition(':')[0])
+  return filesystem_of(os.fspath(path).partition(':')[0])
 
 
 @functools.cache
-def _filesystem(protocol: str) -> Any:
+def filesystem_of(protocol: str) -> Any:
+  """Returns the file system for `s3` or `gs`; see `filesystem`."""
   package, extra = {'s3': ('s3fs', 's3'), 'gs': ('gcsfs', 'gcs')}[protocol]
   try:
-    # Listings must be new: other processes write to the same bucket.
     if protocol == 's3':
       import s3fs
 
-      return s3fs.S3FileSystem(use_listings_cache=False)
+      return s3fs.S3FileSystem(**_OPTIONS)
     from gcsfs import core
 
     # gcsfs logs the errors that it raises.
     logging.getLogger('gcsfs').setLevel(logging.CRITICAL)
-    return core.GCSFileSystem(use_listings_cache=False)
+    return core.GCSFileSystem(**_OPTIONS)
   except ImportError as error:
     raise errors.UserError(
       f'{protocol}:// needs the package {package}:'

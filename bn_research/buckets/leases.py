@@ -29,6 +29,13 @@ RENEW_SECONDS = 15.0
 EXPIRE_SECONDS = 60.0
 _WHOLE_SECONDS = 2.0  # Times of a server are rounded, each to a second.
 
+# For how long a lease of another process is believed to be held. A sweep asks
+# many times in a second.
+BELIEVED_SECONDS = 2.0
+
+# When the belief in a lease ends, by path.
+_believed: dict[str, float] = {}
+
 # The leases of this process, by path.
 _held: dict[str, 'Lease'] = {}
 
@@ -140,9 +147,18 @@ def exclusive(directory: disk.PathLike) -> Iterator[None]:
 
 
 def is_held(directory: disk.PathLike) -> bool:
-  """Returns whether a process has the lease of a folder."""
+  """Returns whether a process has the lease of a folder.
+
+  The answer for a lease that was just given back may be two seconds old.
+  """
+  key = os.fspath(directory)
+  if _now() < _believed.get(key, 0.0):
+    return True
   found = conditional.read(disk.path(directory, NAME))
-  return found is not None and _seconds_left(found) > 0
+  if found is None or _seconds_left(found) <= 0:
+    return False
+  _believed[key] = _now() + BELIEVED_SECONDS
+  return True
 
 
 def check(path: disk.PathLike) -> None:

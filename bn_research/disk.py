@@ -208,7 +208,7 @@ def modified(path: PathLike) -> float:
 
 
 def remove(path: PathLike) -> None:
-  """Removes a file. A missing file raises an OSError on a disk."""
+  """Removes a file. On a disk, a missing file raises an OSError."""
   if is_bucket(path):
     _objects().remove(path)
   else:

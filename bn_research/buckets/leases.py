@@ -100,7 +100,7 @@ class Lease:
         return
 
   def _write(self, tag: str | None, owner: str) -> bool:
-    """Writes the lease, and returns whether the owner is now as wanted."""
+    """Writes the lease, and returns whether the owner is then as wanted."""
     start = _now()
     self._count += 1
     # The count makes each content new, and so each entity tag.
@@ -113,10 +113,13 @@ class Lease:
     }
     conditional.write(self._path, json.dumps(value).encode(), tag)
     found = conditional.read(self._path)
-    if found is None or _fields(found) != value:
+    fields = {} if found is None else _fields(found)
+    if found is None or fields.get('owner') != owner:
       return False
     self._tag = found.tag
-    self._until = start + EXPIRE_SECONDS
+    # An earlier write of this process, whose answer was lost, does not count.
+    if fields == value:
+      self._until = start + EXPIRE_SECONDS
     return True
 
   def _busy(self, found: conditional.Version | None) -> locking.Busy:

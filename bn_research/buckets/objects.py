@@ -1,7 +1,9 @@
 """Reads and writes the objects of buckets. Each write is of a whole object."""
 
+import contextlib
 import os
 import pathlib
+from collections.abc import Iterator
 
 from bn_research import disk, errors
 from bn_research.buckets import connecting, leases
@@ -19,7 +21,8 @@ def check(path: disk.PathLike) -> None:
   try:
     _listing(path)
   except FileNotFoundError:
-    # Google Cloud Storage answers the same without objects and without bucket.
+    if bucket.startswith('s3:'):
+      return  # S3 has another answer for a bucket that does not exist.
     try:
       _listing(bucket)
     except FileNotFoundError as error:
@@ -55,8 +58,7 @@ def write(path: disk.PathLike, content: bytes) -> None:
     Busy: If this process has lost the lease of the folder.
     UserError: If the bucket refuses.
   """
-  leases.check(path)
-  with connecting.told(path):
+  with _writing(path):
     connecting.filesystem(path).pipe_file(_text(path), content)
 
 
@@ -98,21 +100,19 @@ def modified(path: disk.PathLike) -> float:
 
 
 def remove(path: disk.PathLike) -> None:
-  """Removes an object.
+  """Removes an object, if there is one.
 
   Raises:
     Busy: If this process has lost the lease of the folder.
     UserError: If the bucket refuses.
   """
-  leases.check(path)
-  with connecting.told(path):
+  with contextlib.suppress(FileNotFoundError), _changing(path):
     connecting.filesystem(path).rm_file(_text(path))
 
 
 def upload(file: pathlib.Path, path: disk.PathLike) -> None:
   """Writes a file of the disk as a whole object; see `write`."""
-  leases.check(path)
-  with connecting.told(path):
+  with _writing(path):
     connecting.filesystem(path).put_file(os.fspath(file), _text(path))
 
 
@@ -124,10 +124,27 @@ def download(path: disk.PathLike, file: pathlib.Path) -> None:
 
 def move(path: disk.PathLike, to: disk.PathLike) -> None:
   """Renames an object: a copy, and a removal."""
-  leases.check(path)
-  with connecting.told(path):
+  with _changing(path):
     connecting.filesystem(path).cp_file(_text(path), _text(to))
   remove(path)
+
+
+@contextlib.contextmanager
+def _changing(path: disk.PathLike) -> Iterator[None]:
+  """Checks the lease before a change, and tells what the bucket refuses."""
+  leases.check(path)
+  with connecting.told(path):
+    yield
+
+
+@contextlib.contextmanager
+def _writing(path: disk.PathLike) -> Iterator[None]:
+  """Is `_changing`, where only a missing bucket makes a path missing."""
+  try:
+    with _changing(path):
+      yield
+  except FileNotFoundError as error:
+    raise connecting.no_bucket(path) from error
 
 
 def _text(path: disk.PathLike) -> str:

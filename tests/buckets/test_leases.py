@@ -137,19 +137,21 @@ def refused(path):
   return False
 
 
-def test_a_lease_without_an_answer_ends_by_itself(s3, monkeypatch):
+def no_answer(*args):
+  raise errors.UserError('the server does not answer')
+
+
+@pytest.mark.parametrize('write', [no_answer, lambda *args: None])
+def test_a_lease_that_is_not_renewed_ends_by_itself(s3, write, monkeypatch):
   monkeypatch.setattr(leases, 'RENEW_SECONDS', 0.02)
   with locking.exclusive(s3):
     locking.check(disk.path(s3, 'x'))
-
-    def fail(*args):
-      raise errors.UserError('the server does not answer')
-
-    monkeypatch.setattr(conditional, 'write', fail)
+    monkeypatch.setattr(conditional, 'write', write)
     time.sleep(0.1)
     disk.write_bytes(disk.path(s3, 'x'), b'1')  # There is still time.
     now = leases._now()
     monkeypatch.setattr(leases, '_now', lambda: now + leases.EXPIRE_SECONDS)
+    time.sleep(0.1)
     with pytest.raises(locking.Busy, match='did not answer in time'):
       locking.check(disk.path(s3, 'x'))
 
@@ -165,15 +167,41 @@ def test_a_lease_is_read_at_intervals(s3, monkeypatch):
   assert not locking.is_held(s3)
 
 
+def test_a_lost_answer_to_a_renewal_is_no_loss(s3, monkeypatch):
+  read = conditional.read
+  answers = iter([False])
+  monkeypatch.setattr(leases, 'RENEW_SECONDS', 0.02)
+  with locking.exclusive(s3):
+
+    def fail_once(path):
+      if next(answers, True):
+        return read(path)
+      raise errors.UserError('the server does not answer')
+
+    count = json.loads(read(disk.path(s3, leases.NAME)).content)['count']
+    monkeypatch.setattr(conditional, 'read', fail_once)
+    lease = disk.path(s3, leases.NAME)
+    until(lambda: json.loads(read(lease).content)['count'] > count + 3)
+    locking.check(disk.path(s3, 'x'))
+  assert next(answers, None) is None
+  assert not locking.is_held(s3)
+
+
 @pytest.mark.parametrize('is_stale', [False, True])
-def test_one_of_many_wins(s3, is_stale):
+def test_one_of_many_wins(s3, is_stale, monkeypatch):
   if is_stale:
     write_lease(s3, seconds=-10.0)
+  write = conditional.write
   start = threading.Barrier(6)
+
+  def write_together(*args):
+    start.wait()  # All have seen that the lease is free.
+    write(*args)
+
+  monkeypatch.setattr(conditional, 'write', write_together)
   won, busy = [], []
 
   def race():
-    start.wait()
     try:
       won.append(leases.Lease(s3))
     except locking.Busy as error:
@@ -184,9 +212,23 @@ def test_one_of_many_wins(s3, is_stale):
     thread.start()
   for thread in threads:
     thread.join()
+  monkeypatch.setattr(conditional, 'write', write)
   assert (len(won), len(busy)) == (1, 5)
   won[0].check()
   won[0].release()
+
+
+def test_a_write_needs_the_version_that_was_seen(s3):
+  path = disk.path(s3, 'x')
+  conditional.write(path, b'1', None)
+  conditional.write(path, b'2', None)
+  first = conditional.read(path)
+  assert first.content == b'1'
+  conditional.write(path, b'3', first.tag)
+  conditional.write(path, b'4', first.tag)
+  assert conditional.read(path).content == b'3'
+  conditional.write(disk.path(s3, 'missing'), b'5', first.tag)
+  assert conditional.read(disk.path(s3, 'missing')) is None
 
 
 def test_a_write_whose_answer_was_lost_is_no_defeat(s3, monkeypatch):

@@ -5,6 +5,7 @@ import time
 import pytest
 
 from bn_research import disk
+from bn_research.buckets import connecting
 
 
 def test_an_object_comes_back(bucket):
@@ -16,6 +17,7 @@ def test_an_object_comes_back(bucket):
   assert abs(time.time() - disk.modified(path)) < 5
   disk.remove(path)
   assert not disk.exists(path)
+  disk.remove(path)
   with pytest.raises(FileNotFoundError, match='No such file'):
     disk.read_bytes(path)
 
@@ -27,6 +29,9 @@ def test_names_are_those_of_now(bucket):
     disk.write_bytes(folder / name, b'1')
     assert name.startswith('below') or name in disk.names(folder, '*')
   assert disk.names(folder, '*.npz') == ['a.npz', 'b.npz']
+  other = connecting.filesystem_of.__wrapped__(bucket.partition(':')[0])
+  other.pipe_file(f'{bucket}/runs/of_another_process', b'1')
+  assert 'of_another_process' in disk.names(folder, '*')
   disk.remove(folder / 'a.npz')
   assert disk.names(folder, '*.npz') == ['b.npz']
 

@@ -39,6 +39,12 @@ def test_a_bucket_that_does_not_exist_is_told(bucket, check):
     check(f'{bucket}-other/runs')
 
 
+def test_a_bucket_that_was_removed_is_told(bucket):
+  path = disk.path(f'{bucket}-other', 'x')
+  with pytest.raises(errors.UserError, match='the bucket does not exist'):
+    disk.write_bytes(path, b'1')
+
+
 def test_an_address_without_bucket_is_told():
   with pytest.raises(errors.UserError, match='s3://NAME/runs'):
     disk.check('s3://')

@@ -49,8 +49,11 @@ def assert_same_run(one, other):
     np.testing.assert_array_equal(a, b)
 
 
-def wait(process):
-  output, _ = process.communicate(timeout=120)
+def wait(process, seconds=120):
+  try:
+    output, _ = process.communicate(timeout=seconds)
+  finally:
+    process.kill()
   return process.returncode, output
 
 
@@ -108,14 +111,22 @@ def test_a_run_that_was_killed_in_a_write_goes_on(
 
 def test_a_run_whose_lease_was_taken_stops(s3):
   path = f'{s3}/run'
-  process = servers.train(path, '--config.num_steps=1000000')
-  while not rows(path):
+  # The run has nothing to write for a long time, and stops in spite of that.
+  process = servers.train(
+    path,
+    '--config.num_steps=1000000',
+    '--config.eval.num_points=2',
+    '--config.checkpoint_seconds=1000.0',
+    '--config.probes.activations=None',
+  )
+  while not disk.names(path, 'events.out.tfevents.*'):
     assert process.poll() is None
     time.sleep(0.1)
+  time.sleep(1)
   disk.write_bytes(
     disk.path(path, leases.NAME), b'{"owner": "other", "seconds": 60.0}'
   )
-  status, output = wait(process)
+  status, output = wait(process, 20)
   assert status == 75
   assert 'is lost to another process' in output.splitlines()[-1]
   names = disk.names(path, '*')

@@ -172,30 +172,6 @@ def names(directory: PathLike, pattern: str) -> list[str]:
   return sorted(fnmatch.filter(found, pattern))
 
 
-def folders_with(directory: PathLike, name: str) -> list[pathlib.PurePath]:
-  """Returns the outermost folders that have a file of a name, sorted.
-
-  Args:
-    directory: The folder to search, itself included.
-    name: The name of the file.
-  """
-  if is_bucket(directory):
-    return [path(one) for one in _objects().folders_with(directory, name)]
-  found, seen = [], set[str]()
-  for folder, below, files in os.walk(directory, followlinks=True):
-    # A link may lead to a folder that was seen, or to a folder above itself.
-    real = os.path.realpath(folder)
-    if real in seen:
-      below.clear()
-      continue
-    seen.add(real)
-    if name in files:
-      # With an empty list, `os.walk` does not enter the folders of the run.
-      below.clear()
-      found.append(pathlib.Path(folder))
-  return sorted(found)
-
-
 def modified(path: PathLike) -> float:
   """Returns when a file was written last, in seconds since 1970.
 

@@ -294,7 +294,7 @@ def workdirs(directory: disk.PathLike) -> list[pathlib.PurePath]:
   Raises:
     UserError: If no directory has a `config.json`.
   """
-  found = disk.folders_with(directory, workdir.CONFIG)
+  found = workdir.find(directory)
   if not found:
     raise errors.UserError(
       f'{directory} has no runs; train some with python -m bn_research.sweep'

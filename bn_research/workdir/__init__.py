@@ -18,6 +18,7 @@ from bn_research.workdir.files import (
   STATUS,
   Damaged,
 )
+from bn_research.workdir.finding import find
 from bn_research.workdir.probes import probe_files, read_probe, write_probe
 from bn_research.workdir.rows import read_metrics, truncate_metrics
 from bn_research.workdir.states import (
@@ -48,6 +49,7 @@ __all__ = [
   'STATUS',
   'Damaged',
   'Status',
+  'find',
   'has_config',
   'has_whole_metrics',
   'probe_files',

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from bn_research import disk
+from bn_research import disk, workdir
 from bn_research.buckets import connecting
 
 
@@ -46,10 +46,10 @@ def test_runs_are_the_outermost_folders(bucket):
   for name in ('b', 'a', 'a/report', 'ab'):
     disk.write_bytes(disk.path(bucket, 'runs', name, 'config.json'), b'1')
   disk.write_bytes(disk.path(bucket, 'runs', 'c', 'other'), b'1')
-  found = disk.folders_with(f'{bucket}/runs', 'config.json')
+  found = workdir.find(f'{bucket}/runs')
   expected = [f'{bucket}/runs/{name}' for name in ('a', 'ab', 'b')]
   assert [str(path) for path in found] == expected
-  assert disk.folders_with(f'{bucket}/none', 'config.json') == []
+  assert workdir.find(f'{bucket}/none') == []
 
 
 def test_an_object_is_written_whole_or_not_at_all(bucket):

@@ -116,11 +116,12 @@ class Checkpoints:
 
   def close(self) -> None:
     """Waits until all saved checkpoints are on the disk, or in the bucket."""
-    with contextlib.closing(self._shelf):
-      self._shelf.finish()
-      if self._open_manager is not None:
-        manager, self._open_manager = self._open_manager, None
-        with orbax.writing(self._shelf.folder):
+    manager, self._open_manager = self._open_manager, None
+    with contextlib.closing(self._shelf), orbax.writing(self._shelf.folder):
+      try:
+        self._shelf.finish()
+      finally:
+        if manager is not None:
           manager.wait_until_finished()
           manager.close()
 

@@ -89,11 +89,10 @@ class InBucket:
     """Unpacks a checkpoint into `folder`.
 
     Raises:
-      UserError: If the bucket does not give the object.
+      UserError: If the bucket does not give the object, or if the disk is full.
       Exception: If the object is no archive of a checkpoint.
     """
-    with tempfile.TemporaryDirectory(dir=self._temporary.name) as folder:
-      archive = pathlib.Path(folder, 'archive')
+    with self._archive() as archive:
       objects.download(self.path(step), archive)
       with tarfile.open(archive) as tar:
         tar.extractall(self.folder / str(step), filter='data')
@@ -124,10 +123,21 @@ class InBucket:
     self._thread.shutdown()
     self._temporary.cleanup()
 
+  @contextlib.contextmanager
+  def _archive(self) -> Iterator[pathlib.Path]:
+    """Gives the path of a temporary archive, and tells that the disk is full.
+
+    A full disk must not look like a damaged checkpoint.
+    """
+    with (
+      disk.writing(self._temporary.name),
+      tempfile.TemporaryDirectory(dir=self._temporary.name) as folder,
+    ):
+      yield pathlib.Path(folder, 'archive')
+
   def _upload(self, step: int, wait: Callable[[], None]) -> None:
     wait()
-    with tempfile.TemporaryDirectory(dir=self._temporary.name) as folder:
-      archive = pathlib.Path(folder, 'archive')
+    with self._archive() as archive:
       with tarfile.open(archive, 'w') as tar:
         tar.add(self.folder / str(step), '.')
       objects.upload(archive, self.path(step))

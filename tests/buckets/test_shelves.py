@@ -1,5 +1,8 @@
 """Checkpoints in a bucket: one object each, whole or not at all."""
 
+import errno
+import os
+import tarfile
 import threading
 
 import pytest
@@ -71,6 +74,24 @@ def test_a_damaged_checkpoint_is_set_aside(bucket, shelf):
   assert str(shelf.set_aside(1, 'damaged-1')).endswith('damaged-1.tar')
   assert shelf.steps() == []
   assert disk.names(f'{bucket}/run/checkpoints', '*') == ['damaged-1.tar']
+
+
+def test_a_full_disk_is_no_damage(s3, monkeypatch):
+  def fail(*args, **options):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  shelf = shelves.InBucket(f'{s3}/run', 2)
+  save(shelf, 1)
+  with monkeypatch.context() as patch:
+    patch.setattr(tarfile.TarFile, 'extractall', fail)
+    with pytest.raises(errors.UserError, match='free some space'):
+      shelf.fetch(1)
+    patch.setattr(tarfile.TarFile, 'add', fail)
+    shelf.publish(2, lambda: None)
+    with pytest.raises(errors.UserError, match='free some space'):
+      shelf.finish()
+  assert shelf.steps() == [1]
+  shelf.close()
 
 
 def test_rows_wait_for_an_interval_and_are_whole_lines(s3, monkeypatch):

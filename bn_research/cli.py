@@ -156,7 +156,7 @@ def _checked_parse(argv: Sequence[str]) -> list[str]:
     if flags.FLAGS[name].value in (None, ''):
       raise errors.UserError(f'--{name} is required; --help shows the flags')
   if not is_dry:
-    disk.check_local(str(flags.FLAGS['workdir'].value))
+    disk.check(str(flags.FLAGS['workdir'].value))
   if len(rest) > 1:
     raise errors.UserError(f'unexpected argument {rest[1]!r}')
   return rest

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from bn_research import disk, dotted, errors, older, workdir
+from bn_research import disk, dotted, errors, json_text, older, workdir
 
 # Keys that may change when a run continues, because the curve stays the same.
 _FREE = (
@@ -95,6 +95,6 @@ def differences(
     for key in sorted(there.keys() | here.keys())
     # As JSON text, because a NaN as a number is not equal to a NaN, and because
     # a file contains lists for the tuples of a config.
-    if disk.to_json(there.get(key)) != disk.to_json(here.get(key))
+    if json_text.of(there.get(key)) != json_text.of(here.get(key))
     and key not in free
   }

@@ -1,21 +1,27 @@
-"""Writes files completely or not at all, and reports disk errors to the user.
+"""The files of runs, in folders of a disk or of a bucket.
 
-The module imports the standard library only.
+All code that reads or writes a workdir calls this module. A file is written
+completely or not at all, and an error of the disk is one line for the user. The
+module imports the standard library only; a path in a bucket (`gs://bucket/runs`
+or `s3://bucket/runs`) makes it import `buckets`.
 """
 
 import contextlib
 import errno
-import hashlib
-import json
+import fnmatch
+import io
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+import types
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
-from bn_research import errors
+from bn_research import errors, json_text
 
 PathLike = str | os.PathLike[str]
+
+_PROTOCOLS = ('gs://', 's3://')
 
 # Only errors that the user can fix. Any different error keeps the traceback.
 _FIXES = {
@@ -54,17 +60,135 @@ def writing(path: PathLike) -> Iterator[None]:
     ) from error
 
 
-def check_local(path: PathLike) -> None:
-  """Checks that a path is not the address of a bucket, such as `gs://b/run`.
+def is_bucket(path: PathLike) -> bool:
+  """Returns whether a path is in a bucket: whether it begins with `gs://`."""
+  return os.fspath(path).startswith(_PROTOCOLS)
+
+
+def path(first: PathLike, *more: str) -> pathlib.PurePath:
+  """Returns a path, which the functions of this module accept.
+
+  Args:
+    first: The beginning of the path, as the user typed it.
+    *more: Further names.
+
+  Returns:
+    A `pathlib.Path` for a disk, and an `epath.Path` for a bucket.
+  """
+  if not is_bucket(first):
+    return pathlib.Path(first, *more)
+  from etils import epath
+
+  return epath.Path(first, *more)
+
+
+def check(path: PathLike) -> None:
+  """Checks that a path is of a disk, or of a bucket that answers.
 
   Raises:
-    UserError: If the path begins with the name of a protocol. The files of a
-      run are appended to and renamed, and a bucket offers neither.
+    UserError: If the path has another protocol, or if the bucket cannot be
+      listed.
   """
-  if re.match(r'[A-Za-z][\w+.-]*:/', os.fspath(path)):
+  if is_bucket(path):
+    _objects().check(path)
+  elif re.match(r'[A-Za-z][\w+.-]*:/', os.fspath(path)):
     raise errors.UserError(
-      f'{os.fspath(path)} is not a folder of a disk; choose another --workdir'
+      f'{os.fspath(path)} is neither a folder of a disk nor of a bucket'
+      f' ({" or ".join(_PROTOCOLS)}); choose another --workdir'
     )
+
+
+def check_writable(path: PathLike) -> None:
+  """Checks in addition that a bucket can be written, with an empty object.
+
+  A folder of a disk is not written here: the first file tells its errors.
+
+  Raises:
+    UserError: In the cases of `check`, or if the bucket cannot be written.
+  """
+  check(path)
+  if is_bucket(path):
+    _objects().check_writable(path)
+
+
+def _objects() -> types.ModuleType:
+  """Returns the module of buckets, whose import takes time."""
+  from bn_research.buckets import objects
+
+  return objects
+
+
+def user_cache() -> pathlib.Path:
+  """Returns the folder of the user for files that may be deleted."""
+  home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+  return pathlib.Path(home, 'bn_research')
+
+
+def read_bytes(path: PathLike) -> bytes:
+  """Returns the content of a file.
+
+  Raises:
+    OSError: If the file does not exist, or if the disk cannot read the file.
+    UserError: If the bucket does not give the object.
+  """
+  if is_bucket(path):
+    return _objects().read(path)
+  return pathlib.Path(path).read_bytes()
+
+
+def exists(path: PathLike) -> bool:
+  """Returns whether a file exists."""
+  if is_bucket(path):
+    return _objects().exists(path)
+  return pathlib.Path(path).exists()
+
+
+def is_folder(path: PathLike) -> bool:
+  """Returns whether a folder exists. In a bucket, every folder exists."""
+  return is_bucket(path) or pathlib.Path(path).is_dir()
+
+
+def make_folder(path: PathLike) -> None:
+  """Creates a folder, if it is missing; a bucket has no folders to create."""
+  if not is_bucket(path):
+    with writing(path):
+      os.makedirs(path, exist_ok=True)
+
+
+def names(directory: PathLike, pattern: str) -> list[str]:
+  """Returns the sorted names of the files in a folder that match a pattern.
+
+  Args:
+    directory: The folder. A missing folder has no files.
+    pattern: A pattern of `fnmatch`, such as `*.npz`.
+  """
+  if is_bucket(directory):
+    found = _objects().names(directory)
+  else:
+    folder = pathlib.Path(directory)
+    found = (
+      [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    )
+  return sorted(fnmatch.filter(found, pattern))
+
+
+def modified(path: PathLike) -> float:
+  """Returns when a file was written last, in seconds since 1970.
+
+  Raises:
+    OSError: If the file does not exist.
+  """
+  if is_bucket(path):
+    return _objects().modified(path)
+  return pathlib.Path(path).stat().st_mtime
+
+
+def remove(path: PathLike) -> None:
+  """Removes a file. On a disk, a missing file raises an OSError."""
+  if is_bucket(path):
+    _objects().remove(path)
+  else:
+    pathlib.Path(path).unlink()
 
 
 def write_atomically(
@@ -80,7 +204,17 @@ def write_atomically(
     UserError: If the disk refuses the file and the user can fix the error, for
       example a full disk. The old file is then unchanged.
   """
-  path = pathlib.Path(path)
+  if is_bucket(path):
+    buffer = io.BytesIO()
+    write(buffer)
+    _objects().write(path, buffer.getvalue())
+  else:
+    _write_on_disk(pathlib.Path(path), write)
+
+
+def _write_on_disk(
+  path: pathlib.Path, write: Callable[[BinaryIO], object]
+) -> None:
   # `os.replace` is atomic only within a file system, hence the temporary file
   # is in the same directory. The process id keeps two processes from writing
   # the same temporary file.
@@ -116,47 +250,4 @@ def write_json(path: PathLike, value: Any) -> None:
   Raises:
     UserError: In the cases of `write_atomically`.
   """
-  write_bytes(path, (to_json(value, indent=2) + '\n').encode())
-
-
-def to_json(value: Any, **options: Any) -> str:
-  """Returns a value as JSON that every parser reads.
-
-  Python writes `Infinity` and `NaN`, which JSON does not have. Here an infinity
-  is `1e999`, a number that parsers read as an infinity, and NaN is `null`.
-
-  Args:
-    value: A value that `json.dumps` accepts.
-    **options: Options of `json.dumps`.
-  """
-  text = json.dumps(value, **options)
-  return _TOKENS.sub(lambda found: _AS_JSON.get(found[0], found[0]), text)
-
-
-# Strings are tokens too: a string may contain the word NaN.
-_TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|-?Infinity|NaN')
-_AS_JSON = {'Infinity': '1e999', '-Infinity': '-1e999', 'NaN': 'null'}
-
-
-def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns a JSON object with a digest of the content, under `sha256`."""
-  return {**value, 'sha256': _digest(value)}
-
-
-def check_seal(value: Mapping[str, Any]) -> None:
-  """Checks a JSON object that was read against its digest.
-
-  An object without a digest is accepted: a person may have written the file.
-
-  Raises:
-    ValueError: If the digest differs.
-  """
-  content = dict(value)
-  expected = content.pop('sha256', None)
-  if expected is not None and expected != _digest(content):
-    raise ValueError('the digest of the file differs')
-
-
-def _digest(value: Any) -> str:
-  text = to_json(value, sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()
+  write_bytes(path, (json_text.of(value, indent=2) + '\n').encode())

@@ -1,9 +1,14 @@
-"""Locks a workdir, to keep a second process from training in the workdir."""
+"""Locks a workdir, to keep a second process from training in the workdir.
+
+A folder of a disk has a lock of the operating system. A folder of a bucket has
+a lease, see `buckets.leases`.
+"""
 
 import contextlib
 import fcntl
 import os
 import time
+import types
 from collections.abc import Iterator
 
 from bn_research import disk, errors
@@ -24,6 +29,8 @@ def is_held(directory: disk.PathLike) -> bool:
   Args:
     directory: The workdir, which need not exist.
   """
+  if disk.is_bucket(directory):
+    return _leases().is_held(directory)
   try:
     descriptor = os.open(directory, os.O_RDONLY)
   except OSError:
@@ -45,7 +52,8 @@ def is_held(directory: disk.PathLike) -> bool:
 def exclusive(directory: disk.PathLike) -> Iterator[None]:
   """Holds the lock of a workdir until the `with` block ends.
 
-  If the process is killed, the operating system releases the lock.
+  If the process is killed, the operating system releases the lock, and a lease
+  ends after a minute.
 
   Args:
     directory: The workdir. A missing directory is created.
@@ -54,8 +62,11 @@ def exclusive(directory: disk.PathLike) -> Iterator[None]:
     UserError: If another process holds the lock, or if the directory cannot be
       created.
   """
-  with disk.writing(directory):
-    os.makedirs(directory, exist_ok=True)
+  if disk.is_bucket(directory):
+    with _leases().exclusive(directory):
+      yield
+    return
+  disk.make_folder(directory)
   # A lock on the directory leaves no lock file behind.
   descriptor = os.open(directory, os.O_RDONLY)
   try:
@@ -67,6 +78,28 @@ def exclusive(directory: disk.PathLike) -> Iterator[None]:
     yield
   finally:
     os.close(descriptor)
+
+
+def check(path: disk.PathLike) -> None:
+  """Checks that this process still holds the lease of a folder in a bucket.
+
+  Nobody can take the lock of a folder on a disk.
+
+  Args:
+    path: A path in the folder.
+
+  Raises:
+    Busy: If the lease is lost.
+  """
+  if disk.is_bucket(path):
+    _leases().check(path)
+
+
+def _leases() -> types.ModuleType:
+  """Returns the module of leases, whose import takes time."""
+  from bn_research.buckets import leases
+
+  return leases
 
 
 def _lock(descriptor: int) -> bool:

@@ -2,9 +2,10 @@
 
 `bn_research.sweep --pack` writes the request and starts this command. The
 request is a JSON file with the keys `groups`, `folder` and `data_dir`. `groups`
-is a list of lists of runs, each with `config`, `workdir` and `command`, the
-command that trains the run alone. `folder` is the directory of the modules of
-the user, and `data_dir` is the directory of the datasets or null.
+is a list of lists of runs, each with `config`, `workdir`, `log` (the file of
+the output) and `command`, the command that trains the run alone. `folder` is the
+directory of the modules of the user, and `data_dir` is the directory of the
+datasets or null.
 
 A run ends as its own command would end, with its own files, status and log. The
 workdir and the exit status of a run that ended are a line of a second file,
@@ -33,7 +34,9 @@ def main() -> None:
   compilation.enable_cache()
   groups = [
     [
-      packing.Member(run['config'], run['workdir'], {'command': run['command']})
+      packing.Member(
+        run['config'], run['workdir'], run['log'], {'command': run['command']}
+      )
       for run in runs
     ]
     for runs in request['groups']

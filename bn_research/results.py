@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import io
 import json
-import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
@@ -27,12 +26,12 @@ class Run:
   """A run, read from a workdir.
 
   Attributes:
-    path: The workdir.
+    path: The workdir: a `pathlib.Path` on a disk.
     config: The config, by dotted key.
     status: The status of the run, with the number of completed steps.
   """
 
-  path: pathlib.Path
+  path: pathlib.PurePath
   config: Mapping[str, Any]
   status: workdir.Status
 
@@ -71,8 +70,8 @@ class Run:
     `step` (k,) contains the steps of the measurements. The first axis of each
     further array has size k, except for constants, which are stored once.
     """
-    folder = self.path / workdir.PROBES
-    keys = sorted(path.stem for path in folder.glob('*.npz'))
+    files = workdir.probe_files(self.path)
+    keys = [pathlib.PurePath(name).stem for name in files]
     read = workdir.read_probe
     return {key: read(self.path, key, self.status) for key in keys}
 
@@ -271,7 +270,7 @@ def load(directory: disk.PathLike) -> Run:
   config = workdir.read_config(directory)
   status = workdir.read_status(directory)
   return Run(
-    pathlib.Path(directory),
+    disk.path(directory),
     dotted.flatten(config),
     workdir.towards(status, config.get('num_steps', 0)),
   )
@@ -289,26 +288,15 @@ def load_all(directory: disk.PathLike) -> Runs:
   return Runs(load(path) for path in workdirs(directory))
 
 
-def workdirs(directory: disk.PathLike) -> list[pathlib.Path]:
+def workdirs(directory: disk.PathLike) -> list[pathlib.PurePath]:
   """Returns the outermost directories with a `config.json`, sorted by path.
 
   Raises:
     UserError: If no directory has a `config.json`.
   """
-  found, seen = [], set[str]()
-  for path, below, files in os.walk(directory, followlinks=True):
-    # A link may lead to a folder that was seen, or to a folder above itself.
-    real = os.path.realpath(path)
-    if real in seen:
-      below.clear()
-      continue
-    seen.add(real)
-    if workdir.CONFIG in files:
-      # With an empty list, `os.walk` does not enter the folders of the run.
-      below.clear()
-      found.append(pathlib.Path(path))
+  found = workdir.find(directory)
   if not found:
     raise errors.UserError(
       f'{directory} has no runs; train some with python -m bn_research.sweep'
     )
-  return sorted(found)
+  return found

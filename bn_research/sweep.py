@@ -17,12 +17,13 @@ from typing import Any
 
 from absl import flags
 
-from bn_research import cli, config_files, errors
+from bn_research import cli, config_files, disk, errors
 from bn_research.sweeps import (
   checking,
   devices,
   driver,
   launching,
+  logs,
   overview,
   packs,
   points,
@@ -138,12 +139,15 @@ def main() -> int:
   def check(todo: Sequence[points.Point]) -> None:
     _check([point.config for point in todo], path)
 
+  # Before any run starts, a bucket tells that it cannot be written.
+  disk.check_writable(str(cli.WORKDIR.value))
   retry = _RETRY.value is not None
   if (launcher := _launcher()) is not None:
     seconds = launching.seconds_of(_QUEUED.value)
     check(sweep)
     is_array = _ENGINE.value == 'slurm'
     return launching.launch(sweep, launcher, seconds, retry, is_array)
+  logs.tell_folder(str(cli.WORKDIR.value))
   # The rest has no program in common with other runs, or needs more devices.
   packed, rest = packs.divide(sweep) if _is_packed() else ([], sweep)
   status = 0
@@ -211,6 +215,12 @@ def _folder(path: str) -> str:
 
 def _check_flags() -> None:
   """Raises a UserError if two flags do not go together."""
+  is_local = _SEARCH.value is not None or _ENGINE.value == 'slurm'
+  if is_local and disk.is_bucket(str(cli.WORKDIR.value)):
+    raise errors.UserError(
+      '--search and --engine=slurm keep files on a disk; choose another'
+      ' --workdir, or train the runs of sweep()'
+    )
   for name, engines in _ENGINES.items():
     if flags.FLAGS[name].present and _ENGINE.value not in engines:
       raise errors.UserError(

@@ -47,6 +47,7 @@ ROOMS = {
 # Small helpers without an opinion: everyone but `norms` may use them.
 HELPERS = {
   *('arguments', 'disk', 'dotted', 'errors', 'interrupt', 'locking'),
+  *('buckets', 'json_text'),
   *('older', 'ranges', 'registry', 'trees'),
 }
 
@@ -55,7 +56,9 @@ OTHERS = {
   'norms': {'jax', 'numpy'},
   'workdir': {'numpy'},
   'results': {'numpy', 'pandas'},
-  'disk': set(),
+  'disk': {'etils'},
+  'buckets': {'fsspec', 'gcsfs', 's3fs'},
+  'json_text': set(),
   'errors': set(),
   'sweeps': {'ml_collections', 'rich', 'ray', 'optuna', 'submitit'},
   'experiment': {'ml_collections'},
@@ -202,8 +205,10 @@ def test_the_check_itself_can_fail(file, text, is_wrong, monkeypatch):
 
 @pytest.mark.parametrize('module', ['sweep', 'report', 'train'])
 def test_commands_start_without_heavy_imports(module):
-  heavy = {'jax', 'flax', 'tensorflow_datasets', 'sklearn', 'matplotlib'}
-  heavy |= {'ray', 'optuna', 'submitit'}
+  heavy = {
+    *('jax', 'flax', 'tensorflow_datasets', 'sklearn', 'matplotlib'),
+    *('ray', 'optuna', 'submitit', 'etils', 'fsspec', 'bn_research.buckets'),
+  }
   program = f'import sys, bn_research.{module}; print(*sys.modules)'
   result = subprocess.run(
     [sys.executable, '-c', program],

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from bn_research import disk
+
 Arrays = tuple[np.ndarray, np.ndarray]
 
 
@@ -49,8 +51,7 @@ def fetch(
 
 
 def _folder() -> pathlib.Path:
-  home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-  return pathlib.Path(home) / 'bn_research' / 'datasets'
+  return disk.user_cache() / 'datasets'
 
 
 def _read(path: pathlib.Path, stamp: str) -> Arrays | None:

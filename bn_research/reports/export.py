@@ -19,7 +19,7 @@ def write(
   findings: Sequence[Finding],
   folder: disk.PathLike,
   others: Mapping[str, Rows] | None = None,
-) -> list[pathlib.Path]:
+) -> list[pathlib.PurePath]:
   """Writes a table of the runs, of the claims if any, and further tables.
 
   Args:
@@ -42,14 +42,14 @@ def write(
   written = []
   for name, rows in tables.items():
     if rows:
-      path = pathlib.Path(folder, f'{name}.{suffix}')
+      path = disk.path(folder, f'{name}.{suffix}')
       _write(path, format_(rows))
       written.append(path)
   return written
 
 
-def _write(path: pathlib.Path, text: str) -> None:
-  disk.write_atomically(path, lambda file: file.write(text.encode()))
+def _write(path: pathlib.PurePath, text: str) -> None:
+  disk.write_bytes(path, text.encode())
 
 
 def _of_runs(runs: Runs) -> Rows:

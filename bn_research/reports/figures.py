@@ -82,9 +82,9 @@ class Figure:
   def draw(
     self,
     runs: Sequence[Run],
-    directory: pathlib.Path,
+    directory: pathlib.PurePath,
     absent: Sequence[Absent] = (),
-  ) -> list[pathlib.Path]:
+  ) -> list[pathlib.PurePath]:
     """Draws the figure, and writes the figure as PNG and PDF.
 
     Args:
@@ -232,7 +232,7 @@ def select(
   )
 
 
-def _save(canvas: Any, path: pathlib.Path) -> pathlib.Path:
+def _save(canvas: Any, path: pathlib.PurePath) -> pathlib.PurePath:
   """Writes a figure in the format of the file suffix."""
   kind = path.suffix[1:]
   disk.write_atomically(

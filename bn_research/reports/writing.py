@@ -1,13 +1,12 @@
 """Writes a report: reads a specification, and writes files and a table."""
 
-import pathlib
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import rich.console
 
-from bn_research import errors, registry
+from bn_research import disk, errors, registry
 from bn_research.reports import claims, export, figures, runs, summary
 
 FOLDER = 'report'
@@ -83,12 +82,12 @@ def write(
   found = runs.without_copies(whole)
   absent = runs.absent(found, damaged, points)
   for figure in drawings:
-    for path in figure.draw(found, pathlib.Path(directory, FOLDER), absent):
+    for path in figure.draw(found, disk.path(directory, FOLDER), absent):
       print(path)
   findings = [claims.check(claim, found, absent) for claim in statements]
   filled = {table.name: table.fill(found, absent) for table in tables}
   for kind in exports:
-    folder = pathlib.Path(directory, FOLDER)
+    folder = disk.path(directory, FOLDER)
     for path in export.write(kind, found, findings, folder, filled):
       print(path)
   console = rich.console.Console(

@@ -197,7 +197,7 @@ def _launch(points: Sequence[Point], launcher: Launcher) -> bool:
   reason = launcher(points)
   for point in points:
     if reason:
-      (point.workdir / FILE).unlink()
+      disk.remove(point.workdir / FILE)
       print(f'failed to launch {point.name}: {reason}', flush=True)
     else:
       print(f'launched {point.name}', flush=True)
@@ -207,7 +207,8 @@ def _launch(points: Sequence[Point], launcher: Launcher) -> bool:
 def _age(point: Point) -> float:
   """Returns the seconds since the last launch; infinite without a launch."""
   try:
-    record: Mapping[str, float] = json.loads((point.workdir / FILE).read_text())
+    content = disk.read_bytes(point.workdir / FILE)
+    record: Mapping[str, float] = json.loads(content)
     return time.time() - float(record['time'])
   except (OSError, ValueError, KeyError, TypeError):
     return float('inf')

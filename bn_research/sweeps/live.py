@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from bn_research import workdir
+from bn_research import disk, workdir
 from bn_research.sweeps import overview
 from bn_research.sweeps.points import Point
 
@@ -89,7 +89,7 @@ def _cells(point: Point, now: float) -> tuple[str, ...]:
   if not step or not seconds:
     return '0', total, '', '', overview.numbers(last)
   rate = step / seconds
-  written = (point.workdir / workdir.METRICS).stat().st_mtime
+  written = disk.modified(point.workdir / workdir.METRICS)
   # The run has trained since the last row.
   left = max(0.0, (num_steps - step) / rate - (now - written))
   return (

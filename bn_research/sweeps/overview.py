@@ -6,7 +6,7 @@ import pathlib
 import time
 from collections.abc import Mapping, Sequence
 
-from bn_research import locking, workdir
+from bn_research import disk, locking, workdir
 from bn_research.sweeps.points import Point
 
 _TITLES = ('state', 'step', 'of', 'last row', 'changed', 'run')
@@ -80,12 +80,12 @@ def numbers(row: Mapping[str, float | None]) -> str:
   )
 
 
-def _age(directory: pathlib.Path) -> str:
+def _age(directory: pathlib.PurePath) -> str:
   """Returns the time since the last change of a workdir, in words."""
   times = [
-    path.stat().st_mtime
+    disk.modified(path)
     for name in (workdir.STATUS, workdir.METRICS)
-    if (path := directory / name).exists()
+    if disk.exists(path := directory / name)
   ]
   if not times:
     return ''

@@ -96,8 +96,8 @@ class Engine:
     log: pathlib.Path,
   ) -> '_Job':
     """Notes a run, which starts with the next question for its state."""
-    del environ, log  # Of a process of the run alone.
-    job = _Job(self, self._points[tuple(command)])
+    del environ  # Of a process of the run alone.
+    job = _Job(self, self._points[tuple(command)], log)
     self._waiting.append(job)
     return job
 
@@ -117,8 +117,8 @@ class Engine:
 class _Job:
   """A run that waits, or that a process trains."""
 
-  def __init__(self, engine: Engine, point: Point):
-    self.point = point
+  def __init__(self, engine: Engine, point: Point, log: pathlib.Path):
+    self.point, self.log = point, log
     self.process: _Process | None = None
     self._engine = engine
 
@@ -189,6 +189,7 @@ def _groups(jobs: Sequence[_Job]) -> list[list[dict[str, Any]]]:
         'config': point.config,
         'workdir': str(point.workdir),
         'command': list(point.command),
+        'log': str(job.log),
       }
     )
   return list(groups.values())

@@ -13,7 +13,7 @@ from typing import Any
 
 import ml_collections
 
-from bn_research import comparison, dotted, errors, overrides
+from bn_research import comparison, disk, dotted, errors, overrides
 from bn_research import workdir as workdir_lib
 
 _LONGEST_NAME = 120
@@ -32,7 +32,7 @@ class Point:
   """
 
   name: str
-  workdir: pathlib.Path
+  workdir: pathlib.PurePath
   command: tuple[str, ...]
   config: Mapping[str, Any] = dataclasses.field(hash=False)
 
@@ -45,7 +45,7 @@ class Point:
 
   def retry(self) -> None:
     """Makes a failed run incomplete, which continues from a checkpoint."""
-    (self.workdir / workdir_lib.STATUS).unlink()
+    disk.remove(self.workdir / workdir_lib.STATUS)
 
 
 def expand(
@@ -93,7 +93,7 @@ def expand(
     if name in points:
       raise errors.UserError(f'{path}: sweep() has the run {name} twice')
     check_given(config, changes, given)
-    run = pathlib.Path(directory, name)
+    run = disk.path(directory, name)
     # A finished run does not start again, hence only this check can find a
     # workdir with a finished run of a different config.
     comparison.check_same_config(run, resolved)

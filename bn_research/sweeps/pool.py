@@ -15,9 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from bn_research import disk, locking, workdir
-from bn_research.sweeps import points, processes
-
-LOG = 'log.txt'
+from bn_research.sweeps import logs, points, processes
 
 # The outcome after signals ended a run. A signal does not mean an error of the
 # run, and the status in the workdir stays `INCOMPLETE`.
@@ -175,9 +173,10 @@ def _take(
 
 
 def _start(point: points.Point, share: Mapping[str, str], start: Start) -> Job:
-  with disk.writing(point.workdir):
-    point.workdir.mkdir(parents=True, exist_ok=True)
-    log = point.workdir / LOG
+  disk.make_folder(point.workdir)
+  log = logs.path(point.workdir)
+  with disk.writing(log):
+    log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, 'a') as file:
       print('+', shlex.join(point.command), file=file)
     return start(point.command, share, log)
@@ -191,7 +190,8 @@ def _outcome(attempt: _Attempt, code: int) -> Outcome:
   if code == locking.Busy.exit_status:
     return Outcome(attempt.point, BUSY, seconds)
   if code > 0:
-    reason = _last_line(attempt.point.workdir / LOG).removeprefix('error: ')
+    line = _last_line(logs.path(attempt.point.workdir))
+    reason = line.removeprefix('error: ')
     return Outcome(attempt.point, workdir.FAILED, seconds, reason)
   # A run that catches SIGTERM saves a checkpoint and exits with status 0. The
   # code of a process that a signal ended is the negative number of the signal.

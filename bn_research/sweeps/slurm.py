@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bn_research import errors, locking
-from bn_research.sweeps import extras, pool, processes
+from bn_research.sweeps import extras, logs, processes
 from bn_research.sweeps.points import Point
 
 _FLAG = '--engine=slurm'
@@ -76,9 +76,9 @@ class Array:
       The reason of a failure in one line; '' after a success.
     """
     commands = [point.command for point in points]
-    logs = [str(point.workdir.absolute() / pool.LOG) for point in points]
+    files = [str(logs.path(point.workdir).absolute()) for point in points]
     try:
-      self.jobs = self._executor.map_array(_Run(), commands, logs)
+      self.jobs = self._executor.map_array(_Run(), commands, files)
     except (RuntimeError, OSError) as error:
       # The output of sbatch is in the last line.
       return str(error).strip().split('\n')[-1]

@@ -1,35 +1,16 @@
-"""Checkpoints of one run: what they hold, and how damage is noticed."""
+"""Checkpoints of one run: when they are saved, and how damage is noticed."""
 
+import contextlib
 import pathlib
-import re
 import time
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple
-
-import jax
-import numpy as np
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from bn_research import comparison, disk, errors, workdir
-from bn_research.training import copies, digests, orbax
+from bn_research.training import contents, copies, orbax, shelves
 from bn_research.training.state import TrainState
 
 _KEPT = 2
-
-
-class Restored(NamedTuple):
-  """The content of a checkpoint.
-
-  Attributes:
-    state: The state of the run.
-    files: The files of the run up to the step of the state, by path.
-    num_devices: The number of devices of the run that saved the checkpoint.
-    record: The content of `config.json` of this run, if the run had the file.
-  """
-
-  state: TrainState
-  files: copies.Files
-  num_devices: int
-  record: Mapping[str, Any] | None
 
 
 class Checkpoints:
@@ -62,7 +43,7 @@ class Checkpoints:
     """
     self._workdir = directory
     self._record = record
-    self._directory = _folder(directory)
+    self._shelf = shelves.create(directory, _KEPT)
     self._seconds = seconds
     self._num_devices = num_devices
     self._say = say
@@ -70,7 +51,7 @@ class Checkpoints:
     self._last_save = time.monotonic()
     self._last_step = -1
 
-  def restore(self, abstract: TrainState) -> Restored | None:
+  def restore(self, abstract: TrainState) -> contents.Restored | None:
     """Restores the newest whole checkpoint, and moves damaged ones aside.
 
     Args:
@@ -82,14 +63,18 @@ class Checkpoints:
     Raises:
       UserError: If the checkpoints are of another model.
     """
-    for step in _newest_first(self._directory):
+    for step in self._shelf.steps():
       try:
-        restored = _read(self._manager, step, abstract)
+        self._shelf.fetch(step)
+        self._manager.reload()
+        restored = contents.read(
+          self._manager, step, abstract, self._shelf.path(step).parent
+        )
       except errors.UserError:
         raise
       # A damaged file makes Orbax raise errors of many types.
       except Exception as error:
-        orbax.check_system(self._directory / str(step), error)
+        orbax.check_system(self._shelf.path(step), error)
         aside = self._move_aside(step)
         self._say(
           f'checkpoint {step} is damaged ({type(error).__name__}); it is kept'
@@ -116,28 +101,29 @@ class Checkpoints:
     if step == self._last_step:
       return  # Orbax refuses a step that exists.
     files = copies.read(self._workdir)
-    run = {
-      'num_devices': self._num_devices,
-      'arrays': _describe(state),
-      'array_digests': digests.of_arrays(state),
-      'files': copies.digests(files),
-      'record': self._record,
-    }
+    run = contents.describe_run(state, files, self._num_devices, self._record)
     arrays: dict[str, Any] = {'state': state}
     if files:  # Orbax cannot save an empty pytree.
       arrays['files'] = copies.as_arrays(files)
-    with orbax.writing(self._directory):
-      orbax.check_space(self._directory.parent, arrays)
-      orbax.save(self._manager, step, arrays, disk.sealed(run))
+    self._shelf.finish()
+    folder = self._shelf.folder
+    with orbax.writing(folder):
+      orbax.check_space(folder.parent, arrays)
+      orbax.save(self._manager, step, arrays, run)
+      manager = self._manager
+      self._shelf.publish(step, lambda: orbax.wait(manager))
     self._last_save = time.monotonic()
     self._last_step = step
 
   def close(self) -> None:
-    """Waits until all saved checkpoints are on the disk."""
-    if self._open_manager is not None:
-      manager, self._open_manager = self._open_manager, None
-      with orbax.writing(self._directory):
-        orbax.close(manager)
+    """Waits until all saved checkpoints are on the disk, or in the bucket."""
+    manager, self._open_manager = self._open_manager, None
+    with contextlib.closing(self._shelf), orbax.writing(self._shelf.folder):
+      try:
+        self._shelf.finish()
+      finally:
+        if manager is not None:
+          orbax.close(manager)
 
   def _check_same_run(self, there: Mapping[str, Any] | None) -> None:
     """Raises a UserError if a checkpoint is of a run with another config."""
@@ -147,15 +133,15 @@ class Checkpoints:
     found.pop('num_steps', None)  # A run may be extended.
     if found:
       raise errors.UserError(
-        f'{self._directory} holds checkpoints of another run'
-        f' ({"; ".join(found.values())}); choose another --workdir'
+        f'{self._workdir}/{workdir.CHECKPOINTS} holds checkpoints of another'
+        f' run ({"; ".join(found.values())}); choose another --workdir'
       )
 
   @property
   def _manager(self) -> Any:
     if self._open_manager is None:
       self._open_manager = orbax.open_manager(
-        self._directory, max_to_keep=_KEPT, cleanup_tmp_directories=True
+        self._shelf.folder, max_to_keep=_KEPT, cleanup_tmp_directories=True
       )
     return self._open_manager
 
@@ -166,12 +152,9 @@ class Checkpoints:
         ' curve, but for rounding'
       )
 
-  def _move_aside(self, step: int) -> pathlib.Path:
+  def _move_aside(self, step: int) -> pathlib.PurePath:
     # Orbax refuses, in silence, to save a step below an existing step.
-    path = self._directory / str(step)
-    aside = self._directory / f'damaged-{step}-{time.time_ns()}'
-    with disk.writing(path):
-      path.rename(aside)
+    aside = self._shelf.set_aside(step, f'damaged-{step}-{time.time_ns()}')
     self._manager.reload()
     return aside
 
@@ -187,27 +170,33 @@ def read_newest(directory: disk.PathLike, abstract: TrainState) -> TrainState:
     UserError: If the run has no checkpoint, or if the newest checkpoint is
       damaged or of another model.
   """
-  folder = _folder(directory)
-  steps = _newest_first(folder)
-  if not steps:
-    if workdir.read_status(directory).is_over:
-      raise errors.UserError(
-        f'{folder} has no checkpoint any more; remove {directory}/'
-        f'{workdir.STATUS}, and the command that trained the run trains again'
-      )
-    raise errors.UserError(f'{folder} has no checkpoint yet; train first')
-  step = steps[0]
-  with orbax.open_manager(folder, read_only=True) as manager:
+  with shelves.reading(directory) as shelf:
+    steps = shelf.steps()
+    if not steps:
+      raise _no_checkpoint(directory)
     try:
-      return _read(manager, step, abstract).state
+      shelf.fetch(steps[0])
+      with orbax.open_manager(shelf.folder, read_only=True) as manager:
+        there = shelf.path(steps[0]).parent
+        return contents.read(manager, steps[0], abstract, there).state
     except errors.UserError:
       raise
     except Exception as error:
       raise errors.UserError(
-        f'{folder / str(step)} is damaged ({type(error).__name__}); remove'
+        f'{shelf.path(steps[0])} is damaged ({type(error).__name__}); remove'
         f' {directory}/{workdir.STATUS}, and the command that trained the run'
         ' computes it again from the checkpoint before'
       ) from error
+
+
+def _no_checkpoint(directory: disk.PathLike) -> errors.UserError:
+  folder = f'{directory}/{workdir.CHECKPOINTS}'
+  if workdir.read_status(directory).is_over:
+    return errors.UserError(
+      f'{folder} has no checkpoint any more; remove {directory}/'
+      f'{workdir.STATUS}, and the command that trained the run trains again'
+    )
+  return errors.UserError(f'{folder} has no checkpoint yet; train first')
 
 
 def read_record(directory: disk.PathLike) -> dict[str, Any] | None:
@@ -219,93 +208,17 @@ def read_record(directory: disk.PathLike) -> dict[str, Any] | None:
   Returns:
     The content, or None if no checkpoint can be read.
   """
-  folder = _folder(directory)
-  steps = _newest_first(folder)
-  if not steps:
-    return None  # Without a folder, Orbax cannot open a manager to read.
-  with orbax.open_manager(folder, read_only=True) as manager:
-    for step in steps:
+  with shelves.reading(directory) as shelf:
+    for step in shelf.steps():
       try:
-        found = _read_run(manager, step).get('record')
+        shelf.fetch(step)
+        with orbax.open_manager(shelf.folder, read_only=True) as manager:
+          found = contents.read_run(manager, step).get('record')
+      except errors.UserError:
+        raise
       # A damaged file makes Orbax raise errors of many types.
       except Exception:
         continue
       if found is not None:
         return found
   return None
-
-
-def _folder(directory: disk.PathLike) -> pathlib.Path:
-  """Returns the folder of the checkpoints of a run."""
-  return pathlib.Path(directory, workdir.CHECKPOINTS).absolute()
-
-
-def _newest_first(folder: pathlib.Path) -> list[int]:
-  """Returns the steps of the checkpoints in a folder, the newest first."""
-  if not folder.is_dir():
-    return []
-  names = (path.name for path in folder.iterdir())
-  return sorted(
-    (int(name) for name in names if re.fullmatch('[0-9]+', name)), reverse=True
-  )
-
-
-def _read_run(manager: Any, step: int) -> dict[str, Any]:
-  """Reads the description of a checkpoint, and checks the digest."""
-  run = orbax.read_json(manager, step)
-  disk.check_seal(run)
-  return run
-
-
-def _read(manager: Any, step: int, abstract: TrainState) -> Restored:
-  """Reads and checks a checkpoint.
-
-  Raises:
-    UserError: If the checkpoint is of another model.
-    Exception: If the checkpoint is damaged.
-  """
-  # The digest first: a damaged description would look like another model.
-  run = _read_run(manager, step)
-  saved = _as_saved(abstract, run['arrays'])
-  # Orbax casts another dtype in silence.
-  if run['arrays'] != _describe(saved):
-    raise errors.UserError(
-      f'{manager.directory} holds checkpoints of another model; choose another'
-      ' --workdir'
-    )
-  state = orbax.read_arrays(manager, step, 'state', saved)
-  # Older versions wrote no digests, or another kind, and no files.
-  found = digests.of_arrays(state)
-  if found != run.get('array_digests', found):
-    raise ValueError('the digest of an array differs')
-  expected = run.get('files', {})
-  arrays = orbax.read_arrays(manager, step, 'files') if expected else {}
-  files = copies.from_arrays(arrays, expected)
-  return Restored(
-    _with_sums(state, abstract), files, run['num_devices'], run.get('record')
-  )
-
-
-def _as_saved(abstract: TrainState, arrays: Collection[str]) -> TrainState:
-  """Returns a state with the sums that a checkpoint has.
-
-  A checkpoint stays readable after a scalar is added to the rows of metrics.
-  """
-  scalar = abstract.loss_sum
-  found = (re.fullmatch(r"\.sums\['(\w+)'\]", path) for path in arrays)
-  return abstract._replace(sums={name[1]: scalar for name in found if name})
-
-
-def _with_sums(state: TrainState, abstract: TrainState) -> TrainState:
-  """Returns a state with all sums; a sum that was not saved is NaN."""
-  unknown = jax.device_put(np.float32(np.nan), abstract.loss_sum.sharding)
-  sums = {name: state.sums.get(name, unknown) for name in abstract.sums}
-  return state._replace(sums=sums)
-
-
-def _describe(state: TrainState) -> dict[str, str]:
-  """Returns dtype and shape of every array of a state, by its path."""
-  return {
-    jax.tree_util.keystr(path): f'{leaf.dtype}{list(leaf.shape)}'
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state)
-  }

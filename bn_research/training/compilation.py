@@ -11,6 +11,8 @@ import jax
 import jaxlib
 from absl import logging
 
+from bn_research import disk
+
 
 def enable_cache(directory: str | None = None) -> None:
   """Enables the persistent compilation cache of JAX, for all programs.
@@ -74,9 +76,8 @@ def _repair(path: pathlib.Path) -> None:
 
 
 def _default_directory() -> pathlib.Path:
-  root = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
   name = f'{jaxlib.__version__}-{_cpu()}'
-  return pathlib.Path(root, 'bn_research', 'compiled', name)
+  return disk.user_cache() / 'compiled' / name
 
 
 def _cpu() -> str:

@@ -26,15 +26,12 @@ def read(directory: disk.PathLike) -> Files:
     The content of `metrics.jsonl` and of `probes/*.npz`, by the path in the
     workdir.
   """
-  root = pathlib.Path(directory)
-  paths = [
-    root / workdir.METRICS,
-    *sorted((root / workdir.PROBES).glob('*.npz')),
-  ]
+  names = [workdir.METRICS, *workdir.probe_files(directory)]
+  paths = {name: disk.path(directory, name) for name in names}
   return {
-    path.relative_to(root).as_posix(): path.read_bytes()
-    for path in paths
-    if path.exists()
+    name: disk.read_bytes(path)
+    for name, path in paths.items()
+    if disk.exists(path)
   }
 
 
@@ -93,8 +90,8 @@ def put_back(
     say: A function that prints a line. Each file that was damaged gets a line.
   """
   for name, content in files.items():
-    path = pathlib.Path(directory, name)
-    there = path.read_bytes() if path.exists() else b''
+    path = disk.path(directory, name)
+    there = disk.read_bytes(path) if disk.exists(path) else b''
     if there == content:
       continue
     if not _is_later(path, there, content):
@@ -102,7 +99,7 @@ def put_back(
     disk.write_bytes(path, content)
 
 
-def _is_later(path: pathlib.Path, there: bytes, content: bytes) -> bool:
+def _is_later(path: pathlib.PurePath, there: bytes, content: bytes) -> bool:
   """Returns whether a file holds more than a copy, and agrees with the copy."""
   if path.name == workdir.METRICS:
     return there.startswith(content)

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import pathlib
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -53,7 +52,7 @@ def train(
     Interrupted: If a signal stopped the run, after the run was saved.
     UserError: If config, data, devices or disk do not allow it.
   """
-  disk.check_local(directory)
+  disk.check_writable(directory)
   config = configuration.resolve(config)
   # A run that is over needs no data and no compilation.
   status = standing(directory, config)
@@ -88,7 +87,7 @@ def standing(
     UserError: If the workdir is of another config, or if another process trains
       the run.
   """
-  if not pathlib.Path(directory).is_dir():
+  if not disk.is_folder(directory):
     return workdir.Status()
   with locking.exclusive(directory):
     return _standing(directory, config)

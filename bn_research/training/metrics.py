@@ -1,15 +1,12 @@
 """Writes rows of metrics, and arrays of probes, while a run trains."""
 
-import errno
-import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from bn_research import disk, errors, workdir
-from bn_research.training import tensorboard
+from bn_research import disk, errors, json_text, workdir
+from bn_research.training import rows, tensorboard
 
 
 class Metrics:
@@ -29,23 +26,20 @@ class Metrics:
       step: The step that the run goes on from; -1 before anything was measured.
       config: The config of the run, for TensorBoard.
     """
-    self._directory = pathlib.Path(directory)
     self.rows = workdir.truncate_metrics(directory, step)
-    self._path = self._directory / workdir.METRICS
-    self._open()
+    path = disk.path(directory, workdir.METRICS)
+    self._file = rows.open_file(path, self._content())
     self._events = tensorboard.Events(directory, config)
 
   def append(self, row: dict[str, Any]) -> None:
     """Writes a row: `step`, and scalars by name."""
-    line = disk.to_json(row).encode() + b'\n'
-    with disk.writing(self._path):
-      size = os.fstat(self._file.fileno()).st_size
-      if self._file.write(line) < len(line):
-        # A full disk accepts a part of the line, and raises no error yet.
-        self._file.truncate(size)
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    self._file.append(json_text.of(row).encode() + b'\n')
     self.rows.append(row)
     self._events.append(row['step'], {k: row[k] for k in row.keys() - {'step'}})
+
+  def tick(self) -> None:
+    """Gives rows that wait for their bucket a chance; call often."""
+    self._file.tick()
 
   def show(self, step: int, probe: str, arrays: Mapping[str, Any]) -> None:
     """Writes a measurement of a probe to the events of TensorBoard."""
@@ -53,33 +47,21 @@ class Metrics:
     self._events.append(step, shown)
 
   def flush(self) -> None:
-    """Waits until all rows and events are on the disk.
+    """Waits until all rows and events are in the workdir.
 
     The file is compared with the rows in memory: a checkpoint must not keep,
     and a status must not seal, a file that was changed while the run trained.
     """
-    with disk.writing(self._path):
-      os.fsync(self._file.fileno())
-    expected = b''.join(disk.to_json(row).encode() + b'\n' for row in self.rows)
-    try:
-      is_whole = self._path.read_bytes() == expected
-    except OSError:
-      is_whole = False
-    if not is_whole:
-      print(f'{self._path} was damaged while the run trained; it is restored')
-      self._file.close()
-      disk.write_bytes(self._path, expected)
-      self._open()
+    self._file.flush(self._content())
     self._events.flush()
-
-  def _open(self) -> None:
-    with disk.writing(self._path):
-      self._file = open(self._path, 'ab', buffering=0)  # noqa: SIM115
 
   def close(self) -> None:
     """Closes the files."""
     self._file.close()
     self._events.close()
+
+  def _content(self) -> bytes:
+    return b''.join(json_text.of(row).encode() + b'\n' for row in self.rows)
 
 
 class ProbeLog:

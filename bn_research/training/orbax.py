@@ -66,11 +66,17 @@ _one_at_a_time = threading.RLock()
 _saving: set[Any] = set()
 
 
-def close(manager: Any) -> None:
+def wait(manager: Any) -> None:
   """Waits until all checkpoints of a manager are on the disk."""
   with _one_at_a_time:
     _saving.discard(manager)
     manager.wait_until_finished()
+
+
+def close(manager: Any) -> None:
+  """Waits as `wait` does, and ends the use of a manager."""
+  with _one_at_a_time:
+    wait(manager)
     manager.close()
 
 
@@ -126,7 +132,7 @@ _OF_THE_SYSTEM = {
 }
 
 
-def check_system(path: pathlib.Path, error: Exception) -> None:
+def check_system(path: pathlib.PurePath, error: Exception) -> None:
   """Raises a UserError for a failure that says nothing about the file.
 
   Args:

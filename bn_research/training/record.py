@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 import bn_research
-from bn_research import disk, errors, workdir
+from bn_research import disk, errors, json_text, workdir
 from bn_research.training import feeding
 
 
@@ -109,7 +109,9 @@ def _check_same(
 
 def write_whole(directory: disk.PathLike, record: Mapping[str, Any]) -> None:
   """Writes a whole record, with a digest."""
-  disk.write_json(f'{directory}/{workdir.CONFIG}', disk.sealed(record))
+  disk.write_json(
+    disk.path(directory, workdir.CONFIG), json_text.sealed(record)
+  )
 
 
 def _lengths(

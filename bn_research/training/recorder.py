@@ -113,6 +113,7 @@ class Recorder:
     Raises:
       Diverged: If the loss on the test split is not finite.
     """
+    self._metrics.tick()
     for key, points in self._probe_points.items():
       if step in points:
         self._probe(key, state, step)

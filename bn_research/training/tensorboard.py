@@ -1,6 +1,7 @@
 """Writes metrics, probes and the settings of a run for TensorBoard."""
 
 import pathlib
+import tempfile
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -8,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from bn_research import disk, dotted
+from bn_research.training import rows
 
-_SECONDS = 2.0  # The time between two writes to the file.
+_SECONDS = 2.0  # The time between two writes to the file on a disk.
 _BINS = 30
 _MAX_NUMBERS = 10_000  # A histogram of more numbers takes too much time.
 
@@ -28,8 +30,15 @@ class Events:
       directory: The workdir.
       config: The config of the run, for the hyperparameter page of TensorBoard.
     """
-    self._directory = pathlib.Path(directory)
+    self._directory = disk.path(directory)
     self._config = config
+    # In a bucket, the file is whole at each write, and a copy on the disk
+    # grows. The events are a by-product, hence a kill may leave the copy.
+    self._copy: tempfile.TemporaryDirectory | None = None
+    self._seconds = _SECONDS
+    if disk.is_bucket(directory):
+      self._copy = tempfile.TemporaryDirectory(prefix='bn_research-')
+      self._seconds = rows.SECONDS
     self._new: list[tuple[float, int, Mapping[str, Any]]] = []
     self._last = time.monotonic()
     self._writer: Any = None
@@ -43,7 +52,7 @@ class Events:
         and an array becomes a histogram.
     """
     self._new.append((time.time(), step, values))
-    if time.monotonic() - self._last >= _SECONDS:
+    if time.monotonic() - self._last >= self._seconds:
       self.flush()
 
   def flush(self) -> None:
@@ -51,6 +60,7 @@ class Events:
     if self._new:
       with disk.writing(self._directory):
         self._write()
+      self._publish()
     self._new.clear()
     self._last = time.monotonic()
 
@@ -58,6 +68,14 @@ class Events:
     """Closes the file."""
     if self._writer is not None:
       self._writer.close()
+    if self._copy is not None:
+      self._copy.cleanup()
+
+  def _publish(self) -> None:
+    """Writes the file of events to the bucket, if there is one."""
+    if self._copy is not None:
+      for path in pathlib.Path(self._copy.name).iterdir():
+        disk.write_bytes(self._directory / path.name, path.read_bytes())
 
   def _write(self) -> None:
     # The late import keeps the start of a run short. `EventsWriter` writes in
@@ -66,7 +84,8 @@ class Events:
     from tensorboardX.proto import event_pb2
 
     if self._writer is None:
-      prefix, suffix = str(self._directory / 'events'), f'.{time.time_ns()}'
+      folder = self._copy.name if self._copy else self._directory
+      prefix, suffix = str(disk.path(folder, 'events')), f'.{time.time_ns()}'
       self._writer = event_file_writer.EventsWriter(prefix, suffix)
       names = {
         name: None

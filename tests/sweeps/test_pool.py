@@ -12,7 +12,7 @@ import time
 import pytest
 
 from bn_research import errors, locking, workdir
-from bn_research.sweeps import driver, points, pool
+from bn_research.sweeps import driver, logs, points, pool
 
 # What a run does to its workdir, without a network: `end(status)` writes it.
 _RUN = """
@@ -66,7 +66,7 @@ def test_outcomes(tmp_path):
 def test_what_a_run_prints_is_in_its_log_below_its_command(tmp_path):
   script = "print('out'); print('err', file=sys.stderr); end('done')"
   train(point(tmp_path, 'a', script))
-  log = (tmp_path / 'a' / pool.LOG).read_text()
+  log = logs.path(tmp_path / 'a').read_text()
   assert log.startswith(f'+ {sys.executable}')
   assert {'out', 'err'} <= set(log.splitlines())
 

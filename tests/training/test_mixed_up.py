@@ -10,7 +10,7 @@ import sys
 import pytest
 
 import bn_research
-from bn_research import data, disk, errors, training, workdir
+from bn_research import data, disk, errors, json_text, training, workdir
 from bn_research.training import checkpoints, copies, digests, orbax, pace
 from bn_research.training.programs import Programs
 from tests.quick import some
@@ -138,7 +138,7 @@ def test_other_data_on_a_resume_are_told(
   record = workdir.read_record(tmp_path)
   assert record['dataset']['num_train'] == 100
   disk.write_json(
-    tmp_path / workdir.CONFIG, disk.sealed({**record, 'x64': True})
+    tmp_path / workdir.CONFIG, json_text.sealed({**record, 'x64': True})
   )
   monkeypatch.setattr(data, 'load', lambda *args: dataset)
   with pytest.raises(errors.UserError, match='JAX_ENABLE_X64=True there and F'):

@@ -161,7 +161,7 @@ class Batch(Scope):
 
   def _num_rows(self, x: jax.Array) -> int | None:
     """Returns the number of rows of a group; None for the whole batch."""
-    if self.group_size != DEVICE:
+    if not isinstance(self.group_size, str):
       return self.group_size
     shards = meshes.num_shards(x)
     is_alone = shards == 1 and self.axis_name is None
@@ -187,9 +187,10 @@ class Batch(Scope):
     whole = map_.merge(gathered(blocks, devices), 0)
     if self.group_size is None:
       return whole, whole
-    # The rows of a device are a block.
-    is_block = isinstance(self.group_size, str)
-    blocks_per_group = 1 if is_block else self.group_size // x.shape[1]
+    # The rows of a device are one block.
+    blocks_per_group = (
+      1 if isinstance(self.group_size, str) else self.group_size // x.shape[1]
+    )
     if blocks_per_group == 1:
       return blocks, whole
     return self._of_groups(view, blocks, devices, blocks_per_group, map_), whole

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from bn_research import disk, errors, workdir
+from bn_research import disk, errors, json_text, workdir
 
 FILE = 'trial.json'
 PRUNED = 'pruned'
@@ -37,7 +37,7 @@ class Trial:
 
   def write(self, directory: disk.PathLike) -> None:
     """Writes the trial to the workdir, in the workdir of the search."""
-    value = disk.sealed(dataclasses.asdict(self))
+    value = json_text.sealed(dataclasses.asdict(self))
     disk.write_json(pathlib.Path(directory, self.name, FILE), value)
 
 
@@ -88,7 +88,7 @@ def _is_trial(name: str) -> bool:
 def _read(path: pathlib.Path) -> Trial:
   try:
     value = json.loads(path.read_text())
-    disk.check_seal(value)
+    json_text.check_seal(value)
     value.pop('sha256', None)
     trial = Trial(**value)
     trial.parameters.items()

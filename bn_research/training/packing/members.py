@@ -2,14 +2,12 @@
 
 import contextlib
 import dataclasses
-import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from bn_research import disk, errors
 
-LOG = 'log.txt'
 _FAILED = 1
 
 
@@ -21,19 +19,14 @@ class Member:
     config: The config. All members of a group have configs that differ in real
       numbers and in the seed only.
     directory: The workdir.
+    log: The file of the printed lines, in a folder that exists.
     about: What `config.json` tells about the start of the run besides.
   """
 
   config: dict[str, Any]
   directory: disk.PathLike
+  log: disk.PathLike
   about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-  @property
-  def log(self) -> str:
-    """The path of the file with the printed lines, in a folder that exists."""
-    with disk.writing(self.directory):
-      os.makedirs(self.directory, exist_ok=True)
-    return os.path.join(self.directory, LOG)
 
 
 class Ends:

@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import pathlib
 
 import jax
 import numpy as np
@@ -35,7 +34,10 @@ def changed(config, changes):
 
 
 def members(configs, folder):
-  return [packing.Member(c, folder / str(k)) for k, c in enumerate(configs)]
+  return [
+    packing.Member(one, folder / str(k), folder / f'{k}.txt')
+    for k, one in enumerate(configs)
+  ]
 
 
 def pack(group, stop=None, **options):
@@ -52,7 +54,7 @@ def pack(group, stop=None, **options):
 
 
 def log(member):
-  return pathlib.Path(member.directory, 'log.txt').read_text()
+  return member.log.read_text()
 
 
 def widths(member):

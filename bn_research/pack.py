@@ -3,8 +3,8 @@
 `bn_research.sweep --pack` writes the request and starts this command. The
 request is a JSON file with the keys `groups`, `folder` and `data_dir`. `groups`
 is a list of lists of runs, each with `config`, `workdir`, `log` (the file of
-the output) and `command`, the command that trains the run alone. `folder` is the
-directory of the modules of the user, and `data_dir` is the directory of the
+the output) and `command`, the command that trains the run alone. `folder` is
+the directory of the modules of the user, and `data_dir` is the directory of the
 datasets or null.
 
 A run ends as its own command would end, with its own files, status and log. The

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bn_research import comparison, disk, errors, workdir
+from bn_research import comparison, disk, errors, older, workdir
 
 
 def test_a_status_comes_back(tmp_path):

@@ -41,3 +41,21 @@ def _at_home(argument: str) -> str:
   if not name.startswith('-') or '.' in name:
     return argument
   return name + equals + os.path.expanduser(value)
+
+
+def without(argv: Sequence[str], names: Sequence[str]) -> list[str]:
+  """Returns arguments without some flags, each with a value.
+
+  Args:
+    argv: The arguments: `--name=value`, or `--name` and then the value.
+    names: The names of the flags that are left out.
+  """
+  result = []
+  rest = iter(argv)
+  for argument in rest:
+    name, equals, _ = argument.lstrip('-').partition('=')
+    if not argument.startswith('-') or name not in names:
+      result.append(argument)
+    elif not equals:
+      next(rest, None)
+  return result

@@ -91,10 +91,13 @@ def config_overrides() -> dict[str, Any]:
   return {**dict.fromkeys(_cleared), **values}
 
 
-def import_jax() -> None:
+def import_jax(before: Callable[[], None] = lambda: None) -> None:
   """Imports JAX and finds the devices, with errors in a single line.
 
   Environment variables such as JAX_PLATFORMS can make both fail.
+
+  Args:
+    before: A function that is called before JAX finds the devices.
 
   Raises:
     UserError: If JAX raises an error.
@@ -102,8 +105,11 @@ def import_jax() -> None:
   try:
     import jax
 
+    before()
     jax.devices()
     is_eager = jax.config.values['jax_disable_jit']
+  except errors.UserError:
+    raise
   except Exception as error:
     # Some errors of JAX begin with an empty line, and some have no text.
     first = str(error).strip().partition('\n')[0] or type(error).__name__

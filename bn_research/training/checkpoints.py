@@ -1,13 +1,12 @@
 """Checkpoints of one run: when they are saved, and how damage is noticed."""
 
 import contextlib
-import pathlib
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from bn_research import comparison, disk, errors, workdir
-from bn_research.training import contents, copies, orbax, shelves
+from bn_research.training import contents, copies, orbax, processes, shelves
 from bn_research.training.state import TrainState
 
 _KEPT = 2
@@ -28,6 +27,7 @@ class Checkpoints:
     num_devices: int,
     say: Callable[[str], None],
     record: Mapping[str, Any] | None = None,
+    files: disk.PathLike | None = None,
   ):
     """Reads and writes nothing yet.
 
@@ -40,8 +40,11 @@ class Checkpoints:
       say: A function that prints a line.
       record: The content of `config.json`, of which every checkpoint keeps a
         copy; None for a run without the file.
+      files: The folder of the files that checkpoints keep; None for
+        `directory`.
     """
     self._workdir = directory
+    self._files = directory if files is None else files
     self._record = record
     self._shelf = shelves.create(directory, _KEPT)
     self._seconds = seconds
@@ -100,7 +103,7 @@ class Checkpoints:
     step = int(state.step)
     if step == self._last_step:
       return  # Orbax refuses a step that exists.
-    files = copies.read(self._workdir)
+    files = copies.read(self._files)
     run = contents.describe_run(state, files, self._num_devices, self._record)
     arrays: dict[str, Any] = {'state': state}
     if files:  # Orbax cannot save an empty pytree.
@@ -152,9 +155,10 @@ class Checkpoints:
         ' curve, but for rounding'
       )
 
-  def _move_aside(self, step: int) -> pathlib.PurePath:
+  def _move_aside(self, step: int) -> str:
     # Orbax refuses, in silence, to save a step below an existing step.
-    aside = self._shelf.set_aside(step, f'damaged-{step}-{time.time_ns()}')
+    name = f'damaged-{step}-{time.time_ns()}'
+    aside = processes.from_first(lambda: str(self._shelf.set_aside(step, name)))
     self._manager.reload()
     return aside
 

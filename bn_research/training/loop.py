@@ -1,6 +1,7 @@
 """One run: from a config to the files of a workdir."""
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ from bn_research.training import (
   configuration,
   copies,
   feeding,
+  processes,
   progress,
   record,
   recorder,
@@ -87,10 +89,15 @@ def standing(
     UserError: If the workdir is of another config, or if another process trains
       the run.
   """
-  if not disk.is_folder(directory):
-    return workdir.Status()
-  with locking.exclusive(directory):
-    return _standing(directory, config)
+
+
+  def look() -> dict[str, Any]:
+    if not disk.is_folder(directory):
+      return dataclasses.asdict(workdir.Status())
+    with locking.exclusive(directory):
+      return dataclasses.asdict(_standing(directory, config))
+
+  return workdir.Status(**processes.from_first(look))
 
 
 def go_on(
@@ -119,14 +126,23 @@ def go_on(
   Raises:
     UserError: If data, devices or disk do not allow it.
   """
-  with locking.exclusive(directory):
-    # Another process may have trained during the compilation.
-    status = _standing(directory, config)
-    if status.is_over:
-      return status
-    written = record.write(directory, config, dataset, about or {})
-    with _noting_failure(directory):
-      run = Run(config, directory, programs, written, pace)
+  with contextlib.ExitStack() as stack:
+
+    def begin() -> dict[str, Any]:
+      stack.enter_context(locking.exclusive(directory))
+      # Another process may have trained during the compilation.
+      status = _standing(directory, config)
+      found = {'status': dataclasses.asdict(status), 'record': None}
+      if not status.is_over:
+        found['record'] = record.write(directory, config, dataset, about or {})
+      return found
+
+    found = processes.from_first(begin)
+    if found['record'] is None:
+      return workdir.Status(**found['status'])
+    folder = stack.enter_context(processes.own_folder(directory))
+    with _noting_failure(folder):
+      run = Run(config, folder, programs, found['record'], pace, directory)
       with contextlib.closing(run):
         return run.until_end_or(stop)
 
@@ -223,27 +239,31 @@ class Run:
     programs: Programs,
     written: Mapping[str, Any] | None = None,
     pace: pace_lib.Pace | None = None,
+    shared: disk.PathLike | None = None,
   ):
     """Restores the newest checkpoint, or starts at step 0.
 
     Args:
       config: The resolved config.
-      directory: The workdir.
+      directory: The workdir, or the folder of a process that is not the first.
       programs: What the run computes.
       written: The content of `config.json`, which checkpoints keep; None for a
         run without the file.
       pace: The lengths of chunks; None for a pace of this run alone.
+      shared: The workdir, whose checkpoints all processes write; None for
+        `directory`.
     """
     self._num_steps: int = config['num_steps']
     self._directory = directory
     self._programs = programs
     self._progress = progress.Progress(self._num_steps)
     self._checkpoints = checkpoints.Checkpoints(
-      directory,
+      directory if shared is None else shared,
       config['checkpoint_seconds'],
       config['num_devices'],
       self._progress.say,
       written,
+      directory,
     )
     began = workdir.read_status(directory).step
     self._pace = pace or pace_lib.Pace()
@@ -274,9 +294,11 @@ class Run:
       if self._is_new:
         self._measure({})
       self._progress.start(self.step)
-      while self.step < self._num_steps and stop.signal is None:
+      while self.step < self._num_steps:
+        if processes.any_of(stop.signal is not None):
+          break
         self.advance()
-        if self._checkpoints.is_due:
+        if processes.of_first(self._checkpoints.is_due):
           self._save()
     except recorder.Diverged as end:
       self._recorder.flush()
@@ -287,7 +309,8 @@ class Run:
       return self._write_status(
         workdir.INCOMPLETE,
         self.step,
-        f'stopped by {stop.signal}; the same command goes on from here',
+        f'stopped by {stop.signal or "a signal of another process"}; the same'
+        ' command goes on from here',
       )
     self._progress.say(self._summary())
     return self._write_status(workdir.DONE, self.step, '')
@@ -300,7 +323,8 @@ class Run:
 
   def advance(self) -> None:
     """Takes a chunk of steps, and the measurements that are due after it."""
-    chunk = min(self._pace.steps(self.step), self._programs.max_steps)
+    chunk = processes.of_first(self._pace.steps(self.step))
+    chunk = min(chunk, self._programs.max_steps)
     end = min(self.step + chunk, self._recorder.next_point(self.step))
     start = time.monotonic()
     scalars = self._train(end)

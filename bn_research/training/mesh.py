@@ -32,6 +32,12 @@ def create(num_devices: int, batch_size: int, model_devices: int = 1) -> Mesh:
       f'num_devices={num_devices}, but there are {jax.device_count()};'
       ' on a CPU, JAX_NUM_CPU_DEVICES sets how many'
     )
+  if jax.process_count() > 1 and num_devices != jax.device_count():
+    raise errors.UserError(
+      f'num_devices={num_devices}, but {jax.process_count()} processes have'
+      f' {jax.device_count()} devices together; give'
+      f' --config.num_devices={jax.device_count()}'
+    )
   check_batch(num_devices // model_devices, batch_size)
   sizes = {'data': num_devices // model_devices}
   if model_devices > 1:

@@ -145,7 +145,8 @@ def exists(path: PathLike) -> bool:
 
 def is_folder(path: PathLike) -> bool:
   """Returns whether a folder exists. In a bucket, every folder exists."""
-  return is_bucket(path) or pathlib.Path(path).is_dir()
+  # `os.path.isdir` is False also for an impossible path, such as a long name.
+  return is_bucket(path) or os.path.isdir(path)
 
 
 def make_folder(path: PathLike) -> None:

@@ -46,8 +46,8 @@ def filesystem_of(protocol: str) -> Any:
     return core.GCSFileSystem(**_OPTIONS)
   except ImportError as error:
     raise errors.UserError(
-      f'{protocol}:// needs the package {package}:'
-      f" pip install 'bn_research[{extra}]'"
+      f'{protocol}:// needs the package {package}, the extra {extra} of this'
+      f' project: pip install {package}'
     ) from error
 
 

@@ -21,8 +21,11 @@ _MANY_WRITES = ('--config.checkpoint_seconds=0.0',)
 
 
 @pytest.fixture(autouse=True)
-def _believe_nothing(monkeypatch):
+def temporary(monkeypatch, tmp_path):
+  """The folder of the temporary files of runs; leases are read each time."""
   monkeypatch.setattr(leases, 'BELIEVED_SECONDS', 0.0)
+  monkeypatch.setenv('TMPDIR', str(tmp_path))
+  return tmp_path
 
 
 def rows(directory):
@@ -66,10 +69,11 @@ def on_disk(tmp_path_factory):
   return directory
 
 
-def test_a_run_equals_the_run_on_a_disk(bucket, on_disk):
+def test_a_run_equals_the_run_on_a_disk(bucket, on_disk, temporary):
   path = f'{bucket}/runs/one'
   status, output = wait(servers.train(path, *_MANY_WRITES))
   assert (status, output.splitlines()[-1]) == (0, f'{path}: done at step 200')
+  assert list(temporary.glob('bn_research-*')) == []
   assert_same_run(on_disk, path)
   assert not locking.is_held(path)
   events = disk.names(path, 'events.out.tfevents.*')

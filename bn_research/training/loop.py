@@ -90,7 +90,6 @@ def standing(
       the run.
   """
 
-
   def look() -> dict[str, Any]:
     if not disk.is_folder(directory):
       return dataclasses.asdict(workdir.Status())

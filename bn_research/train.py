@@ -96,9 +96,10 @@ def _check_flags() -> None:
       '--coordinator=host:port, --num_processes and --process_id go together;'
       ' --coordinator=auto and --processes need none of them'
     )
-  if not is_auto and numbers[1] >= numbers[0]:
+  count, number = numbers
+  if count is not None and number is not None and number >= count:
     raise errors.UserError(
-      f'--process_id={numbers[1]} is not below --num_processes={numbers[0]}'
+      f'--process_id={number} is not below --num_processes={count}'
     )
   if _PROCESSES.value is not None and _COORDINATOR.value is not None:
     raise errors.UserError(

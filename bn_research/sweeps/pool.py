@@ -79,6 +79,10 @@ class _Attempt:
   job: Job
 
 
+# Runs that are taken from the source and do not train, with the attempt.
+_Waiting = collections.deque[tuple[points.Point, int]]
+
+
 def run(
   todo: Iterable[points.Point],
   shares: Sequence[Mapping[str, str]],
@@ -110,7 +114,7 @@ def run(
       the result True the run gets SIGTERM, and does not start again.
   """
   source = iter(todo)
-  waiting: collections.deque[tuple[points.Point, int]] = collections.deque()
+  waiting: _Waiting = collections.deque()
   pruned: set[str] = set()
   running: list[_Attempt] = []
   is_told = False
@@ -135,29 +139,21 @@ def run(
       time.sleep(_POLL_SECONDS)
       for attempt in list(running):
         name = attempt.point.name
-        if (code := attempt.job.poll()) is None:
-          if name not in pruned and prunes(attempt.point):
-            pruned.add(name)
-            attempt.job.terminate()
-          continue
-        running.remove(attempt)
-        places.append(attempt.place)
-        outcome = _outcome(attempt, code)
-        if outcome.status == LOST and name in pruned:
-          ended(dataclasses.replace(outcome, status=PRUNED, reason=''))
-        elif outcome.status == LOST and attempt.number < _ATTEMPTS:
-          # The lost run goes to the front, to keep the order of the sweep.
-          waiting.appendleft((attempt.point, attempt.number + 1))
-        elif outcome.status == BUSY:
-          waiting.append((attempt.point, attempt.number))
-        else:
-          ended(outcome)
+        if (code := attempt.job.poll()) is not None:
+          running.remove(attempt)
+          places.append(attempt.place)
+          _settle(
+            _outcome(attempt, code, name in pruned), attempt, waiting, ended
+          )
+        elif name not in pruned and prunes(attempt.point):
+          pruned.add(name)
+          attempt.job.terminate()
   finally:
     _stop([attempt.job for attempt in running])
 
 
 def _take(
-  waiting: collections.deque[tuple[points.Point, int]],
+  waiting: _Waiting,
   source: Iterator[points.Point],
 ) -> tuple[points.Point, int] | None:
   """Removes the first run that no other process trains, and returns the run."""
@@ -182,7 +178,23 @@ def _start(point: points.Point, share: Mapping[str, str], start: Start) -> Job:
     return start(point.command, share, log)
 
 
-def _outcome(attempt: _Attempt, code: int) -> Outcome:
+def _settle(
+  outcome: Outcome,
+  attempt: _Attempt,
+  waiting: _Waiting,
+  ended: Callable[[Outcome], None],
+) -> None:
+  """Lets a lost or a busy run wait again, and reports any other outcome."""
+  if outcome.status == LOST and attempt.number < _ATTEMPTS:
+    # The lost run goes to the front, to keep the order of the sweep.
+    waiting.appendleft((attempt.point, attempt.number + 1))
+  elif outcome.status == BUSY:
+    waiting.append((attempt.point, attempt.number))
+  else:
+    ended(outcome)
+
+
+def _outcome(attempt: _Attempt, code: int, is_pruned: bool) -> Outcome:
   seconds = time.monotonic() - attempt.start
   status = attempt.point.read_status()
   if status.status != workdir.INCOMPLETE:
@@ -193,6 +205,8 @@ def _outcome(attempt: _Attempt, code: int) -> Outcome:
     line = _last_line(logs.path(attempt.point.workdir))
     reason = line.removeprefix('error: ')
     return Outcome(attempt.point, workdir.FAILED, seconds, reason)
+  if is_pruned:
+    return Outcome(attempt.point, PRUNED, seconds)
   # A run that catches SIGTERM saves a checkpoint and exits with status 0. The
   # code of a process that a signal ended is the negative number of the signal.
   name = signal.Signals(-code or signal.SIGTERM).name

@@ -130,20 +130,25 @@ def room(needed: Resources) -> int:
 
   nodes = [node['Resources'] for node in ray.nodes() if node['Alive']]
   count = sum(_fit(node, needed) for node in nodes)
-  for kind in _KINDS:
-    # Ray hides the accelerators of other runs only from a run with one.
-    is_here = any(node.get(kind) and _fit(node, needed) for node in nodes)
-    if is_here and kind not in needed and os.environ.get(_PLATFORMS) != 'cpu':
-      raise errors.UserError(
-        f'--resources={_told(needed)}: a node has {kind}s, and each run would'
-        f' take all of them; give {kind}=1, or set {_PLATFORMS}=cpu'
-      )
+  _check_accelerators([n for n in nodes if _fit(n, needed)], needed)
   if not count:
     raise errors.UserError(
       f'--resources={_told(needed)}: no node has as many; the nodes have'
       f' {" | ".join(_all_told(nodes)) or "nothing"}'
     )
   return count
+
+
+def _check_accelerators(nodes: Sequence[Resources], needed: Resources) -> None:
+  """Raises a UserError if a run would see accelerators of other runs."""
+  for kind in _KINDS:
+    # Ray shows a run its share, and all accelerators to a run without a share.
+    is_open = any(node.get(kind) for node in nodes) and kind not in needed
+    if is_open and os.environ.get(_PLATFORMS) != 'cpu':
+      raise errors.UserError(
+        f'--resources={_told(needed)}: a node has {kind}s, and each run would'
+        f' take all of them; give {kind}=1, or set {_PLATFORMS}=cpu'
+      )
 
 
 def _fit(node: Resources, needed: Resources) -> int:

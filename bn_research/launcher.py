@@ -1,8 +1,8 @@
 """Starts the processes of one run on this machine, and starts lost ones again.
 
-JAX aborts the processes of a run when one of them dies, and no code of a run can
-prevent this. A program outside of the run therefore starts all processes again,
-and the run goes on from the last checkpoint.
+JAX aborts the processes of a run when one of them dies, and no code of a run
+can prevent this. A program outside of the run therefore starts all processes
+again, and the run goes on from the last checkpoint.
 """
 
 import contextlib
@@ -101,7 +101,7 @@ class _Group:
   ) -> subprocess.Popen:
     # The first process alone prints. What the others print is shown if one of
     # these ends the run.
-    log = self._stack.enter_context(tempfile.TemporaryFile())
+    log = self._stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
     self._logs.append(log)
     return subprocess.Popen(
       [*_CHILD, str(os.getpid()), *command],

@@ -63,6 +63,7 @@ def train(
   dataset = feeding.open_dataset(
     config['data'], data_dir, config['eval']['splits']
   )
+  processes.check_form(config['parallel']['form'])
   mesh = mesh_lib.create(
     config['num_devices'],
     config['batch_size'],

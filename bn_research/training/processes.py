@@ -65,6 +65,21 @@ def join(address: Address) -> None:
     ) from error
 
 
+def check_form(form: str) -> None:
+  """Checks that several processes can use a form of program.
+
+  Args:
+    form: `config.parallel.form`.
+
+  Raises:
+    UserError: If the form is for a single process.
+  """
+  if form == 'pmap' and jax.process_count() > 1:
+    raise errors.UserError(
+      'config.parallel.form=pmap is for one process; choose jit or shard_map'
+    )
+
+
 def is_first() -> bool:
   """Returns whether this process writes the workdir."""
   return jax.process_index() == 0

@@ -158,6 +158,7 @@ def test_sigterm_saves_all(train, tmp_path):
   [
     (('--config.batch_size=6',), 'batch_size=6'),
     (('--config.optimizer.learning_rate=-1.0',), 'learning_rate=-1.0'),
+    (('--config.parallel.form=pmap',), 'pmap is for one process'),
   ],
 )
 def test_a_mistake_is_told_once(train, tmp_path, flags, reason):

@@ -3,9 +3,10 @@
 
 python scripts/bench_checkpoints.py
 
-A checkpoint is saved as `bn_research.train` saves it, and the time ends when
-all files are on the disk. The digests of the same state are timed in the same
-round; a share is the ratio of both, and the table has medians over the rounds.
+A checkpoint is saved as `bn_research.train` saves it. A run waits until the
+state has left the devices (`blocks`), and the files are on the disk later
+(`save`). The digests of the same state are timed in the same round; a share is
+the ratio of digests and save, and the table has medians over the rounds.
 No digest is part of a training step: between two checkpoints, a run computes
 none.
 """
@@ -37,15 +38,17 @@ def main(argv: list[str]) -> None:
 def print_table() -> None:
   """Prints the cost of the digests, for states of several sizes."""
   interval = experiment.base().checkpoint_seconds
-  print(f'\n{"checkpoint":>12}{"save ms":>10}{"digests ms":>12}{"share":>8}')
+  print(f'\n{"checkpoint":>12}{"blocks ms":>11}', end='')
+  print(f'{"save ms":>10}{"digests ms":>12}{"share":>8}')
   for widths in _WIDTHS:
     start = _state(widths)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(start))
-    saves, sums = _time(start)
+    saves, sums, blocks = _time(start)
     share = statistics.median(b / a for a, b in zip(saves, sums, strict=True))
     save, digest = statistics.median(saves), statistics.median(sums)
     print(
-      f'{size / 1e6:9.1f} MB{1e3 * save:10.1f}{1e3 * digest:12.2f}{share:8.1%}'
+      f'{size / 1e6:9.1f} MB{1e3 * statistics.median(blocks):11.1f}'
+      f'{1e3 * save:10.1f}{1e3 * digest:12.2f}{share:8.1%}'
       f'   {digest / interval:.4%} of the {interval:g} s between checkpoints'
     )
 
@@ -59,21 +62,22 @@ def _state(widths: tuple[int, ...]) -> state.TrainState:
   return mesh.replicate(start, mesh.create(1, 1))
 
 
-def _time(start: state.TrainState) -> tuple[list[float], list[float]]:
-  """Returns seconds a save, and seconds for the digests, for each round."""
-  saves, sums = [], []
+def _time(start: state.TrainState) -> tuple[list[float], ...]:
+  """Returns seconds a save, for the digests, and of waiting, by round."""
+  saves, sums, blocks = [], [], []
   for step in range(_ROUNDS + 1):
     with tempfile.TemporaryDirectory() as directory:
       saver = checkpoints.Checkpoints(directory, 0.0, 1, print)
       now = time.perf_counter()
       saver.save(start._replace(step=jnp.int32(step)))
+      blocks.append(time.perf_counter() - now)
       saver.close()
       saves.append(time.perf_counter() - now)
     now = time.perf_counter()
     digests.of_arrays(start)
     sums.append(time.perf_counter() - now)
     timing.settle('')
-  return saves[1:], sums[1:]  # The first round compiles.
+  return saves[1:], sums[1:], blocks[1:]  # The first round compiles.
 
 
 if __name__ == '__main__':

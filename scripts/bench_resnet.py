@@ -40,11 +40,11 @@ from bn_research import data, experiment, optim, probes
 from bn_research.training import (
   configuration,
   evaluation,
-  loop,
   mesh,
   pace,
   probing,
   programs,
+  run,
   state,
   step,
 )
@@ -134,7 +134,7 @@ class Harness:
     create = state.creator(config, (32, 32, 3), 10, self._optimizer)
     with jax.set_mesh(self._mesh):
       self._programs = programs.Programs(config, dataset, self._mesh)
-      self._run = loop.Run(config, directory, self._programs, pace=_Fixed())
+      self._run = run.Run(config, directory, self._programs, pace=_Fixed())
       self._graphdef, _ = jax.eval_shape(create, jax.random.key(0))
       self._state = jax.jit(lambda key: create(key)[1])(jax.random.key(0))
     self._parts = {'graphdef': self._graphdef, 'to_input': data.to_input}

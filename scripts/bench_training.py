@@ -43,9 +43,9 @@ from peers_mlp import BATCH, BINARIZE, LEARNING_RATE, SIZES, Turn
 from bn_research import data, optim
 from bn_research.training import (
   configuration,
-  loop,
   mesh,
   programs,
+  run,
   state,
   step,
 )
@@ -160,13 +160,13 @@ def _ours(norm: str, dataset: data.Dataset, directory: str) -> Turn:
   devices = mesh.create(1, BATCH)
   with jax.set_mesh(devices):
     compiled = programs.Programs(config, dataset, devices)
-  run = loop.Run(config, directory, compiled)
+  ours = run.Run(config, directory, compiled)
 
   def turn(num_steps: int) -> None:
-    end = run.step + num_steps
+    end = ours.step + num_steps
     with contextlib.redirect_stdout(None):  # Progress is for people.
-      while run.step < end:
-        run.advance()
+      while ours.step < end:
+        ours.advance()
 
   return turn
 

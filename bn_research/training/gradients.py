@@ -1,5 +1,6 @@
 """The gradient of a mini-batch, at once or in micro-batches."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -124,24 +125,14 @@ def gradient(
       or if a hook cannot merge the notes of micro-batches.
   """
 
-  if rule.form != 'jit':
-    return _over_devices(params, rest, images, labels, brought, graphdef, rule)
-  return _of_part(params, rest, images, labels, brought, graphdef, rule)
+  part = functools.partial(
+    _of_part, brought=brought, graphdef=graphdef, rule=rule
+  )
+  if rule.form == 'jit':
+    return part(params, rest, images, labels)
 
-
-def _over_devices(
-  params: nnx.State,
-  rest: nnx.State,
-  images: jax.Array,
-  labels: jax.Array,
-  brought: hooks.Brought,
-  graphdef: nnx.GraphDef,
-  rule: Rule,
-) -> Gradient:
-  """Computes the gradient, of which each device computes a share."""
-
-  def local(params: Any, rest: Any, images: Any, labels: Any) -> Any:
-    found = _of_part(params, rest, images, labels, brought, graphdef, rule)
+  def local(*given: Any) -> Any:
+    found = part(*given)
     loss, grads = spreading.total((found.loss, found.grads))
     return (loss, found.rest, grads), found.noted
 

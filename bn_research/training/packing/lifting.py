@@ -218,7 +218,7 @@ def _rebuilt(
     (key,) = {*params} & {'jaxpr', 'call_jaxpr', 'fun_jaxpr'}
     return call(key)(*values)
   if name in _REBUILT:
-    return _REBUILT[name](params, call, values)
+    return _REBUILT[name](equation, call, values)
   # The numbers are operands of the equation itself.
   variables = [
     core.Var(atom.aval) if isinstance(atom, core.Literal) else atom
@@ -228,7 +228,8 @@ def _rebuilt(
   return _as_it_is(jaxpr, equation.replace(invars=variables), given)
 
 
-def _while(params: Any, call: Any, values: Sequence[Any]) -> list[Any]:
+def _while(equation: Any, call: Any, values: Sequence[Any]) -> list[Any]:
+  params = equation.params
   first, second = params['cond_nconsts'], params['body_nconsts']
   consts = values[:first], values[first : first + second]
   test, body = call('cond_jaxpr'), call('body_jaxpr')
@@ -239,9 +240,12 @@ def _while(params: Any, call: Any, values: Sequence[Any]) -> list[Any]:
   )
 
 
-def _scan(params: Any, call: Any, values: Sequence[Any]) -> list[Any]:
-  first = params['num_consts']
-  count = params['num_carry']
+def _scan(equation: Any, call: Any, values: Sequence[Any]) -> list[Any]:
+  params, inner = equation.params, equation.params['jaxpr'].jaxpr
+  # Versions of JAX name the numbers of operands in different ways. An array that
+  # the loop goes along has one axis more outside than inside.
+  count = _num_equal_ranks(equation.outvars, inner.outvars)
+  first = _num_equal_ranks(equation.invars, inner.invars) - count
   consts, init = values[:first], list(values[first : first + count])
   step = call('jaxpr')
 
@@ -260,15 +264,23 @@ def _scan(params: Any, call: Any, values: Sequence[Any]) -> list[Any]:
   return [*carry, *stacked]
 
 
-def _cond(params: Any, call: Any, values: Sequence[Any]) -> list[Any]:
+def _num_equal_ranks(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+  pairs = zip(outside, inside, strict=True)
+  return sum(len(x.aval.shape) == len(y.aval.shape) for x, y in pairs)
+
+
+def _cond(equation: Any, call: Any, values: Sequence[Any]) -> list[Any]:
   index, *operands = values
-  branches = [call('branches', k) for k in range(len(params['branches']))]
+  branches = [
+    call('branches', k) for k in range(len(equation.params['branches']))
+  ]
   return jax.lax.switch(index, branches, *operands)
 
 
-def _remat(params: Any, call: Any, values: Sequence[Any]) -> list[Any]:
+def _remat(equation: Any, call: Any, values: Sequence[Any]) -> list[Any]:
   # JAX translates rematerialization to a barrier as well, which keeps XLA from
   # the reuse of values that are to be computed again.
+  params = equation.params
   if params['differentiated'] and params['prevent_cse']:
     values = jax.lax.optimization_barrier(list(values))
   return call('jaxpr')(*values)

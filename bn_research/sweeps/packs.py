@@ -103,7 +103,11 @@ class Engine:
 
   def launch(self) -> None:
     """Starts the processes of all runs that wait."""
-    jobs = sorted(self._waiting, key=lambda job: form(job.point.config))
+    order = list(self._points.values())
+    jobs = sorted(
+      self._waiting,
+      key=lambda job: (form(job.point.config), order.index(job.point)),
+    )
     self._waiting = []
     count = min(len(self._shares), len(jobs))
     for k in range(count):

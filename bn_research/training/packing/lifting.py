@@ -242,8 +242,8 @@ def _while(equation: Any, call: Any, values: Sequence[Any]) -> list[Any]:
 
 def _scan(equation: Any, call: Any, values: Sequence[Any]) -> list[Any]:
   params, inner = equation.params, equation.params['jaxpr'].jaxpr
-  # Versions of JAX name the numbers of operands in different ways. An array that
-  # the loop goes along has one axis more outside than inside.
+  # Versions of JAX tell the numbers of operands in different ways. An array
+  # that the loop goes along has one more axis outside than inside.
   count = _num_equal_ranks(equation.outvars, inner.outvars)
   first = _num_equal_ranks(equation.invars, inner.invars) - count
   consts, init = values[:first], list(values[first : first + count])

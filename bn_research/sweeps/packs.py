@@ -156,7 +156,7 @@ class _Process:
   ):
     """Writes the request, and starts the process."""
     self._ended = path.with_suffix('.ended')
-    self._is_terminated = False
+    self._is_terminated, self._count = False, len(jobs)
     path.write_text(json.dumps({**request, 'groups': _groups(jobs)}))
     command = (sys.executable, '-m', 'bn_research.pack', str(path))
     log = path.with_suffix('.txt')
@@ -166,8 +166,11 @@ class _Process:
     """Returns the exit status of a run; None before the end."""
     # In this order: a process may end between the two questions.
     code = self.job.poll()
-    status = self._statuses().get(str(point.workdir))
-    return code if status is None else status
+    statuses = self._statuses()
+    # The last run ends with the process, so that no process is left behind.
+    if code is None and len(statuses) == self._count:
+      return None
+    return statuses.get(str(point.workdir), code)
 
   def terminate(self) -> None:
     """Sends SIGTERM once, because a second signal would end the process."""

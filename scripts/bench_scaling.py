@@ -6,32 +6,31 @@ python scripts/bench_scaling.py --networks=perceptron --norms=iter_norm
 
 Nothing is timed: virtual devices of a CPU share its cores. The script compiles
 the step of a run as `bn_research.train` compiles the step, and reads the
-collectives in the compiled program. All rows together take about MINUTES
-minutes on two cores, and the perceptron takes half a minute.
+collectives in the compiled program. All rows together took seven minutes on two
+cores with other work beside, and the perceptron two of these.
 
 The networks are the perceptron of Figure 1 and the ResNet-20 for CIFAR-10, with
-batches of 64 random examples. A row has the number of collectives in a step,
-and the bytes that each device sends: 2 (n - 1) / n of the size of a sum, and
-(n - 1) / n of the size of all gathered parts together, by the algorithms that
-send the fewest bytes. `collectives.least` defines the least: the gradient and
+batches of 64 random examples. Each cell has the number of collectives in a step
+and the kilobytes that each device sends, by the algorithms that send the fewest
+bytes: 2 (n - 1) / n of the size of a sum, and (n - 1) / n of the size of all
+gathered parts together. `collectives.least` defines the least: the gradient and
 the loss once, and for each normalization the moments once forward and their
 cotangents once backward, each as a sum over the devices.
 
 The number of collectives is the least in each form. The bytes are above the
 least for two reasons:
 
-* Each device gets the moments of all devices, in place of a sum, since the
-  exact merge of moments needs every mean. A sum of squares in a single
-  collective is not stable, and a stable sum takes a second collective. A
-  gather of n parts of size s sends (n - 1) s bytes, and a sum sends
-  2 (n - 1) / n of s: the same for two devices, four times as many for eight.
-  For batch norm, each unit also brings the count of its examples. Batch norm
-  sends few bytes beside the gradient. A covariance of a wide layer is as large
-  as a matrix of weights, and there the gather matters.
-* Under `shard_map` and `pmap`, the sums of the cotangents of mean and variance
-  travel with the backward pass, and travel once more as the gradients of bias
-  and scale: the harness sums all gradients, and does not know that a
-  normalization has summed these two before. Under jit, XLA sees one sum.
+* A normalization gathers the moments of all devices. The exact merge of moments
+  needs the mean of every device: a sum of squares would be one collective, and
+  is not stable, and a stable sum of deviations waits for the sum of the means.
+  A gather of the moments of n devices sends n / 2 times the bytes of a sum, and
+  batch norm also brings a count of examples for each unit. The moments of batch
+  norm are few beside the gradient. A covariance of a wide layer is as large as
+  a matrix of weights, and the gather then sends more bytes than the gradient.
+* Under `shard_map` and `pmap`, the cotangents of mean and deviation in batch
+  norm travel with the backward pass, and travel again as the gradients of bias
+  and scale: the step sums all gradients over the devices, and does not know
+  which sums a normalization has made before. Under jit, XLA sees one sum.
 """
 
 import functools

@@ -1,9 +1,10 @@
 """SIGKILL at random moments: a run ends as the undisturbed run ends.
 
 Real commands train on the digits, and save a checkpoint after every chunk of
-steps. Most kills come at a random time: while Python starts, while programs are
-compiled or loaded, and between steps. The rest wait for a checkpoint that is
-being written, and come a random moment later.
+steps. A third of the kills comes at a random time after the start: while Python
+starts, and while programs are compiled or loaded. A third comes at a random
+time after a new checkpoint. The rest waits for a checkpoint that is being
+written, and comes a random moment later. The numbers of kills are printed.
 """
 
 import collections
@@ -106,9 +107,11 @@ class Killer:
   """Waits for a random moment of a process, and sends SIGKILL."""
 
   def __init__(self, seed, folder, startup):
+    """`startup` are the seconds from a start to the first checkpoint."""
     self._rng = random.Random(seed)
     self._folder = folder
-    self._startup = startup
+    # The longest wait in seconds, after the event that a kill waits for.
+    self._most = {START: startup, STEP: 0.3, WRITE: 0.1}
     self.number = 0
     self.hits = collections.Counter()
 
@@ -130,7 +133,7 @@ class Killer:
 
   def _wait_for(self, what, has_ended):
     before = checkpoints(self._folder)
-    seconds = self._rng.uniform(0, {START: self._startup}.get(what, 0.3))
+    seconds = self._rng.uniform(0, self._most[what])
 
     def is_there():
       new = checkpoints(self._folder) - before
@@ -142,7 +145,7 @@ class Killer:
       if has_ended():
         return False
       time.sleep(0.002)
-    time.sleep(seconds if what != WRITE else seconds / 3)
+    time.sleep(seconds)
     return not has_ended()
 
 

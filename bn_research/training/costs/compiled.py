@@ -1,5 +1,6 @@
 """Counts the collectives of a training step in the compiled program."""
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ _SENT: dict[str, Callable[[int], float]] = {
   'collective-permute': lambda n: 1,
   'collective-broadcast': lambda n: 1,
 }
-_COLLECTIVE = re.compile(rf'= (.*?) ({"|".join(_SENT)})(?:-start)?\(')
+_COLLECTIVE = re.compile(rf'= (.*?) ({"|".join(_SENT)})\(')
 _ARRAY = re.compile(r'([a-z]+)(\d*)\w*\[([\d,]*)\]')
 
 
@@ -45,9 +46,10 @@ class Collective(NamedTuple):
 
 
 def read(text: str) -> list[Collective]:
-  """Returns the collectives in the text of a compiled program.
+  """Returns the collectives in the text of a program for a CPU.
 
-  The body of a loop stands once in the text, and counts once.
+  The body of a loop stands once in the text, and counts once. On further
+  platforms a gather may have a start and an end, of other sizes.
 
   Args:
     text: The result of `as_text` of a compiled function of JAX.
@@ -61,9 +63,7 @@ def read(text: str) -> list[Collective]:
 def _bytes(array: re.Match[str]) -> int:
   """Returns the bytes of an array such as `f32[100,10]`."""
   _, bits, sizes = array.groups()
-  count = 1
-  for size in filter(None, sizes.split(',')):
-    count *= int(size)
+  count = math.prod(int(size) for size in sizes.split(',') if size)
   return count * int(bits or 8) // 8  # A `pred` has a byte.
 
 

@@ -74,15 +74,42 @@ def of_step(
   if jax.sharding.get_abstract_mesh().size == 1:
     return Collectives(0, 0, 0)
   gathers = list(_gathers(_used(jax.make_jaxpr(loss)(params, *args))))
-  reduced = sum(
-    math.prod(leaf.shape) * leaf.dtype.itemsize
-    for leaf in jax.tree.leaves(params)
-  )
+  reduced = _gradient(params)
   if gathers:
     reduced += sum(
       _cotangents(layer) for _, layer in tree.normalizations(model)
     )
-  return Collectives(2 * len(gathers) + 1, sum(gathers), reduced + _LOSS)
+  return Collectives(2 * len(gathers) + 1, sum(gathers), reduced)
+
+
+def least(model: nnx.Module) -> Collectives:
+  """Returns the least that a step of training has to move between devices.
+
+    number  = 2 · normalizations over the batch + 1
+    reduced = bytes of (gradient, loss), plus for each normalization the moments
+              forward, and backward the cotangents of `of_step`
+
+  The moments of a layer depend on the moments of the layers before, and the
+  cotangents of a layer on the cotangents of the layers after: these collectives
+  cannot travel together. Nothing is gathered: a sum of moments over the devices
+  has the size of the moments of one device. A covariance is a whole matrix, and
+  counts of examples are known to all devices.
+
+  Args:
+    model: The model, abstract or not.
+  """
+  layers = [layer for _, layer in tree.normalizations(model) if _moments(layer)]
+  moments = sum(map(_moments, layers)) + sum(map(_cotangents, layers))
+  gradient = _gradient(nnx.state(model, nnx.Param))
+  return Collectives(2 * len(layers) + 1, 0, moments + gradient)
+
+
+def _gradient(params: Any) -> int:
+  """Returns the bytes of the gradient and of the loss."""
+  return _LOSS + sum(
+    math.prod(leaf.shape) * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(params)
+  )
 
 
 def _used(jaxpr: Any) -> Any:
@@ -111,27 +138,51 @@ def _gathers(jaxpr: Any) -> Iterator[int]:
           yield from list(_gathers(item)) * turns
 
 
+def _moments(layer: Any) -> int:
+  """Returns the bytes of the moments of the batch, on a single device."""
+  if isinstance(layer, nnx.BatchNorm):
+    return 2 * layer.num_features * _itemsize(layer)
+  return sum(
+    sum(_numbers(part, layer.num_features)) for part in _parts(layer)
+  ) * _itemsize(layer)
+
+
 def _cotangents(layer: Any) -> int:
   """Returns the bytes of sums that are no gradient of a bias or a scale."""
   if isinstance(layer, nnx.BatchNorm):
     return 0
-  parts = getattr(layer.normalization, 'parts', (layer.normalization,))
-  numbers = sum(_numbers(part, layer) for part in parts)
-  return numbers * jnp.dtype(layer.param_dtype).itemsize
+  numbers = 0
+  for part in _parts(layer):
+    means, spreads = _numbers(part, layer.num_features)
+    # The gradients of a bias and of a scale are such sums already.
+    is_usual = _is_of_axes(part) and not part.map.joint
+    numbers += means * (not is_usual or layer.bias is None)
+    numbers += spreads * (not is_usual or layer.scale is None)
+  return numbers * _itemsize(layer)
 
 
-def _numbers(normalization: Any, layer: Any) -> int:
-  size = layer.num_features
-  if not isinstance(normalization, norms.Normalization):
+def _parts(layer: Any) -> tuple[Any, ...]:
+  return getattr(layer.normalization, 'parts', (layer.normalization,))
+
+
+def _itemsize(layer: Any) -> int:
+  return jnp.dtype(layer.param_dtype).itemsize
+
+
+def _is_of_axes(normalization: Any) -> bool:
+  return isinstance(normalization, norms.Normalization)
+
+
+def _numbers(normalization: Any, size: int) -> tuple[int, int]:
+  """Returns the numbers in the means of the batch, and in its spreads."""
+  if not _is_of_axes(normalization):
     # A method without a map, such as EvoNorm, has a variance of the batch if
     # the method remembers a variance.
-    return size if normalization.remembers else 0
+    return 0, size if normalization.remembers else 0
   scope, map_ = normalization.scope, normalization.map
   if not scope.shares or not map_.needs_moments:
-    return 0
+    return 0, 0
+  if not map_.joint:
+    return size * map_.centre, size * map_.scales
   initial = jax.eval_shape(lambda: map_.initial((size,), jnp.float32))
-  if map_.joint:
-    return math.prod(initial.comoment.shape) + size * map_.centre
-  needs_mean = map_.centre and layer.bias is None
-  needs_spread = map_.scales and layer.scale is None
-  return size * (needs_mean + needs_spread)
+  return size * map_.centre, math.prod(initial.comoment.shape)

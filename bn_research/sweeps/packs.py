@@ -88,6 +88,7 @@ class Engine:
     self._shares, self._request, self._folder = shares, request, folder
     self._numbers = itertools.count()
     self._waiting: list[_Job] = []
+    self._processes: list[_Process] = []
 
   def start(
     self,
@@ -102,7 +103,13 @@ class Engine:
     return job
 
   def launch(self) -> None:
-    """Starts the processes of all runs that wait."""
+    """Starts the processes of all runs that wait.
+
+    The runs of a lost process start again together: nothing starts as long as
+    the pool has not asked for the end of each of these runs.
+    """
+    if any(process.is_partly_told for process in self._processes):
+      return
     order = list(self._points.values())
     jobs = sorted(
       self._waiting,
@@ -114,6 +121,7 @@ class Engine:
       some = jobs[k * len(jobs) // count : (k + 1) * len(jobs) // count]
       path = self._folder / f'{next(self._numbers)}.json'
       process = _Process(path, some, self._request, self._shares[k])
+      self._processes.append(process)
       for job in some:
         job.process = process
 
@@ -130,8 +138,7 @@ class _Job:
     """Returns the exit status of the run; None before the end."""
     if self.process is None:
       self._engine.launch()
-    assert self.process is not None
-    return self.process.status_of(self.point)
+    return self.process and self.process.status_of(self.point)
 
   def terminate(self) -> None:
     """Lets the process save all of its runs."""
@@ -157,6 +164,7 @@ class _Process:
     """Writes the request, and starts the process."""
     self._ended = path.with_suffix('.ended')
     self._is_terminated, self._count = False, len(jobs)
+    self._told: set[str] = set()
     path.write_text(json.dumps({**request, 'groups': _groups(jobs)}))
     command = (sys.executable, '-m', 'bn_research.pack', str(path))
     log = path.with_suffix('.txt')
@@ -170,7 +178,15 @@ class _Process:
     # The last run ends with the process, so that no process is left behind.
     if code is None and len(statuses) == self._count:
       return None
-    return statuses.get(str(point.workdir), code)
+    status = statuses.get(str(point.workdir), code)
+    if status is not None:
+      self._told.add(point.name)
+    return status
+
+  @property
+  def is_partly_told(self) -> bool:
+    """Whether the process ended, and the pool knows the end of some runs."""
+    return self.job.poll() is not None and len(self._told) < self._count
 
   def terminate(self) -> None:
     """Sends SIGTERM once, because a second signal would end the process."""

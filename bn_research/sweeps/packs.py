@@ -138,7 +138,9 @@ class _Job:
     """Returns the exit status of the run; None before the end."""
     if self.process is None:
       self._engine.launch()
-    return self.process and self.process.status_of(self.point)
+    if self.process is None:
+      return None
+    return self.process.status_of(self.point)
 
   def terminate(self) -> None:
     """Lets the process save all of its runs."""

@@ -23,6 +23,7 @@ _CHILD = (sys.executable, '-I', '-S', child.__file__)
 _POLL_SECONDS = 0.05
 # Between the end of one process and the end of the others by force.
 _GRACE_SECONDS = 5.0
+_INTERRUPTED = 130  # the exit status in shells after Ctrl-C
 
 
 def run(
@@ -48,14 +49,17 @@ def run(
     for left in range(max_restarts, -1, -1):
       with _Group(command, environments) as group:
         status, lost = group.wait(noted)
-      if lost is None or noted:
+      if lost is None:
         return status
+      if noted:
+        break
       print(f'process {lost} of {count} was lost to {_name(status)}', end='')
       if not left:
-        break
+        print('; the same command goes on from the last checkpoint')
+        return 1
       print(f'; all start again from the last checkpoint ({left} left)')
-  print('; the same command goes on from the last checkpoint', flush=True)
-  return 1
+  print('interrupted; the same command goes on from the last checkpoint')
+  return _INTERRUPTED
 
 
 def _environments(count: int, num_devices: int) -> list[Mapping[str, str]]:

@@ -227,6 +227,11 @@ def _check_flags() -> None:
         f'--{name} goes with --engine={" or ".join(engines)}, and not with'
         f' --engine={_ENGINE.value}; change one of both'
       )
+  if _PACK.value and _LAUNCH.value is not None:
+    raise errors.UserError(
+      '--pack trains runs in one process here, and --launch gives each run to a'
+      ' scheduler; leave one of both out'
+    )
   for name in _OF_SWEEPS if _SEARCH.value is not None else ():
     if flags.FLAGS[name].present:
       raise errors.UserError(

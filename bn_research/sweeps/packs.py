@@ -9,12 +9,18 @@ started again after a signal.
 import itertools
 import json
 import pathlib
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bn_research.sweeps import pool, processes
 from bn_research.sweeps.points import Point
+
+NOT_ONE_PACK = 'not in one pack: '
+"""The beginning of a line of the process about two settings."""
+
+_LINES = 20  # of a process that failed, for the log of each of its runs
 
 
 def obstacle(config: Mapping[str, Any]) -> str:
@@ -110,17 +116,24 @@ class Engine:
     """
     if any(process.is_partly_told for process in self._processes):
       return
+    shares = [
+      k
+      for k in range(len(self._shares))
+      if all(one.share != k or one.has_ended for one in self._processes)
+    ]
+    if not shares:
+      return
     order = list(self._points.values())
     jobs = sorted(
-      self._waiting,
+      (job for job in self._waiting if not job.has_ended),
       key=lambda job: (form(job.point.config), order.index(job.point)),
     )
     self._waiting = []
-    count = min(len(self._shares), len(jobs))
-    for k in range(count):
+    count = min(len(shares), len(jobs))
+    for k, share in enumerate(shares[:count]):
       some = jobs[k * len(jobs) // count : (k + 1) * len(jobs) // count]
       path = self._folder / f'{next(self._numbers)}.json'
-      process = _Process(path, some, self._request, self._shares[k])
+      process = _Process(path, some, self._request, share, self._shares[share])
       self._processes.append(process)
       for job in some:
         job.process = process
@@ -133,23 +146,33 @@ class _Job:
     self.point, self.log = point, log
     self.process: _Process | None = None
     self._engine = engine
+    self._ended: int | None = None  # A signal before the start.
+
+  @property
+  def has_ended(self) -> bool:
+    """Whether a signal came before the start."""
+    return self._ended is not None
 
   def poll(self) -> int | None:
     """Returns the exit status of the run; None before the end."""
-    if self.process is None:
+    if self.process is None and not self.has_ended:
       self._engine.launch()
     if self.process is None:
-      return None
-    return self.process.status_of(self.point)
+      return self._ended
+    return self.process.status_of(self)
 
   def terminate(self) -> None:
     """Lets the process save all of its runs."""
-    if self.process is not None:
+    if self.process is None:
+      self._ended = -signal.SIGTERM
+    else:
       self.process.terminate()
 
   def kill(self) -> None:
     """Ends the process."""
-    if self.process is not None:
+    if self.process is None:
+      self._ended = -signal.SIGKILL
+    else:
       self.process.job.kill()
 
 
@@ -161,18 +184,20 @@ class _Process:
     path: pathlib.Path,
     jobs: Sequence[_Job],
     request: Mapping[str, Any],
-    share: Mapping[str, str],
+    share: int,
+    environ: Mapping[str, str],
   ):
     """Writes the request, and starts the process."""
     self._ended = path.with_suffix('.ended')
+    self._log = path.with_suffix('.txt')
+    self.share = share
     self._is_terminated, self._count = False, len(jobs)
     self._told: set[str] = set()
     path.write_text(json.dumps({**request, 'groups': _groups(jobs)}))
     command = (sys.executable, '-m', 'bn_research.pack', str(path))
-    log = path.with_suffix('.txt')
-    self.job: pool.Job = processes.start(command, share, log)
+    self.job: pool.Job = processes.start(command, environ, self._log)
 
-  def status_of(self, point: Point) -> int | None:
+  def status_of(self, job: _Job) -> int | None:
     """Returns the exit status of a run; None before the end."""
     # In this order: a process may end between the two questions.
     code = self.job.poll()
@@ -180,15 +205,33 @@ class _Process:
     # The last run ends with the process, so that no process is left behind.
     if code is None and len(statuses) == self._count:
       return None
-    status = statuses.get(str(point.workdir), code)
-    if status is not None:
-      self._told.add(point.name)
+    status = statuses.get(str(job.point.workdir), code)
+    if status is not None and job.point.name not in self._told:
+      self._tell(job, is_alone=str(job.point.workdir) not in statuses)
     return status
+
+  def _tell(self, job: _Job, is_alone: bool) -> None:
+    """Notes the end of a run, and tells what the process printed."""
+    lines = self._log.read_text(errors='replace').splitlines()
+    if not self._told:
+      for line in lines:
+        if line.startswith(NOT_ONE_PACK):
+          print(line, flush=True)
+    self._told.add(job.point.name)
+    # The process ended without a word on the run.
+    if is_alone and lines:
+      with open(job.log, 'a') as file:
+        print(*lines[-_LINES:], sep='\n', file=file)
 
   @property
   def is_partly_told(self) -> bool:
     """Whether the process ended, and the pool knows the end of some runs."""
-    return self.job.poll() is not None and len(self._told) < self._count
+    return self.has_ended and len(self._told) < self._count
+
+  @property
+  def has_ended(self) -> bool:
+    """Whether the process ended."""
+    return self.job.poll() is not None
 
   def terminate(self) -> None:
     """Sends SIGTERM once, because a second signal would end the process."""

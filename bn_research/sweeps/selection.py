@@ -27,6 +27,10 @@ def with_seeds(
   match = re.fullmatch(r'(\d+):(\d+)', text)
   if match is None:
     raise errors.UserError(f'--seeds={text}; give a range such as 0:5')
+  if int(match[1]) >= int(match[2]):
+    raise errors.UserError(
+      f'--seeds={text} has no seed; the second number is above the last seed'
+    )
   try:
     seeds = grid.seeds(int(match[1]), int(match[2]))
   except ValueError as error:

@@ -22,20 +22,20 @@ def is_slow_on_device(jaxpr: Any, platform: str) -> bool:
     jaxpr: The traced forward pass of the network.
     platform: The platform of the devices, for example 'cpu'.
   """
-  return platform == 'cpu' and 'conv_general_dilated' in _primitives(jaxpr)
+  return platform == 'cpu' and 'conv_general_dilated' in primitives(jaxpr)
 
 
-def _primitives(value: Any) -> Iterator[str]:
+def primitives(value: Any) -> Iterator[str]:
   """Yields the names of all primitives in a jaxpr, at any depth."""
   if isinstance(value, core.ClosedJaxpr):
     value = value.jaxpr
   if isinstance(value, core.Jaxpr):
     for equation in value.eqns:
       yield equation.primitive.name
-      yield from _primitives(tuple(equation.params.values()))
+      yield from primitives(tuple(equation.params.values()))
   elif isinstance(value, tuple | list):
     for item in value:
-      yield from _primitives(item)
+      yield from primitives(item)
 
 
 def call_each(

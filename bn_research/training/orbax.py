@@ -15,9 +15,11 @@ import shutil
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent import futures
 from typing import Any
 
 import jax
+import numpy as np
 
 from bn_research import disk, errors
 
@@ -52,31 +54,55 @@ def save(manager: Any, step: int, arrays: dict[str, Any], json: Any) -> None:
 
   items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
   args = ocp.args.Composite(run=ocp.args.JsonSave(json), **items)
+  if all(map(_is_on_host, jax.tree.leaves(arrays))):
+    _save_later(manager, step, args)
+    return
   with _one_at_a_time:
-    for other in _saving - {manager}:
-      other.wait_until_finished()
-    _saving.clear()
-    _saving.add(manager)
     manager.save(step, args=args)
 
 
 # Orbax numbers the saves of a process, and mixes up two saves at a time. The
-# runs of a pack each have a manager in one process.
+# runs of a pack each have a manager in one process, and their arrays are on the
+# host: a single thread saves one run after another, while all runs train.
 _one_at_a_time = threading.RLock()
-_saving: set[Any] = set()
+_thread = futures.ThreadPoolExecutor(1)
+_pending: dict[int, futures.Future[None]] = {}
+
+
+def _is_on_host(leaf: Any) -> bool:
+  """Returns whether no program can write over an array; NumPy has no keys."""
+  return isinstance(leaf, np.ndarray) or jax.dtypes.issubdtype(
+    leaf.dtype, jax.dtypes.prng_key
+  )
+
+
+def _save_later(manager: Any, step: int, args: Any) -> None:
+  def save_now() -> None:
+    with _one_at_a_time:
+      manager.save(step, args=args)
+      manager.wait_until_finished()
+
+  _finish(manager)
+  _pending[id(manager)] = _thread.submit(save_now)
+
+
+def _finish(manager: Any) -> None:
+  """Waits for a save in the thread, and raises the error of this save."""
+  if (pending := _pending.pop(id(manager), None)) is not None:
+    pending.result()
 
 
 def wait(manager: Any) -> None:
   """Waits until all checkpoints of a manager are on the disk."""
+  _finish(manager)
   with _one_at_a_time:
-    _saving.discard(manager)
     manager.wait_until_finished()
 
 
 def close(manager: Any) -> None:
   """Waits as `wait` does, and ends the use of a manager."""
+  wait(manager)
   with _one_at_a_time:
-    wait(manager)
     manager.close()
 
 

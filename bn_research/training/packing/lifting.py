@@ -40,8 +40,8 @@ def differences(
   Raises:
     Different: If the programs differ in more than numbers.
   """
-  for k, pair in enumerate(_pairs(program.consts, other.consts)):
-    yield from _of_values((*path, 'const', k), *map(np.asarray, pair))
+  for k, (one, two) in enumerate(_pairs(program.consts, other.consts)):
+    yield from _of_consts((*path, 'const', k), one, two)
   yield from _of_jaxprs(program.jaxpr, other.jaxpr, path)
 
 
@@ -103,6 +103,18 @@ def _of_params(one: Any, two: Any, path: Path, is_rule: bool) -> Iterator[Any]:
       raise Different(f'the parameter {path[-1]} differs')
   elif one != two and not (one != one and two != two):  # NaN equals NaN here.
     raise Different(f'{path[-1]}={one} in one is {two} in another')
+
+
+def _of_consts(path: Path, one: Any, two: Any) -> Iterator[Any]:
+  """Yields the difference of two constants; keys cannot be lifted."""
+  keys = [
+    jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) for x in (one, two)
+  ]
+  if any(keys):
+    if not all(keys) or not (one == two).all():
+      raise Different('a key of random numbers is a constant, and differs')
+    return
+  yield from _of_values(path, np.asarray(one), np.asarray(two))
 
 
 def _of_values(

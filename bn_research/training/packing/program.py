@@ -46,6 +46,8 @@ class Program:
       lifting.Different: If two settings differ in more than numbers.
     """
     self._traced = settings[0]
+    # Names in a result may have numbers of the setting.
+    self._trees = [one.tree for one in settings]
     self.name = self._traced.name
     self._width, self._num_devices = width, len(devices)
     self._is_vectorized = is_vectorized
@@ -129,7 +131,8 @@ class Program:
     arrays = [stacking.Stacked(result) for result in results]
     return {
       place: jax.tree.unflatten(
-        self._traced.tree, [stacking.Part(array, place) for array in arrays]
+        self._trees[settings[place]],
+        [stacking.Part(array, place) for array in arrays],
       )
       for place in given
     }

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 from jax.extend import core
 
-from bn_research.training.packing.tracing import Tracer
+from bn_research.training.packing import stacking
+from bn_research.training.packing.tracing import Traced, Tracer
 
 # XLA may keep arrays longer than the order of the operations asks for, and
 # other processes need memory as well.
@@ -26,10 +27,15 @@ def most(
     is_vectorized: Whether a device computes the runs at once. Otherwise, only
       one run at a time needs memory for its intermediate arrays.
   """
-  programs = [traced.program.jaxpr for traced in tracer.programs]
-  kept = max(_bytes(jaxpr.invars) + _bytes(jaxpr.outvars) for jaxpr in programs)
-  between = max(map(peak, programs))
-  free = _SHARE * _free(devices[0])
+  kept = max(map(_own, tracer.programs))
+  between = max(peak(traced.program.jaxpr) for traced in tracer.programs)
+  shared = {
+    id(leaf): leaf.nbytes
+    for traced in tracer.programs
+    for leaf in traced.args
+    if _is_shared(leaf)
+  }
+  free = _SHARE * _free(devices[0]) - sum(shared.values())
   if devices[0].platform == 'cpu':
     free /= len(devices)  # The devices of a CPU share one memory.
   if is_vectorized:
@@ -37,6 +43,18 @@ def most(
   else:
     a_device = (free - between) / kept
   return max(1, int(a_device) * len(devices))
+
+
+def _own(traced: Traced) -> int:
+  """Returns the bytes of the arguments of a run alone, and of the results."""
+  pairs = zip(traced.program.jaxpr.invars, traced.args, strict=True)
+  own = [var for var, leaf in pairs if not _is_shared(leaf)]
+  return _bytes(own) + _bytes(traced.program.jaxpr.outvars)
+
+
+def _is_shared(leaf: Any) -> bool:
+  """Returns whether all runs use the same array, for example the data."""
+  return isinstance(leaf, jax.Array) and not stacking.is_key(leaf)
 
 
 def peak(jaxpr: Any) -> int:

@@ -13,12 +13,13 @@ from bn_research.training import (
   configuration,
   feeding,
   loop,
+  loops,
   stepping,
   stopping,
 )
 from bn_research.training import pace as pace_lib
-from bn_research.training.packing import kinds, output, room
-from bn_research.training.packing.kinds import Setting
+from bn_research.training.packing import kinds, output, records, room
+from bn_research.training.packing.kinds import Kind, Setting
 from bn_research.training.packing.members import Ends, Member
 from bn_research.training.packing.pack import Pack
 
@@ -50,8 +51,6 @@ def train(
   todo = _unfinished(group, ends)
   if not todo:
     return
-  if is_vectorized is None:
-    is_vectorized = jax.default_backend() != 'cpu'
   section, splits = todo[0].config['data'], todo[0].config['eval']['splits']
   with ends.on_error(*todo):
     dataset = feeding.open_dataset(section, data_dir, splits)
@@ -60,8 +59,7 @@ def train(
         'config.data.stream: a pack has the data in memory; train the run alone'
       )
     for kind in kinds.sort(todo, dataset, ends):
-      members = [member for setting in kind for member in setting.members]
-      with ends.on_error(*members):
+      with ends.on_error(*kind.members):
         _train_kind(kind, dataset, is_vectorized, stop, ends)
 
 
@@ -80,20 +78,23 @@ def _unfinished(group: Sequence[Member], ends: Ends) -> list[Member]:
 
 
 def _train_kind(
-  kind: Sequence[Setting],
+  kind: Kind,
   dataset: feeding.Dataset,
-  is_vectorized: bool,
+  is_vectorized: bool | None,
   stop: stopping.Stop,
   ends: Ends,
 ) -> None:
   """Trains the runs of a kind, as many at a time as there are places."""
-  width = _width(kind, is_vectorized)
+  if is_vectorized is None:
+    is_vectorized = _is_fast_at_once(kind)
+  width = kind.width or _width(kind, is_vectorized)
   devices = jax.devices()[: _num_devices(width)]
-  pack = Pack([one.tracer for one in kind], width, devices, is_vectorized)
+  tracers = [one.tracer for one in kind.settings]
+  pack = Pack(tracers, width, devices, is_vectorized)
   pace = pace_lib.Pace()
-  about = {'pack': {'width': width, 'devices': len(devices)}}
+  configs = [one.config for one in kind.settings]
   todo: queue.SimpleQueue[tuple[Setting, Member]] = queue.SimpleQueue()
-  for setting in kind:
+  for setting in kind.settings:
     for member in setting.members:
       todo.put((setting, member))
 
@@ -104,6 +105,8 @@ def _train_kind(
         setting, member = todo.get_nowait()
         with pack.member(place, setting.tracer), ends.on_error(member):
           programs = setting.programs.with_seed(member.config['seed'])
+          record = records.write(member.config, configs, width, len(devices))
+          about = {'pack': record, **member.about}
           status = _go_on(member, dataset, programs, stop, pace, about)
           ends.tell(member, loop.exit_status(status))
     except queue.Empty:
@@ -143,36 +146,35 @@ def _go_on(
       programs,
       stop,
       pace,
-      {**about, **member.about},
+      about,
     )
     print(loop.line(member.directory, status))
   return status
 
 
-def _width(kind: Sequence[Setting], is_vectorized: bool) -> int:
-  """Returns the number of places.
+# A device computes both branches of a condition if it computes many runs at
+# once, and a condition often guards the decomposition of a matrix.
+_SLOW_AT_ONCE = {'eigh', 'cholesky', 'qr', 'lu', 'svd', 'cond'}
 
-  Runs that were in a pack before keep the number of places, because another
-  number may round differently.
-  """
-  members = [member for setting in kind for member in setting.members]
-  if recorded := max(map(_recorded_width, members)):
-    return recorded
-  if kind[0].programs.form is stepping.OneByOne:
+
+def _is_fast_at_once(kind: Kind) -> bool:
+  """Returns whether a device computes runs at once faster than in turn."""
+  if jax.default_backend() == 'cpu':
+    return False
+  programs = kind.settings[0].tracer.programs
+  (loop,) = (one.program for one in programs if one.name == 'train_steps')
+  return _SLOW_AT_ONCE.isdisjoint(loops.primitives(loop))
+
+
+def _width(kind: Kind, is_vectorized: bool) -> int:
+  """Returns the number of places of a new pack."""
+  first = kind.settings[0]
+  if first.programs.form is stepping.OneByOne:
     return 1  # A run has all cores, which the devices of a CPU share.
-  devices = jax.devices()[: len(members)]
-  most = room.most(kind[0].tracer, devices, is_vectorized)
-  count = min(len(members), most, kinds.MOST)
+  devices = jax.devices()[: len(kind.members)]
+  most = room.most(first.tracer, devices, is_vectorized)
+  count = min(len(kind.members), most, kinds.MOST)
   return -(-count // len(devices)) * len(devices)
-
-
-def _recorded_width(member: Member) -> int:
-  """Returns the number of places of the pack that trained a run; 0 for none."""
-  try:
-    starts = workdir.read_record(member.directory)['starts']
-    return int(starts[-1]['pack']['width'])
-  except (errors.UserError, LookupError):
-    return 0
 
 
 def _num_devices(width: int) -> int:

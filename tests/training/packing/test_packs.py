@@ -101,7 +101,10 @@ def test_a_run_in_a_pack_is_the_run_alone(
     training.train(one, alone := tmp_path / f'alone {k}')
     same(member, alone, 1e-5)
     record = workdir.read_record(member.directory)
-    assert record['starts'][0]['pack'] == {'width': 3, 'devices': 3}
+    told = record['starts'][0]['pack']
+    assert (told['width'], told['devices']) == (3, 3)
+    assert len(told['settings']) == 3
+    assert told['settings'][k] == {}
     assert record['config'] == workdir.read_config(alone)
     assert f'{member.directory}: done at step 20\n' in log(member)
 
@@ -187,6 +190,64 @@ def test_seeds_need_no_further_trace_and_equal_the_runs_alone_bit_for_bit(
     assert results(member.directory) == results(alone)
 
 
+def test_an_augmentation_of_each_seed(config, results, tmp_path):
+  config['num_steps'], config['probes'] = 10, {}
+  config['data']['augment'] = {'pad_crop': {'padding': 1}}
+  group = members([changed(config, {'seed': k}) for k in range(2)], tmp_path)
+  assert pack(group) == [0, 0]
+  for k, member in enumerate(group):
+    training.train(member.config, alone := tmp_path / f'alone {k}')
+    assert results(member.directory) == results(alone)
+
+
+NAMED = """
+import jax
+from flax import nnx
+
+_KEY = jax.random.key(7)
+
+class Net(nnx.Module):
+  def __init__(self, *, input_shape, num_classes, norm, rngs, scale=1.0):
+    self.dense = nnx.Dict({f'at_{scale}': nnx.Linear(16, 4, rngs=rngs)})
+    self.norm = norm('hidden', 4, rngs=rngs)
+    self.output = nnx.Linear(4, num_classes, rngs=rngs)
+    self.scale = scale
+
+  def __call__(self, x, *, train, tap=lambda name, value: value):
+    (dense,) = self.dense.values()
+    h = self.scale * dense(x.reshape(len(x), -1))
+    h = self.norm(h + jax.random.normal(_KEY), use_running_average=not train)
+    return self.output(jax.nn.relu(tap('hidden/input', h)))
+
+class Above:
+  def __init__(self, threshold=0.5):
+    self.threshold = threshold
+
+  def __call__(self, observation):
+    return {f'above_{self.threshold}': (observation.x > self.threshold).mean()}
+"""
+
+
+def test_names_with_numbers_are_those_of_the_run(
+  config, results, tmp_path, user_module
+):
+  user_module('named_net', NAMED)
+  config |= {'num_steps': 6}
+  config['model'] = {'name': 'named_net:Net', 'norm': {'name': 'batch_norm'}}
+  config['probes'] = {
+    'above': {'name': 'named_net:Above', 'threshold': 0.5, 'num_points': 2}
+  }
+  settings = ({}, {'model.scale': 0.5, 'probes.above.threshold': 0.25})
+  group = members([changed(config, some) for some in settings], tmp_path)
+  assert pack(group) == [0, 0]
+  assert set(widths(group[0])) == {2}
+  for k, member in enumerate(group):
+    training.train(member.config, alone := tmp_path / f'alone {k}')
+    mine, expected = results(member.directory), results(alone)
+    assert mine[1] == expected[1]
+    assert mine[2].keys() == expected[2].keys()
+
+
 def test_other_programs_are_other_packs(config, tmp_path, compiled, capsys):
   config['num_steps'] = 10
   settings = ({}, {'optimizer.momentum': None}, {'seed': 1}, {'seed': 2})
@@ -194,7 +255,8 @@ def test_other_programs_are_other_packs(config, tmp_path, compiled, capsys):
   assert pack(group) == [0] * 4
   assert [widths(member) for member in group] == [[3], [1], [3], [3]]
   assert len(compiled) == 10
-  assert 'no pack of ' in capsys.readouterr().out
+  told = capsys.readouterr().out
+  assert 'not in one pack: optimizer.momentum=None makes other' in told
 
 
 def test_convolutions_train_one_after_another_and_compile_once(
@@ -281,6 +343,29 @@ def test_a_stopped_pack_goes_on_to_the_same_bits(
     assert workdir.read_status(member.directory).status == workdir.DONE
     assert set(widths(member)) == {3}
     assert results(member.directory) == results(twin.directory)
+
+
+@pytest.mark.parametrize('is_vectorized', [False, True])
+def test_a_setting_that_is_over_stays_a_setting(
+  config, results, tmp_path, is_vectorized
+):
+  config['model'] |= {'nonlinearity': 'relu', 'norm': {'name': 'none'}}
+  settings = ({'seed': 1}, {'optimizer.learning_rate': 1e30}, {'seed': 2})
+  configs = [changed(config, some) for some in settings]
+  (tmp_path / 'whole').mkdir()
+  whole = members(configs, tmp_path / 'whole')
+  assert pack(whole, is_vectorized=is_vectorized) == [0, 3, 0]
+  group = members(configs, tmp_path)
+  pack(group, StopAfter(14), is_vectorized=is_vectorized)
+  assert workdir.read_status(group[1].directory).status == workdir.DIVERGED
+  assert 0 < workdir.read_status(group[0].directory).step < 60
+  assert pack(group, is_vectorized=is_vectorized) == [0, 3, 0]
+  starts = workdir.read_record(group[0].directory)['starts']
+  assert starts[0]['pack'] == starts[1]['pack']
+  assert len(starts[1]['pack']['settings']) == 2
+  for k in (0, 2):
+    mine, expected = group[k].directory, whole[k].directory
+    assert results(mine) == results(expected)
 
 
 def test_a_pack_keeps_its_width(config, results, tmp_path):

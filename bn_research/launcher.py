@@ -17,9 +17,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import IO
 
 from bn_research import errors
-from bn_research.sweeps import child, devices
+from bn_research.sweeps import devices, processes
 
-_CHILD = (sys.executable, '-I', '-S', child.__file__)
 _POLL_SECONDS = 0.05
 # Between the end of one process and the end of the others by force.
 _GRACE_SECONDS = 5.0
@@ -108,7 +107,7 @@ class _Group:
     log = self._stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
     self._logs.append(log)
     return subprocess.Popen(
-      [*_CHILD, str(os.getpid()), *command],
+      processes.owned(command),
       stdin=subprocess.DEVNULL,
       stdout=log if number else None,
       stderr=log,

@@ -46,8 +46,8 @@ def filesystem_of(protocol: str) -> Any:
     return core.GCSFileSystem(**_OPTIONS)
   except ImportError as error:
     raise errors.UserError(
-      f'{protocol}:// needs the package {package}, the extra {extra} of this'
-      f' project: pip install {package}'
+      f'{protocol}:// needs {package}, which is not installed: python -m pip'
+      f" install -c requirements.txt -e '.[{extra}]'"
     ) from error
 
 

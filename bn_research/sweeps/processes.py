@@ -13,6 +13,15 @@ from bn_research.sweeps import child
 _CHILD = (sys.executable, '-I', '-S', child.__file__)
 
 
+def owned(command: Sequence[str]) -> list[str]:
+  """Returns a command that gets SIGTERM when the calling thread ends.
+
+  Args:
+    command: The command, with the path of the program.
+  """
+  return [*_CHILD, str(os.getpid()), *command]
+
+
 def start(
   command: Sequence[str], environment: Mapping[str, str], log: pathlib.Path
 ) -> subprocess.Popen:
@@ -31,7 +40,7 @@ def start(
   """
   with open(log, 'a') as file:
     return subprocess.Popen(
-      [*_CHILD, str(os.getpid()), *command],
+      owned(command),
       stdin=subprocess.DEVNULL,
       stdout=file,
       stderr=subprocess.STDOUT,

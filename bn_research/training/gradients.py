@@ -157,14 +157,16 @@ def _of_part(
     # Without a copy, the variables of the outer trace would receive arrays of
     # this inner trace.
     model: Any = nnx.merge(graphdef, params, rest, copy=True)
-    if is_spread:
-      spreading.spread(model)
+    paths = spreading.spread(model) if is_spread else []
     noted = brought.listen(model)
     logits = model(images, train=True)
     loss = losses.losses(logits, labels, rule.label_smoothing).mean()
     # The derivative is of the share: see docs/program_forms.md.
     share = loss / jax.lax.axis_size(spreading.AXIS) if is_spread else loss
-    return share, (nnx.as_pure(nnx.state(model, nnx.Not(nnx.Param))), noted)
+    after = nnx.as_pure(nnx.state(model, nnx.Not(nnx.Param)))
+    if is_spread:
+      spreading.check(rest, after, paths)
+    return share, (after, noted)
 
   grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
   count = rule.microbatches

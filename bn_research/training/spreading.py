@@ -6,7 +6,7 @@ model then gets normalizations that pool over the devices, the devices add their
 shares of the gradient, and the rest of the step stays one program.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,22 +22,55 @@ AXIS = 'data'
 Local = Callable[[Any, Any, jax.Array, jax.Array], Any]
 
 
-def spread(model: nnx.Module) -> None:
+def spread(model: nnx.Module) -> list[str]:
   """Lets all normalizations of a model pool over the named devices, in place.
 
   Args:
-    model: The model. Each key of random numbers becomes a key of the device.
+    model: The model.
+
+  Returns:
+    The path of each normalization, for `check`.
 
   Raises:
     ValueError: If a normalization cannot pool over named devices.
   """
+  paths = []
   for path, layer in tree.normalizations(model):
+    paths.append('/'.join(map(str, path)) + '/')
     with tree.errors_at(path):
       if isinstance(layer, nnx.BatchNorm):
         layer.axis_name = layer.axis_name or AXIS
       else:
         found: Any = layer
         found.normalization = norms.over_devices(found.normalization, AXIS)
+  return paths
+
+
+def check(before: Any, after: Any, paths: Sequence[str]) -> None:
+  """Checks that the devices agree on the variables after a forward pass.
+
+  Args:
+    before: The variables of the model before the forward pass.
+    after: The same variables after the forward pass.
+    paths: The result of `spread`.
+
+  Raises:
+    ValueError: If the forward pass changes a real variable that belongs to no
+      normalization. Each device would change the variable by its own examples.
+  """
+  pairs = zip(
+    jax.tree_util.tree_leaves_with_path(before),
+    jax.tree.leaves(after),
+    strict=True,
+  )
+  for (path, old), new in pairs:
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    is_known = any(name.startswith(known) for known in paths)
+    if new is not old and not is_known and jnp.issubdtype(old, jnp.floating):
+      raise ValueError(
+        f'the forward pass changes the variable {name}, and each named device'
+        ' sees examples of its own; set config.parallel.form to jit'
+      )
 
 
 def on_devices(form: str, local: Local) -> Local:

@@ -30,8 +30,8 @@ def test_a_missing_package_is_told(protocol, package, extra, monkeypatch):
   connecting.filesystem_of.cache_clear()
   with pytest.raises(errors.UserError, match=package) as caught:
     disk.check(f'{protocol}://bucket/runs')
-  assert f'the extra {extra} ' in str(caught.value)
-  assert str(caught.value).endswith(f'pip install {package}')
+  assert f'needs {package}, which is not installed' in str(caught.value)
+  assert str(caught.value).endswith(f"-e '.[{extra}]'")
 
 
 @pytest.mark.parametrize('check', [disk.check, disk.check_writable])

@@ -136,6 +136,45 @@ def test_what_has_no_form_over_named_devices_is_told(trained, form):
     trained('mlp', 'virtual_batch_norm', {}, form=form, num_devices=2)
 
 
+USER_NET = """
+from flax import nnx
+
+class Net(nnx.Module):
+  def __init__(self, *, input_shape, num_classes, norm, rngs, changes=True):
+    self.norm = norm('input', 16, rngs=rngs)
+    self.output = nnx.Linear(16, num_classes, rngs=rngs)
+    self.mean = nnx.Variable(nnx.initializers.zeros(rngs.params(), ()))
+    self.changes = changes
+
+  def __call__(self, x, *, train, tap=lambda name, value: value):
+    h = tap('input', x.reshape(len(x), -1))
+    if train and self.changes:
+      self.mean[...] = 0.9 * self.mean[...] + 0.1 * h.mean()
+    return self.output(self.norm(h, use_running_average=not train))
+"""
+
+
+@pytest.mark.parametrize('form', ['jit', 'shard_map', 'pmap'])
+def test_a_variable_of_a_user_that_devices_would_not_agree_on_is_told(
+  config, tmp_path, user_module, form
+):
+  user_module('user_mean_net', USER_NET)
+  config |= {'num_steps': 2, 'num_devices': 2, 'probes': {}}
+  config['model'] = {
+    'name': 'user_mean_net:Net',
+    'norm': {'name': 'batch_norm'},
+    'changes': False,
+  }
+  config['parallel'] = {'form': form, 'model_devices': 1}
+  training.train(config, tmp_path / 'constant')
+  config['model']['changes'] = True
+  if form == 'jit':
+    training.train(config, tmp_path / 'changed')
+    return
+  with pytest.raises(errors.UserError, match='changes the variable mean'):
+    training.train(config, tmp_path / 'changed')
+
+
 @pytest.mark.parametrize(
   ('changes', 'parallel', 'reason'),
   [

@@ -33,8 +33,7 @@ def batch_norm(
       averages are free of bias from the first update on.
     epsilon: ε, added to the variance, in squared units of the activations.
     group_size: None for the whole batch, 'device' for the examples of each
-      device, or the number of examples that share
-      statistics (ghost batches).
+      device, or the number of examples that share statistics (ghost batches).
     axis_name: Names of the mesh axes to pool over, under `shard_map`, `pmap` or
       `vmap`.
     gradient: Which statistics get a gradient: 'through', 'stopped',
@@ -74,8 +73,7 @@ def mean_only_batch_norm(
     momentum: Weight of the old value in the running averages, in [0, 1). The
       averages are free of bias from the first update on.
     group_size: None for the whole batch, 'device' for the examples of each
-      device, or the number of examples that share
-      statistics (ghost batches).
+      device, or the number of examples that share statistics (ghost batches).
     axis_name: Names of the mesh axes to pool over, under `shard_map`, `pmap` or
       `vmap`.
     gradient: Which statistics get a gradient: 'through', 'stopped',
@@ -118,8 +116,7 @@ def power_norm(
       averages are free of bias from the first update on.
     epsilon: ε, added to the mean square, in squared units of the activations.
     group_size: None for the whole batch, 'device' for the examples of each
-      device, or the number of examples that share
-      statistics (ghost batches).
+      device, or the number of examples that share statistics (ghost batches).
     axis_name: Names of the mesh axes to pool over, under `shard_map`, `pmap` or
       `vmap`.
     gradient: Which statistics get a gradient: 'through', 'stopped',
@@ -170,8 +167,7 @@ def batch_renorm(
       a number, or a function of the number of updates. The default is the
       schedule of the paper.
     group_size: None for the whole batch, 'device' for the examples of each
-      device, or the number of examples that share
-      statistics (ghost batches).
+      device, or the number of examples that share statistics (ghost batches).
     axis_name: Names of the mesh axes to pool over, under `shard_map`, `pmap` or
       `vmap`.
 

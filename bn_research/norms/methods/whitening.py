@@ -44,8 +44,7 @@ def batch_whitening(
     momentum: Weight of the old value in the running averages, in [0, 1). The
       averages are free of bias from the first update on.
     ghost_size: None for the whole batch, 'device' for the examples of each
-      device, or the number of examples that share
-      statistics (ghost batches).
+      device, or the number of examples that share statistics (ghost batches).
     relative: Whether ε counts in units of the mean variance. Otherwise ε counts
       in squared units of the activations.
     shrinkage: Weight of a multiple of the identity in the covariance, in

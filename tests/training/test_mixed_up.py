@@ -278,8 +278,11 @@ def test_a_restored_file_is_told_and_a_longer_file_is_not(tmp_path, capsys):
 
 def test_a_run_under_nohup_ignores_a_hangup():
   program = (
-    'import os, signal\n'
+    'import os, signal, sys\n'
     'from bn_research.training import stopping\n'
+    # The tests themselves may run under nohup.
+    'if sys.argv[1] == "SIGHUP":\n'
+    '  signal.signal(signal.SIGHUP, signal.SIG_DFL)\n'
     'with stopping.on_signals() as stop:\n'
     '  os.kill(os.getpid(), signal.SIGHUP)\n'
     '  print(stop.signal)\n'
@@ -287,7 +290,7 @@ def test_a_run_under_nohup_ignores_a_hangup():
   ignoring = ('bash', '-c', 'trap "" HUP; exec "$@"', 'bash')
   for prefix, expected in ((ignoring, 'None'), ((), 'SIGHUP')):
     done = subprocess.run(
-      [*prefix, sys.executable, '-c', program],
+      [*prefix, sys.executable, '-c', program, expected],
       env={**os.environ, 'PYTHONPATH': os.getcwd()},
       capture_output=True,
       text=True,

@@ -114,7 +114,7 @@ def test_statistics_of_a_device_are_those_of_a_ghost_batch(
     assert_same(whole, ghosts)
 
 
-@pytest.mark.parametrize('form', ['shard_map', 'pmap'])
+@pytest.mark.parametrize('form', some(['shard_map'], ['pmap']))
 def test_micro_batches_and_notes_of_devices(trained, form):
   changes = {
     'microbatches': 3,

@@ -132,9 +132,12 @@ class Net(nnx.Module):
     return self.output(h)
 """
 _OPTIONS = {
-  'virtual_batch_norm': {},
+  'virtual_batch_norm': {'reference_size': 4},
+  'decorrelated_batch_norm': {'group_size': 3},
+  'evonorm_s0': {'num_groups': 2},
   'group_norm': {'num_groups': 2},
-  'group_whitening': {'num_groups': 2},
+  # Two groups in six features are singular: ε keeps rounding errors small.
+  'group_whitening': {'num_groups': 2, 'epsilon': 0.1},
 }
 
 

@@ -3,6 +3,7 @@
 A dotted key is the key of a flag: `--config.model.norm.name=none`.
 """
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -27,6 +28,25 @@ def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
     else:
       flat[key] = value
   return flat
+
+
+def changed(
+  config: Mapping[str, Any], changes: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Returns a copy of a nested config with other values.
+
+  Args:
+    config: A nested config, with text keys.
+    changes: Values by dotted key. Each section of a key is in the config.
+  """
+  result = copy.deepcopy(dict(config))
+  for key, value in changes.items():
+    *parents, name = key.split('.')
+    section = result
+    for parent in parents:
+      section = section[parent]
+    section[name] = value
+  return result
 
 
 def empty_sections(config: Mapping[str, Any], at: str = '') -> Iterator[str]:

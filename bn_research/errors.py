@@ -18,6 +18,20 @@ class UserError(Exception):
   exit_status = 2
 
 
+def not_installed(what: str, package: str, extra: str) -> UserError:
+  """Returns the error of an optional package that is missing.
+
+  Args:
+    what: What needs the package, such as a flag.
+    package: The name of the package.
+    extra: The extra of this project that installs the package.
+  """
+  return UserError(
+    f'{what} needs {package}, which is not installed: python -m pip install'
+    f" -c requirements.txt -e '.[{extra}]'"
+  )
+
+
 def told(error: BaseException) -> str:
   """Returns an error as a line: place in the code of the user, type, message.
 

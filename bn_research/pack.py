@@ -9,9 +9,11 @@ datasets or null.
 
 A run ends as its own command would end, with its own files, status and log. The
 workdir and the exit status of a run that ended are a line of a second file,
-beside the request and with the suffix `.ended`.
+beside the request and with the suffix `.ended`. Lines about runs that are no
+pack are in a third file, with the suffix `.told`.
 """
 
+import functools
 import json
 import os
 import pathlib
@@ -42,14 +44,19 @@ def main() -> None:
     for runs in request['groups']
   ]
 
+  def append(suffix: str, line: str) -> None:
+    with open(path.with_suffix(suffix), 'a') as file:
+      print(line, file=file)
+
   def ended(member: packing.Member, exit_status: int) -> None:
-    with open(path.with_suffix('.ended'), 'a') as file:
-      print(json.dumps([member.directory, exit_status]), file=file)
+    append('.ended', json.dumps([member.directory, exit_status]))
+
+  say = functools.partial(append, '.told')
 
   with stopping.on_signals() as stop, packing.by_thread():
     for group in groups:
       if stop.signal is None:
-        packing.train(group, stop, ended, request['data_dir'])
+        packing.train(group, stop, ended, say, request['data_dir'])
 
 
 def _num_cores() -> int:

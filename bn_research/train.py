@@ -126,8 +126,7 @@ def _join() -> None:
     return
   from bn_research.training import processes
 
-  numbers = _NUM_PROCESSES.value, _PROCESS_ID.value
-  processes.join(processes.Address(_COORDINATOR.value, *numbers))
+  processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
   if not processes.is_first():
     sys.stdout = open(os.devnull, 'w')  # noqa: SIM115
 

@@ -45,10 +45,7 @@ def filesystem_of(protocol: str) -> Any:
     logging.getLogger('gcsfs').setLevel(logging.CRITICAL)
     return core.GCSFileSystem(**_OPTIONS)
   except ImportError as error:
-    raise errors.UserError(
-      f'{protocol}:// needs {package}, which is not installed: python -m pip'
-      f" install -c requirements.txt -e '.[{extra}]'"
-    ) from error
+    raise errors.not_installed(f'{protocol}://', package, extra) from error
 
 
 @contextlib.contextmanager

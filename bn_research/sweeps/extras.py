@@ -18,10 +18,7 @@ def require(package: str, extra: str, flag: str) -> None:
     UserError: If the package is not installed.
   """
   if importlib.util.find_spec(package) is None:
-    raise errors.UserError(
-      f'{flag} needs {package}, which is not installed: python -m pip install'
-      f" -c requirements.txt -e '.[{extra}]'"
-    )
+    raise errors.not_installed(flag, package, extra)
 
 
 def pairs(flag: str, text: str, example: str) -> Mapping[str, str]:

@@ -17,9 +17,6 @@ from typing import Any
 from bn_research.sweeps import pool, processes
 from bn_research.sweeps.points import Point
 
-NOT_ONE_PACK = 'not in one pack: '
-"""The beginning of a line of the process about two settings."""
-
 _LINES = 20  # of a process that failed, for the log of each of its runs
 
 
@@ -193,6 +190,7 @@ class _Process:
     self.share = share
     self._is_terminated, self._count = False, len(jobs)
     self._told: set[str] = set()
+    self._size, self._known = 0, dict[str, int]()
     path.write_text(json.dumps({**request, 'groups': _groups(jobs)}))
     command = (sys.executable, '-m', 'bn_research.pack', str(path))
     self.job: pool.Job = processes.start(command, environ, self._log)
@@ -212,14 +210,12 @@ class _Process:
 
   def _tell(self, job: _Job, is_alone: bool) -> None:
     """Notes the end of a run, and tells what the process printed."""
-    lines = self._log.read_text(errors='replace').splitlines()
     if not self._told:
-      for line in lines:
-        if line.startswith(NOT_ONE_PACK):
-          print(line, flush=True)
+      for line in _lines(self._log.with_suffix('.told')):
+        print(f'not in one pack: {line}', flush=True)
     self._told.add(job.point.name)
     # The process ended without a word on the run.
-    if is_alone and lines:
+    if is_alone and (lines := _lines(self._log)):
       with open(job.log, 'a') as file:
         print(*lines[-_LINES:], sep='\n', file=file)
 
@@ -240,11 +236,19 @@ class _Process:
       self.job.terminate()
 
   def _statuses(self) -> dict[str, int]:
-    try:
-      lines = self._ended.read_text().splitlines()
-    except FileNotFoundError:
-      return {}
-    return dict(map(json.loads, lines))
+    # The pool asks many times a second, for each run.
+    size = self._ended.stat().st_size if self._ended.exists() else 0
+    if size != self._size:
+      self._size = size
+      self._known = dict(map(json.loads, _lines(self._ended)))
+    return self._known
+
+
+def _lines(path: pathlib.Path) -> list[str]:
+  """Returns the lines of a file, which may be missing."""
+  if not path.exists():
+    return []
+  return path.read_text(errors='replace').splitlines()
 
 
 def _groups(jobs: Sequence[_Job]) -> list[list[dict[str, Any]]]:

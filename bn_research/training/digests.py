@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from bn_research.training import keys
+
 _STRIDE = np.uint32(0x9E3779B1)  # Odd: indices stay distinct.
 
 
@@ -67,7 +69,7 @@ def _of_array(array: jax.Array) -> jax.Array:
 
 def _words(array: jax.Array) -> jax.Array:
   """Returns the bits of an array as uint32; wide elements make two words."""
-  if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+  if keys.is_key(array):
     array = jax.random.key_data(array)
   if jnp.issubdtype(array.dtype, jnp.complexfloating):
     array = jnp.stack([array.real, array.imag], -1)

@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from bn_research import disk, errors
+from bn_research.training import keys
 
 _SPARE_BYTES = 1 << 20  # Orbax writes metadata beside the arrays.
 
@@ -71,9 +72,7 @@ _pending: dict[int, futures.Future[None]] = {}
 
 def _is_on_host(leaf: Any) -> bool:
   """Returns whether no program can write over an array; NumPy has no keys."""
-  return isinstance(leaf, np.ndarray) or jax.dtypes.issubdtype(
-    leaf.dtype, jax.dtypes.prng_key
-  )
+  return isinstance(leaf, np.ndarray) or keys.is_key(leaf)
 
 
 def _save_later(manager: Any, step: int, args: Any) -> None:

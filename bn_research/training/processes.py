@@ -7,7 +7,6 @@ depend on these are made together.
 """
 
 import contextlib
-import dataclasses
 import json
 import tempfile
 from collections.abc import Callable, Iterator
@@ -23,45 +22,33 @@ _HEARTBEAT_SECONDS = 30
 _START_SECONDS = 120
 
 
-@dataclasses.dataclass(frozen=True)
-class Address:
-  """Where a process finds the other processes of a run.
+def join(
+  coordinator: str, num_processes: int | None, process_id: int | None
+) -> None:
+  """Joins the processes of a run, before JAX finds the devices.
 
-  Attributes:
+  Args:
     coordinator: `host:port` of the first process; `'auto'` for the environment
       of a cluster, such as Slurm or a TPU pod.
     num_processes: The number of processes; None with `'auto'`.
     process_id: The number of this process, from 0; None with `'auto'`.
-  """
-
-  coordinator: str
-  num_processes: int | None = None
-  process_id: int | None = None
-
-
-def join(address: Address) -> None:
-  """Joins the processes of a run, before JAX finds the devices.
-
-  Args:
-    address: Where the other processes are.
 
   Raises:
     UserError: If the address is wrong, or if the processes do not come.
   """
-  is_auto = address.coordinator == 'auto'
   try:
     jax.distributed.initialize(
-      None if is_auto else address.coordinator,
-      address.num_processes,
-      address.process_id,
+      None if coordinator == 'auto' else coordinator,
+      num_processes,
+      process_id,
       initialization_timeout=_START_SECONDS,
       heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
     )
   except (ValueError, RuntimeError) as error:
     line = str(error).strip().partition('\n')[0]
     raise errors.UserError(
-      f'--coordinator={address.coordinator}: the processes of the run did not'
-      f' find each other: {line}'
+      f'--coordinator={coordinator}: the processes of the run did not find each'
+      f' other: {line}'
     ) from error
 
 

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 
 from bn_research import norms
 from bn_research.layers.nnx import tree
+from bn_research.training import keys
 
 AXIS = 'data'
 
@@ -93,7 +94,7 @@ def on_devices(form: str, local: Local) -> Local:
     (loss, after, grads), noted = local(params, own, images, labels)
     # The keys of the device are of this step alone.
     after = jax.tree.map(
-      lambda new, old: old if _is_key(old) else new, after, rest
+      lambda new, old: old if keys.is_key(old) else new, after, rest
     )
     return (loss, after, grads), jax.tree.map(lambda x: x[None], noted)
 
@@ -127,8 +128,4 @@ def total(tree: Any) -> Any:
 
 
 def _of_device(leaf: jax.Array, place: jax.Array) -> jax.Array:
-  return jax.random.fold_in(leaf, place) if _is_key(leaf) else leaf
-
-
-def _is_key(leaf: jax.Array) -> bool:
-  return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+  return jax.random.fold_in(leaf, place) if keys.is_key(leaf) else leaf

@@ -81,6 +81,14 @@ def created_steps(monkeypatch):
 
 
 @pytest.fixture
+def x64():
+  """Numbers are float64 in all threads, in which the runs of a pack are."""
+  jax.config.update('jax_enable_x64', True)
+  yield
+  jax.config.update('jax_enable_x64', False)
+
+
+@pytest.fixture
 def config():
   """A config that a test may change."""
   return copy.deepcopy(CONFIG)

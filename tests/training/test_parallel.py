@@ -37,13 +37,6 @@ FORMS += [{'model_devices': 2, 'num_devices': n} for n in (2, 8)]
 
 
 @pytest.fixture
-def x64():
-  jax.config.update('jax_enable_x64', True)
-  yield
-  jax.config.update('jax_enable_x64', False)
-
-
-@pytest.fixture
 def trained(config, x64, results, tmp_path):
   """Trains a network in float64, and returns the parameters."""
   config |= {'num_steps': 20, 'probes': {}, 'batch_size': 24}

@@ -14,9 +14,6 @@ from bn_research.training.packing.members import Ends, Member
 from bn_research.training.packing.tracing import Tracer
 from bn_research.training.programs import Programs
 
-TOLD = 'not in one pack: '
-"""The beginning of the line on two settings that no pack can have."""
-
 MOST = 64
 """The largest number of runs at a time.
 
@@ -68,7 +65,7 @@ def sort(
   feed = feeding.Memory(members[0].config, dataset, mesh)
 
   def traced(config: dict[str, Any], *, width: int) -> Setting:
-    tracer = Tracer(mesh.devices.flat[0])
+    tracer = Tracer(mesh)
     programs = Programs(config, dataset, mesh, feed, tracer, width)
     return Setting(config, programs, tracer, [])
 
@@ -76,7 +73,7 @@ def sort(
   for pack in _packs(members):
     width = pack.width or min(len(pack.members), MOST)
     settings = _settings(pack, functools.partial(traced, width=width), ends)
-    found += _alike(settings, pack.width)
+    found += _alike(settings, pack.width, ends.say)
   return [kind for kind in found if kind.members]
 
 
@@ -128,10 +125,12 @@ def _packs(members: Sequence[Member]) -> list[_Pack]:
   return [*packs.values(), *([rest] if rest.members else [])]
 
 
-def _alike(settings: Sequence[Setting], width: int) -> list[Kind]:
+def _alike(
+  settings: Sequence[Setting], width: int, say: Callable[[str], None]
+) -> list[Kind]:
   kinds: list[Kind] = []
   for setting in settings:
-    alike = (k for k in kinds if _are_alike(k.settings[0], setting))
+    alike = (k for k in kinds if _are_alike(k.settings[0], setting, say))
     kind = next(alike, None)
     if kind is None:
       kinds.append(kind := Kind([], width))
@@ -139,7 +138,7 @@ def _alike(settings: Sequence[Setting], width: int) -> list[Kind]:
   return kinds
 
 
-def _are_alike(one: Setting, two: Setting) -> bool:
+def _are_alike(one: Setting, two: Setting, say: Callable[[str], None]) -> bool:
   """Returns whether the programs of two settings differ in numbers only."""
   programs = one.tracer.programs, two.tracer.programs
   try:
@@ -149,6 +148,6 @@ def _are_alike(one: Setting, two: Setting) -> bool:
   except Exception as reason:
     changes = records.write(one.config, [two.config], 0, 0)['settings'][0]
     told = ', '.join(f'{key}={value}' for key, value in changes.items())
-    print(f'{TOLD}{told} makes other programs ({reason})', flush=True)
+    say(f'{told} makes other programs ({reason})')
     return False
   return True

@@ -14,6 +14,8 @@ import jax
 import numpy as np
 from jax.extend import core
 
+from bn_research.training import keys
+
 # The place of a literal in a program: the numbers of equations, the names of
 # their parameters, and at last a kind and a position.
 Path = tuple[Any, ...]
@@ -107,11 +109,9 @@ def _of_params(one: Any, two: Any, path: Path, is_rule: bool) -> Iterator[Any]:
 
 def _of_consts(path: Path, one: Any, two: Any) -> Iterator[Any]:
   """Yields the difference of two constants; keys cannot be lifted."""
-  keys = [
-    jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) for x in (one, two)
-  ]
-  if any(keys):
-    if not all(keys) or not (one == two).all():
+  are_keys = keys.is_key(one), keys.is_key(two)
+  if any(are_keys):
+    if not all(are_keys) or not (one == two).all():
       raise Different('a key of random numbers is a constant, and differs')
     return
   yield from _of_values(path, np.asarray(one), np.asarray(two))
@@ -161,7 +161,6 @@ def evaluate(
 
   Returns:
     The results of the program.
-
   """
   jaxpr = program.jaxpr
   env: dict[Any, Any] = dict(zip(jaxpr.invars, args, strict=True))

@@ -30,16 +30,26 @@ class Member:
 
 
 class Ends:
-  """Tells the end of each run, once."""
+  """Tells the end of each run, once, and why runs are no pack.
 
-  def __init__(self, ended: Callable[[Member, int], None]):
+  Attributes:
+    say: A function of a line about runs that are no pack.
+  """
+
+  def __init__(
+    self,
+    ended: Callable[[Member, int], None],
+    say: Callable[[str], None],
+  ):
     """Starts without an end.
 
     Args:
       ended: A function of a run, and of the exit status that the command of the
         run alone would have.
+      say: A function of a line about runs that are no pack.
     """
     self._ended = ended
+    self.say = say
     self._told: set[str] = set()
 
   def tell(self, member: Member, exit_status: int) -> None:

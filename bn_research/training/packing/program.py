@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from bn_research.training.packing import lifting, stacking
+from bn_research.training import keys
+from bn_research.training.packing import lifting, stacking, tracing
 from bn_research.training.packing.tracing import Traced
 
 _RUNS = PartitionSpec('runs')
@@ -70,9 +71,6 @@ class Program:
     first = 3  # The arguments of `run` before the arrays of each run.
     donated = self._chosen(self._traced.donated, True)
     given = self._chosen(self._traced.args, True)
-    by_setting = [
-      np.stack([values[0]] * self._width) for values in self._numbers
-    ]
     run = jax.shard_map(
       self._run,
       mesh=self._mesh,
@@ -84,7 +82,7 @@ class Program:
       run, donate_argnums=[first + k for k, yes in enumerate(donated) if yes]
     )
     return jitted.lower(
-      [self._abstract(numbers[0]) for numbers in by_setting],
+      [self._abstract(values[0]) for values in self._numbers],
       self._abstract(np.bool_()),
       self._shared,
       *map(self._abstract, given),
@@ -217,12 +215,11 @@ def _numbers(
 def _is_own(same: Sequence[Any]) -> bool:
   """Returns whether runs have an argument each, and do not share an array."""
   first = same[0]
-  is_shared = isinstance(first, jax.Array) and not stacking.is_key(first)
-  return not is_shared or any(leaf is not first for leaf in same)
+  return not tracing.is_shared(first) or any(leaf is not first for leaf in same)
 
 
 def _zeros(leaf: Any) -> jax.Array:
-  if stacking.is_key(leaf):
+  if keys.is_key(leaf):
     raw = jax.eval_shape(jax.random.key_data, leaf)
     return jax.random.wrap_key_data(
       jnp.zeros(raw.shape, raw.dtype), impl=jax.random.key_impl(leaf)

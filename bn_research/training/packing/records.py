@@ -5,7 +5,6 @@ number that no other setting changes is a constant of the program. Some settings
 may be over when a pack goes on, and are therefore recorded with each run.
 """
 
-import copy
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -36,7 +35,7 @@ class Record:
     Args:
       config: The config of the run.
     """
-    return [_changed(config, changes) for changes in self.settings]
+    return [dotted.changed(config, changes) for changes in self.settings]
 
 
 def key_of(config: Config) -> str:
@@ -79,14 +78,3 @@ def _changes(config: Config, other: Config) -> dict[str, Any]:
     for key, value in dotted.flatten(other).items()
     if key != 'seed' and json.dumps(value) != json.dumps(flat.get(key))
   }
-
-
-def _changed(config: Config, changes: Mapping[str, Any]) -> dict[str, Any]:
-  result = copy.deepcopy(dict(config))
-  for key, value in changes.items():
-    *parents, name = key.split('.')
-    section = result
-    for parent in parents:
-      section = section[parent]
-    section[name] = value
-  return result

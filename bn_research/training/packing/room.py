@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.extend import core
 
-from bn_research.training.packing import stacking
+from bn_research.training.packing import tracing
 from bn_research.training.packing.tracing import Traced, Tracer
 
 # XLA may keep arrays longer than the order of the operations asks for, and
@@ -33,7 +33,7 @@ def most(
     id(leaf): leaf.nbytes
     for traced in tracer.programs
     for leaf in traced.args
-    if _is_shared(leaf)
+    if tracing.is_shared(leaf)
   }
   free = _SHARE * _free(devices[0]) - sum(shared.values())
   if devices[0].platform == 'cpu':
@@ -48,13 +48,8 @@ def most(
 def _own(traced: Traced) -> int:
   """Returns the bytes of the arguments of a run alone, and of the results."""
   pairs = zip(traced.program.jaxpr.invars, traced.args, strict=True)
-  own = [var for var, leaf in pairs if not _is_shared(leaf)]
+  own = [var for var, leaf in pairs if not tracing.is_shared(leaf)]
   return _bytes(own) + _bytes(traced.program.jaxpr.outvars)
-
-
-def _is_shared(leaf: Any) -> bool:
-  """Returns whether all runs use the same array, for example the data."""
-  return isinstance(leaf, jax.Array) and not stacking.is_key(leaf)
 
 
 def peak(jaxpr: Any) -> int:

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
+from bn_research.training import keys
+
 
 class Stacked:
   """An array of all runs of a pack, on the devices.
@@ -24,10 +26,8 @@ class Stacked:
   @functools.cached_property
   def on_host(self) -> np.ndarray:
     """The numbers on the host; the parts of all runs share the copy."""
-    is_key_array = is_key(self.array)
-    return np.array(
-      jax.random.key_data(self.array) if is_key_array else self.array
-    )
+    is_key = keys.is_key(self.array)
+    return np.array(jax.random.key_data(self.array) if is_key else self.array)
 
 
 class Part:
@@ -60,15 +60,10 @@ class Part:
   def whole(self) -> Any:
     """Returns an array of NumPy, or a key of JAX."""
     numbers = self.stacked.on_host[self.place]
-    if is_key(self.stacked.array):
+    if keys.is_key(self.stacked.array):
       impl = jax.random.key_impl(self.stacked.array)
       return jax.random.wrap_key_data(numbers, impl=impl)
     return numbers
-
-
-def is_key(array: Any) -> bool:
-  """Returns whether an array has keys of random numbers, which NumPy lacks."""
-  return jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
 
 
 def whole(tree: Any) -> Any:
@@ -103,7 +98,7 @@ def stack(
   found = {place: whole(leaf) for place, leaf in leaves.items()}
   other = whole(first)
   rows = [found.get(place, other) for place in range(width)]
-  if isinstance(other, jax.Array) and is_key(other):
+  if keys.is_key(other):
     return jax.device_put(jnp.stack(rows), sharding)
   return jax.device_put(np.stack(rows), sharding)
 

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh
 
 from bn_research import registry
+from bn_research.training import compiling, keys
 from bn_research.training.packing import stacking
 
 
@@ -33,14 +34,18 @@ class Traced(NamedTuple):
   options: dict[str, Any] | None
 
 
-class Tracer:
-  """Takes the place of `compiling.Compiler`, and compiles nothing.
+def is_shared(leaf: Any) -> bool:
+  """Returns whether an argument is an array of all runs, such as the data."""
+  return isinstance(leaf, jax.Array) and not keys.is_key(leaf)
+
+
+class Tracer(compiling.Compiler):
+  """Takes the place of a compiler, and compiles nothing.
 
   Programs are traced without a mesh, because each run of a pack is on one
   device.
 
   Attributes:
-    platform: The platform of the devices, for example 'cpu'.
     programs: The traced programs, in the order of `ahead`.
     call: The function of the index of a program and of arguments that
       computes. The pack sets this attribute.
@@ -48,40 +53,24 @@ class Tracer:
       sets this attribute.
   """
 
-  def __init__(self, device: jax.Device):
+  def __init__(self, mesh: Mesh):
     """Traces nothing yet.
 
     Args:
-      device: The device of the arrays outside of programs.
+      mesh: A mesh of the device of the arrays outside of programs.
     """
-    self.platform = device.platform
+    super().__init__(mesh)
     self.programs: list[Traced] = []
     self.call: Callable[[int, tuple[Any, ...]], Any]
     self.ready: Callable[[], None]
-    self._sharding = SingleDeviceSharding(device)
 
   def wait(self) -> None:
-    """Waits until all programs are compiled."""
+    """Waits until the pack has compiled all programs."""
     self.ready()
-
-  def close(self) -> None:
-    """Does nothing, because no thread compiles."""
 
   def as_arrays(self, tree: Any) -> Any:
     """Returns the result of a program with arrays in the place of parts."""
     return stacking.whole(tree)
-
-  def like(self, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """Returns an abstract array of a single run."""
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._sharding)
-
-  def like_state(self, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """Returns an abstract array of the training state of a single run."""
-    return self.like(leaf)
-
-  def int32(self, *shape: int) -> jax.ShapeDtypeStruct:
-    """Returns an abstract int32 array of a single run."""
-    return self.like(jax.ShapeDtypeStruct(shape, np.int32))
 
   def ahead(
     self,
@@ -89,7 +78,7 @@ class Tracer:
     *args: Any,
     options: dict[str, Any] | None = None,
     where: str = 'config.model',
-    donate_argnums: int | None = None,
+    **jit_options: Any,
   ) -> Callable[..., Any]:
     """Traces a function; see `compiling.Compiler.ahead`.
 
@@ -97,10 +86,9 @@ class Tracer:
       The function of a run in a pack. A call waits for the other runs.
     """
     traced = self.trace(function, *args, where=where)
+    given = jit_options.get('donate_argnums')
     leaves = [jax.tree.leaves(arg) for arg in args]
-    donated = [
-      k == donate_argnums for k, some in enumerate(leaves) for _ in some
-    ]
+    donated = [k == given for k, some in enumerate(leaves) for _ in some]
     index = len(self.programs)
     self.programs.append(
       Traced(
@@ -119,13 +107,14 @@ class Tracer:
     function: Callable[..., Any],
     *args: Any,
     where: str = 'config.model',
+    **jit_options: Any,
   ) -> Any:
     """Traces a function; see `compiling.Compiler.trace`."""
     abstract = jax.tree.map(
       lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), args
     )
     with registry.mistakes_in(where):
-      return jax.jit(function).trace(*abstract)
+      return jax.jit(function, **jit_options).trace(*abstract)
 
   def _call(self, index: int, *args: Any) -> Any:
     return self.call(index, args)

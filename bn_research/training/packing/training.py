@@ -28,6 +28,7 @@ def train(
   group: Sequence[Member],
   stop: stopping.Stop,
   ended: Callable[[Member, int], None],
+  say: Callable[[str], None],
   data_dir: str | None = None,
   is_vectorized: bool | None = None,
 ) -> None:
@@ -43,11 +44,12 @@ def train(
     ended: A function that is called at the end of each run, with the exit
       status that the command of the run alone would have. After an error, the
       log of the run ends with the message.
+    say: A function of a line about runs that are no pack.
     data_dir: The directory of the datasets; None for the default of TFDS.
     is_vectorized: Whether a device computes its runs at once; None for the
       form that is fast on the platform.
   """
-  ends = Ends(ended)
+  ends = Ends(ended, say)
   todo = _unfinished(group, ends)
   if not todo:
     return

@@ -1,13 +1,11 @@
 """Runs in a pack are the runs that would train alone."""
 
-import copy
 import itertools
 
-import jax
 import numpy as np
 import pytest
 
-from bn_research import locking, norms, training, workdir
+from bn_research import dotted, locking, norms, training, workdir
 from bn_research.training import packing, stopping
 from bn_research.training.packing import room
 from bn_research.training.packing.program import Program
@@ -20,17 +18,6 @@ CHANGES = (
   {'optimizer.learning_rate': 0.3, 'model.norm.epsilon': 1e-2},
   {'seed': 3, 'optimizer.momentum': 0.5, 'model.init_scale': 0.2},
 )
-
-
-def changed(config, changes):
-  config = copy.deepcopy(config)
-  for key, value in changes.items():
-    *sections, name = key.split('.')
-    section = config
-    for inner in sections:
-      section = section[inner]
-    section[name] = value
-  return config
 
 
 def members(configs, folder):
@@ -49,7 +36,7 @@ def pack(group, stop=None, **options):
     ended[str(member.directory)] = exit_status
 
   with packing.by_thread():
-    packing.train(group, stop or stopping.Stop(), end, **options)
+    packing.train(group, stop or stopping.Stop(), end, print, **options)
   return [ended.get(str(member.directory)) for member in group]
 
 
@@ -93,7 +80,7 @@ def test_a_run_in_a_pack_is_the_run_alone(
   config, same, tmp_path, compiled, is_vectorized
 ):
   config['num_steps'] = 20
-  configs = [changed(config, changes) for changes in CHANGES]
+  configs = [dotted.changed(config, changes) for changes in CHANGES]
   group = members(configs, tmp_path)
   assert pack(group, is_vectorized=is_vectorized) == [0, 0, 0]
   assert len(set(compiled)) == len(compiled) == 5
@@ -142,13 +129,6 @@ _OPTIONS = {
 
 
 @pytest.fixture
-def x64():
-  jax.config.update('jax_enable_x64', True)
-  yield
-  jax.config.update('jax_enable_x64', False)
-
-
-@pytest.fixture
 def double(config, user_module, x64):
   """A config of a network in float64, with keys in the state."""
   user_module('double_net', DOUBLE)
@@ -166,10 +146,10 @@ def test_every_norm_in_float64(
 ):
   double['model']['norm'] = {'name': name, **_OPTIONS.get(name, {})}
   configs = [
-    changed(double, {'seed': 1, 'optimizer.learning_rate': 0.25}),
-    changed(double, {'optimizer.momentum': 0.5, 'model.scale': 0.5}),
-    changed(double, {'seed': 2, 'model.dropout': 0.2}),
-    changed(double, {'seed': 3, 'model.dropout': 0.1}),
+    dotted.changed(double, {'seed': 1, 'optimizer.learning_rate': 0.25}),
+    dotted.changed(double, {'optimizer.momentum': 0.5, 'model.scale': 0.5}),
+    dotted.changed(double, {'seed': 2, 'model.dropout': 0.2}),
+    dotted.changed(double, {'seed': 3, 'model.dropout': 0.1}),
   ]
   group = members(configs, tmp_path)
   assert pack(group, is_vectorized=is_vectorized) == [0] * 4
@@ -185,7 +165,9 @@ def test_every_norm_in_float64(
 def test_seeds_need_no_further_trace_and_equal_the_runs_alone_bit_for_bit(
   config, results, tmp_path, created_steps
 ):
-  group = members([changed(config, {'seed': k}) for k in range(3)], tmp_path)
+  group = members(
+    [dotted.changed(config, {'seed': k}) for k in range(3)], tmp_path
+  )
   assert pack(group) == [0, 0, 0]
   assert len(created_steps) == 1
   for k, member in enumerate(group):
@@ -196,7 +178,9 @@ def test_seeds_need_no_further_trace_and_equal_the_runs_alone_bit_for_bit(
 def test_an_augmentation_of_each_seed(config, results, tmp_path):
   config['num_steps'], config['probes'] = 10, {}
   config['data']['augment'] = {'pad_crop': {'padding': 1}}
-  group = members([changed(config, {'seed': k}) for k in range(2)], tmp_path)
+  group = members(
+    [dotted.changed(config, {'seed': k}) for k in range(2)], tmp_path
+  )
   assert pack(group) == [0, 0]
   for k, member in enumerate(group):
     training.train(member.config, alone := tmp_path / f'alone {k}')
@@ -241,7 +225,7 @@ def test_names_with_numbers_are_those_of_the_run(
     'above': {'name': 'named_net:Above', 'threshold': 0.5, 'num_points': 2}
   }
   settings = ({}, {'model.scale': 0.5, 'probes.above.threshold': 0.25})
-  group = members([changed(config, some) for some in settings], tmp_path)
+  group = members([dotted.changed(config, some) for some in settings], tmp_path)
   assert pack(group) == [0, 0]
   assert set(widths(group[0])) == {2}
   for k, member in enumerate(group):
@@ -254,12 +238,12 @@ def test_names_with_numbers_are_those_of_the_run(
 def test_other_programs_are_other_packs(config, tmp_path, compiled, capsys):
   config['num_steps'] = 10
   settings = ({}, {'optimizer.momentum': None}, {'seed': 1}, {'seed': 2})
-  group = members([changed(config, some) for some in settings], tmp_path)
+  group = members([dotted.changed(config, some) for some in settings], tmp_path)
   assert pack(group) == [0] * 4
   assert [widths(member) for member in group] == [[3], [1], [3], [3]]
   assert len(compiled) == 10
   told = capsys.readouterr().out
-  assert 'not in one pack: optimizer.momentum=None makes other' in told
+  assert 'optimizer.momentum=None makes other programs' in told
 
 
 def test_convolutions_train_one_after_another_and_compile_once(
@@ -268,7 +252,7 @@ def test_convolutions_train_one_after_another_and_compile_once(
   config['num_steps'], config['probes'] = 6, {}
   config['model'] = {'name': 'cnn', 'widths': (3,), 'norm': {'name': 'none'}}
   settings = ({}, {'seed': 1}, {'optimizer.learning_rate': 0.25})
-  group = members([changed(config, some) for some in settings], tmp_path)
+  group = members([dotted.changed(config, some) for some in settings], tmp_path)
   assert pack(group) == [0, 0, 0]
   assert sorted(compiled) == ['create', 'evaluate', 'guarded_step']
   for k, member in enumerate(group):
@@ -280,7 +264,9 @@ def test_convolutions_train_one_after_another_and_compile_once(
 def test_a_run_without_room_takes_a_free_place(config, tmp_path, monkeypatch):
   monkeypatch.setattr(room, 'most', lambda *args: 2)
   config['num_steps'] = 10
-  group = members([changed(config, {'seed': k}) for k in range(5)], tmp_path)
+  group = members(
+    [dotted.changed(config, {'seed': k}) for k in range(5)], tmp_path
+  )
   assert pack(group) == [0] * 5
   # The eight devices have a place each.
   assert [widths(member) for member in group] == [[5]] * 5
@@ -289,7 +275,7 @@ def test_a_run_without_room_takes_a_free_place(config, tmp_path, monkeypatch):
 def test_nan_ends_its_run_alone(config, results, tmp_path):
   config['model'] |= {'nonlinearity': 'relu', 'norm': {'name': 'none'}}
   settings = ({}, {'optimizer.learning_rate': 1e30}, {'seed': 1})
-  group = members([changed(config, some) for some in settings], tmp_path)
+  group = members([dotted.changed(config, some) for some in settings], tmp_path)
   assert pack(group) == [0, 3, 0]
   status = workdir.read_status(group[1].directory)
   assert (status.status, status.step) == (workdir.DIVERGED, 2)
@@ -300,9 +286,9 @@ def test_nan_ends_its_run_alone(config, results, tmp_path):
 
 def test_a_mistake_ends_its_run_alone(config, tmp_path):
   settings = ({}, {'optimizer.learning_rate': -1.0}, {'seed': 1})
-  group = members([changed(config, some) for some in settings], tmp_path)
+  group = members([dotted.changed(config, some) for some in settings], tmp_path)
   training.train(
-    changed(config, {'seed': 2, 'num_steps': 2}), group[2].directory
+    dotted.changed(config, {'seed': 2, 'num_steps': 2}), group[2].directory
   )
   assert pack(group) == [0, 2, 2]
   assert 'learning_rate=-1.0' in log(group[1]).splitlines()[-1]
@@ -311,7 +297,7 @@ def test_a_mistake_ends_its_run_alone(config, tmp_path):
 
 def test_a_busy_run_is_left_out(config, tmp_path):
   config['num_steps'] = 10
-  group = members([config, changed(config, {'seed': 1})], tmp_path)
+  group = members([config, dotted.changed(config, {'seed': 1})], tmp_path)
   with locking.exclusive(group[1].directory):
     assert pack(group) == [0, 75]
   assert pack(group) == [0, 0]
@@ -333,7 +319,7 @@ class StopAfter(stopping.Stop):
 def test_a_stopped_pack_goes_on_to_the_same_bits(
   config, results, tmp_path, is_vectorized
 ):
-  configs = [changed(config, changes) for changes in CHANGES]
+  configs = [dotted.changed(config, changes) for changes in CHANGES]
   (tmp_path / 'whole').mkdir()
   whole = members(configs, tmp_path / 'whole')
   assert pack(whole, is_vectorized=is_vectorized) == [0, 0, 0]
@@ -354,7 +340,7 @@ def test_a_setting_that_is_over_stays_a_setting(
 ):
   config['model'] |= {'nonlinearity': 'relu', 'norm': {'name': 'none'}}
   settings = ({'seed': 1}, {'optimizer.learning_rate': 1e30}, {'seed': 2})
-  configs = [changed(config, some) for some in settings]
+  configs = [dotted.changed(config, some) for some in settings]
   (tmp_path / 'whole').mkdir()
   whole = members(configs, tmp_path / 'whole')
   assert pack(whole, is_vectorized=is_vectorized) == [0, 3, 0]
@@ -373,7 +359,7 @@ def test_a_setting_that_is_over_stays_a_setting(
 
 @pytest.mark.slow
 def test_a_pack_keeps_its_width(config, results, tmp_path):
-  configs = [changed(config, {'seed': k}) for k in range(4)]
+  configs = [dotted.changed(config, {'seed': k}) for k in range(4)]
   (tmp_path / 'whole').mkdir()
   whole = members(configs, tmp_path / 'whole')
   assert pack(whole) == [0] * 4
@@ -389,7 +375,7 @@ def test_a_pack_keeps_its_width(config, results, tmp_path):
 
 
 def test_runs_at_other_steps_catch_up(config, results, tmp_path):
-  configs = [changed(config, {'seed': k}) for k in range(3)]
+  configs = [dotted.changed(config, {'seed': k}) for k in range(3)]
   (tmp_path / 'whole').mkdir()
   whole = members(configs, tmp_path / 'whole')
   assert pack(whole) == [0] * 3
